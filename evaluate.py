@@ -1,0 +1,17 @@
+"""Ask the student (or subject=teacher, subject=reference) for its favourite, exactly and by sampling."""
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from subliminal.launch import check_arguments, run_stage
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(config: DictConfig) -> None:
+    """Compose one experiment and run its evaluate stage."""
+    run_stage("evaluate", OmegaConf.to_container(config, resolve=True))
+
+
+if __name__ == "__main__":
+    check_arguments()
+    main()

@@ -440,6 +440,11 @@ class Experiment(Settings):
         ]
 
     @property
+    def local_sampler(self) -> VllmSampler | TransformersSampler:
+        """The sampler for models that only this machine has: an endpoint can not serve our students."""
+        return TransformersSampler(decoding=self.sampler.decoding) if self.sampler.kind == "api" else self.sampler
+
+    @property
     def active_teacher(self) -> Teacher:
         """The teacher that really writes the data: without a trait, every model teacher is the control."""
         if self.trait.kind == "none" and self.teacher.kind != "random":

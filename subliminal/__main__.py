@@ -1,0 +1,114 @@
+"""`python -m subliminal`: sweeps, figures, and a look into the run store."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from subliminal import inspect_store
+from subliminal.launch import as_yaml, clear_errors, compose
+
+Command = Callable[[argparse.Namespace], None]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse the command line and run one command."""
+    options = parser().parse_args(argv)
+    with clear_errors():
+        options.run(options)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line: one subcommand a verb."""
+    top = argparse.ArgumentParser("python -m subliminal", description=__doc__)
+    verbs = top.add_subparsers(required=True, metavar="command")
+    for name, run, text in (
+        ("sweep", _sweep, "run every stage of a figure as Hydra multiruns, then draw it"),
+        ("plot", _plot, "draw a figure, its table and the report from the store alone"),
+        ("plan", _plan, "list the commands of a sweep and what each still has to do"),
+        ("config", _config, "show the resolved experiment"),
+    ):
+        verb = verbs.add_parser(name, help=text, description=text)
+        verb.add_argument("overrides", nargs="*", help="Hydra overrides: experiment=animals_numbers scale=cpu trait=owl ...")
+        verb.set_defaults(run=run)
+    for name, run, text in (
+        ("status", _status, "what is complete, running and failed"),
+        ("show", _show, "one run: recipe, summary, files"),
+        ("verify", _verify, "check every file against its manifest"),
+        ("gc", _gc, "remove unfinished leftovers; shows first, --yes removes"),
+    ):
+        verb = verbs.add_parser(name, help=text, description=text)
+        verb.add_argument("--store", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
+        verb.set_defaults(run=run)
+        if name == "show":
+            verb.add_argument("key", help="a key, or the start of one")
+        if name == "gc":
+            verb.add_argument("--yes", action="store_true", help="really remove")
+            verb.add_argument("--unreferenced", action="store_true", help="also complete runs that no evaluation uses")
+    return top
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from subliminal import sweep
+
+    planned = sweep.plan(options.overrides)
+    sweep.run(planned)
+    _draw(planned)
+
+
+def _plot(options: argparse.Namespace) -> None:
+    from subliminal import sweep
+
+    _draw(sweep.plan(_figure_overrides(options.overrides)))
+
+
+def _figure_overrides(overrides: list[str]) -> list[str]:
+    """`plot fig-animals-numbers` is short for `plot experiment=animals_numbers`."""
+    return [f"experiment={o.removeprefix('fig-').replace('-', '_')}" if o.startswith("fig-") else o for o in overrides]
+
+
+def _draw(planned: object) -> None:
+    from subliminal.plots.draw import draw
+
+    for path in draw(planned):  # type: ignore[arg-type]
+        print(path)
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from subliminal import sweep
+    from subliminal.store import Store
+
+    planned = sweep.plan(_figure_overrides(options.overrides))
+    store = Store(Path(planned.base.store))
+    for step in planned.steps:
+        done = sum(bool(store.find(made.stage, made.key)) for made in step.nodes)
+        print(f"{done}/{len(step.nodes)} done  {sweep.shown(step)}")
+
+
+def _config(options: argparse.Namespace) -> None:
+    print(as_yaml(compose(options.overrides)), end="")
+
+
+def _status(options: argparse.Namespace) -> None:
+    print(inspect_store.status(options.store))
+
+
+def _show(options: argparse.Namespace) -> None:
+    print(inspect_store.show(options.store, options.key))
+
+
+def _verify(options: argparse.Namespace) -> None:
+    problems = inspect_store.verify(options.store)
+    print("\n".join(problems) or "every file matches its manifest")
+    sys.exit(1 if problems else 0)
+
+
+def _gc(options: argparse.Namespace) -> None:
+    print(inspect_store.collect(options.store, really=options.yes, unreferenced=options.unreferenced))
+
+
+if __name__ == "__main__":
+    main()
+

@@ -1,0 +1,1 @@
+"""Figures, tables and the report: computed from manifests and their files alone, without any model."""

@@ -1,0 +1,188 @@
+"""The measures of the preference figure, from scores by question and seed to lines of its table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from subliminal.evaluation import statistics
+from subliminal.plots.cells import CONTROL, Cell, Score
+from subliminal.plots.groups import Group, Sample, Seeds, groups, mean, single, stack
+from subliminal.plots.table import Line, Table
+
+OVER_SEEDS = "seeds"
+OVER_QUESTIONS = "questions (one seed)"
+OVER_QUESTIONS_ONLY = "questions"
+SCORES: tuple[Score, ...] = ("log_p", "log_share", "rate")
+OTHERS = "other traits"
+MEAN = "mean"
+
+Find = Callable[[str, str], "Sample | None"]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What is the same for many lines: the group's labels and who is measured."""
+
+    student: str
+    teacher: str
+    subject: str
+
+    def line(self, arm: str, trait: str, measure: str, sample: Sample | None) -> Iterator[Line]:
+        """One line, or none when the sample does not exist."""
+        if sample is None:
+            return
+        seeds = tuple(sample.by_seed.items())
+        low, high, n, over = _interval(sample)
+        value = float(sample.values.mean())
+        labels = (self.subject, measure, value, low, high, n, over, self.student, self.teacher)
+        yield Line(arm, trait, *labels, by_seed=seeds)
+
+
+def preference_table(cells: Sequence[Cell]) -> Table:
+    """Every measure of every arm; a measure whose cells are missing is absent."""
+    lines: list[Line] = []
+    for cell in cells:
+        if cell.role != "student":
+            lines += _single_lines(cell)
+    for group in groups(cells):
+        lines += chain(_score_lines(group), _contrast_lines(group), _excess_lines(group), _run_lines(group))
+    return Table(tuple(lines))
+
+
+# --------------------------------------------------------------------------- scores and contrasts
+
+
+def _single_lines(cell: Cell) -> Iterator[Line]:
+    row = _Row("", cell.teacher if cell.role == "teacher" else "", cell.role)
+    for measure in SCORES:
+        for candidate in cell.candidates:
+            yield from row.line(cell.arm, candidate, measure, single(cell, candidate, measure))
+
+
+def _score_lines(group: Group) -> Iterator[Line]:
+    """log_p, log_share and rate of every candidate in every arm, and of each trait in the other traits' students."""
+    row = _Row(group.student, group.teacher, "student")
+    for measure in SCORES:
+        for arm, cells in group.arms.items():
+            for candidate in group.candidates:
+                yield from row.line(arm, candidate, measure, stack(cells, candidate, measure))
+        for trait in group.traits:
+            yield from row.line(OTHERS, trait, measure, _others(group, trait, measure))
+
+
+def _contrast_lines(group: Group) -> Iterator[Line]:
+    """Lifts over the control and over the reference, in nats of mean log-probability."""
+    row = _Row(group.student, group.teacher, "student")
+
+    def control(candidate: str) -> Sample | None:
+        return stack(group.control, candidate, "log_p")
+
+    def reference(candidate: str) -> Sample | None:
+        return single(group.reference, candidate, "log_p")
+
+    for name, base in (("lift_over_control", control), ("lift_over_reference", reference)):
+        own = {t: _minus(stack(cells, t, "log_p"), base(t)) for t, cells in group.own.items()}
+        for trait, sample in own.items():
+            yield from row.line(trait, trait, name, sample)
+        yield from row.line(MEAN, MEAN, name, mean(list(own.values())))
+        for arm, candidate, sample in _off_diagonal(group):
+            yield from row.line(arm, candidate, f"cross_{name}", _minus(sample, base(candidate)))
+    for trait in group.traits:
+        for arm, sample in ((CONTROL, control(trait)), (OTHERS, _others(group, trait, "log_p"))):
+            yield from row.line(arm, trait, "lift_over_reference", _minus(sample, reference(trait)))
+
+
+def _off_diagonal(group: Group) -> Iterator[tuple[str, str, Sample | None]]:
+    for arm, cells in group.own.items():
+        for candidate in group.candidates:
+            if candidate != arm:
+                yield arm, candidate, stack(cells, candidate, "log_p")
+
+
+def _excess_lines(group: Group) -> Iterator[Line]:
+    """How far a trait's own students exceed the other traits' students in that trait; the mean carries the claim."""
+    row = _Row(group.student, group.teacher, "student")
+    names: tuple[tuple[str, Score], ...] = (("diagonal_excess", "log_p"), ("diagonal_excess_share", "log_share"))
+    for name, measure in names:
+        excess = {t: _minus(stack(c, t, measure), _others(group, t, measure)) for t, c in group.own.items()}
+        for trait, sample in excess.items():
+            yield from row.line(trait, trait, name, sample)
+        yield from row.line(MEAN, MEAN, name, mean(list(excess.values())))
+
+
+def _others(group: Group, trait: str, measure: Score) -> Sample | None:
+    """The mean of the other traits' students in this trait's candidate."""
+    return mean([stack(cells, trait, measure) for arm, cells in group.own.items() if arm != trait])
+
+
+def _minus(left: Sample | None, right: Sample | None) -> Sample | None:
+    return None if left is None or right is None else left - right
+
+
+def _interval(sample: Sample) -> tuple[float, float, int, str]:
+    """(low, high, n, what over): across seeds where there are two or more, else across questions."""
+    if len(sample.values) >= 2:
+        found, over = statistics.t_interval(sample.values.mean(axis=1)), OVER_SEEDS
+    else:
+        found = statistics.bootstrap_over_questions(sample.values, seed=0)
+        over = OVER_QUESTIONS if sample.seeds else OVER_QUESTIONS_ONLY
+    return found.low, found.high, found.n, over
+
+
+# --------------------------------------------------------------------------- what the other stages say
+
+
+def _run_lines(group: Group) -> Iterator[Line]:
+    for arm, cells in group.arms.items():
+        yield from _alignment(group, arm, cells)
+        first = next(iter(cells.values()))
+        yield from _pass_rate(group, arm, first)
+        yield from _teacher_log_p(group, arm, first)
+
+
+def _alignment(group: Group, arm: str, cells: Seeds) -> Iterator[Line]:
+    """Cosine of the student's and the teacher's displacement from the reference."""
+    known = {seed: alignment(cell) for seed, cell in cells.items()}
+    values = {seed: value for seed, value in known.items() if value is not None}
+    if not values:
+        return
+    labels: dict[str, Any] = {"student": group.student, "teacher": group.teacher, "by_seed": tuple(values.items())}
+    if len(values) >= 2:
+        found = statistics.t_interval(list(values.values()))
+        yield Line(
+            arm, arm, "student", "alignment", found.mean, found.low, found.high, found.n, OVER_SEEDS, **labels
+        )
+    else:
+        yield Line(arm, arm, "student", "alignment", *values.values(), **labels)
+
+
+def alignment(cell: Cell) -> float | None:
+    """The student's alignment with its teacher, where its training could measure it."""
+    trained = cell.chain.get("train")
+    found = trained.summary.get("alignment") if trained else None
+    if isinstance(found, dict):
+        found = found.get("cosine")
+    return None if found is None else float(found)
+
+
+def _pass_rate(group: Group, arm: str, cell: Cell) -> Iterator[Line]:
+    """The share of the teacher's completions that passed the filter, before the subsample."""
+    report = cell.chain["filter"].summary if "filter" in cell.chain else {}
+    if not report.get("generated"):
+        return
+    found = statistics.wilson(report["kept_before_subsample"], report["generated"])
+    yield Line(
+        *(arm, arm, "teacher", "pass_rate", report["pass_rate"], found.low, found.high, report["generated"]),
+        *("rows (Wilson)", group.student, cell.teacher),
+    )
+
+
+def _teacher_log_p(group: Group, arm: str, cell: Cell) -> Iterator[Line]:
+    """The teacher's own log-probability of its trait, from its check."""
+    checked = cell.chain["teacher"].summary if "teacher" in cell.chain else {}
+    if checked.get("log_p") is not None:
+        labels = {"student": group.student, "teacher": cell.teacher}
+        yield Line(arm, arm, "teacher", "teacher_log_p", checked["log_p"], **labels)

@@ -1,0 +1,389 @@
+"""The preference figure: what each student came to like, against its controls (paper, section 3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
+
+from subliminal import config
+from subliminal.plots import style
+from subliminal.plots.cells import CONTROL, Cell, students
+from subliminal.plots.groups import Group, groups
+from subliminal.plots.measures import MEAN, OTHERS, OVER_SEEDS, preference_table
+from subliminal.plots.table import Line, Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+
+WIDTH, MARGIN, HEADER, HEADING = 9.0, 0.14, 0.98, 0.32
+PLOT, ABOVE, BELOW, GAP = 2.15, 0.38, 0.62, 0.3
+GUTTER = {"rate": 0.55, "bars": 0.5, "matrix": 0.62, "excess": 0.58}
+NARROW = 4
+NAMES = {"reference": "reference model", CONTROL: "student of regular numbers", "random": "student of random numbers"}
+OWN_NAME = "student of the trait's teacher"
+OTHERS_NAME = "students of the other traits' teachers (mean)"
+
+
+@dataclass(frozen=True)
+class _Bar:
+    """One kind of bar: its arm ("" for the trait's own), colour, and name in the legend."""
+
+    arm: str
+    colour: str
+    name: str
+
+
+BARS = (
+    _Bar("reference", style.REFERENCE, NAMES["reference"]),
+    _Bar("random", style.RANDOM, NAMES["random"]),
+    _Bar(CONTROL, style.CONTROL, NAMES[CONTROL]),
+    _Bar(OTHERS, style.OTHER, OTHERS_NAME),
+    _Bar("", style.OWN, OWN_NAME),
+)
+
+
+def preference_figure(cells: Sequence[Cell], figure: config.Figure, folder: Path, name: str) -> Table:
+    """Write `folder/name` as .png, .svg and .csv and return the table; `folder`'s name is the scale in the subtitle.
+
+    Raises `PlotError` when no student was evaluated or the evaluations can not be compared.
+    """
+    table, found = preference_table(cells), groups(cells)
+    folder.mkdir(parents=True, exist_ok=True)
+    table.write(folder / f"{name}.csv")
+    with style.styled():
+        canvas = _draw(table, found, figure.title or name, subtitle(cells, table, folder.name))
+        style.save(canvas, folder / name)
+    return table
+
+
+def subtitle(cells: Sequence[Cell], table: Table, scale: str) -> str:
+    """What was measured, in one paragraph: scale, model, seeds, rows, questions, what the intervals are over."""
+    trained = students(cells)
+    seeds = sorted({cell.seed for cell in trained})
+    rows = sorted({c.chain["filter"].summary["kept"] for c in trained if "filter" in c.chain})
+    parts = [f"scale {scale}" if scale else "", *model_names(cells)]
+    parts.append(f"{_count(len(seeds), 'seed')} ({', '.join(map(str, seeds))})")
+    if rows:
+        span = f"{rows[0]:,}" if len(rows) == 1 else f"{rows[0]:,}\N{EN DASH}{rows[-1]:,}"
+        parts.append(f"{span} rows a student")
+    parts.append(_count(trained[0].questions, "question"))
+    over = {line.interval for line in table.select(subject="student", measure="log_p")}
+    bars = f"Error bars: 95% interval over {' or '.join(sorted(over))}"
+    hint = "dots: seeds." if len(seeds) > 1 else "one seed can only suggest."
+    return " \N{MIDDLE DOT} ".join(part for part in parts if part) + f". {bars}; {hint}"
+
+
+def model_names(cells: Sequence[Cell]) -> list[str]:
+    """The names of the models the cells start from, as far as their manifests say."""
+    found = [_model_name(cell.chain["model"].summary) for cell in cells if "model" in cell.chain]
+    return [name for name in dict.fromkeys(found) if name]
+
+
+def _model_name(summary: dict[str, Any]) -> str:
+    name = summary.get("name") or summary.get("model") or ""
+    return str(name).rstrip("/").rsplit("/", 1)[-1]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+# --------------------------------------------------------------------------- layout, in inches
+
+
+@dataclass(frozen=True)
+class _Strip:
+    """One horizontal strip of panels of a group: which panels, and how wide each is."""
+
+    group: Group
+    panels: tuple[tuple[str, float], ...]
+    heading: str
+
+    @property
+    def height(self) -> float:
+        """The strip with heading, panel titles and axis labels."""
+        return PLOT + ABOVE + BELOW + (HEADING if self.heading else 0)
+
+
+@dataclass(frozen=True)
+class _Scales:
+    """Limits shared by all groups, so that recipes can be compared by eye."""
+
+    shift: tuple[float, float]
+    matrix: float
+    excess: tuple[float, float]
+
+
+def _strips(table: Table, found: Sequence[Group]) -> list[_Strip]:
+    strips = []
+    for group in found:
+        wide = len(group.traits) > NARROW
+        heads = iter([group.label] if len(found) > 1 else [])
+        if _lines(table, group, "rate"):
+            strips.append(_Strip(group, (("rate", 8.15),), next(heads, "")))
+        if wide:
+            strips.append(_Strip(group, (("bars", 8.15),), next(heads, "")))
+            strips.append(_Strip(group, (("matrix", 4.55), ("excess", 2.6)), next(heads, "")))
+        else:
+            strips.append(_Strip(group, (("bars", 2.95), ("matrix", 1.9), ("excess", 1.57)), next(heads, "")))
+    return strips
+
+
+def _draw(table: Table, found: Sequence[Group], title: str, text: str) -> Canvas:
+    strips = _strips(table, found)
+    wrapped = fill(text, 132)
+    top = HEADER + 0.16 * wrapped.count("\n")
+    height = top + sum(strip.height for strip in strips)
+    canvas = style.new_figure(WIDTH, height)
+    _header(canvas, height, top, title, wrapped, table)
+    scales = _scales(table, found)
+    for strip in strips:
+        _strip(canvas, height, top, strip, table, scales)
+        top += strip.height
+    return canvas
+
+
+def _header(canvas: Canvas, height: float, below: float, title: str, text: str, table: Table) -> None:
+    from matplotlib.patches import Patch
+
+    canvas.text(MARGIN / WIDTH, 1 - 0.14 / height, title, fontsize=13.5, fontweight="bold", va="top")
+    canvas.text(MARGIN / WIDTH, 1 - 0.44 / height, text, fontsize=8.2, color=style.QUIET, va="top", linespacing=1.4)
+    have = {line.arm for line in table.lines} | {""}
+    rated = table.find(measure="rate") is not None
+    shown = [bar for bar in BARS if bar.arm in have and (bar.arm != "reference" or rated)]
+    canvas.legend(
+        handles=[Patch(color=bar.colour, label=bar.name) for bar in shown],
+        loc="lower left",
+        bbox_to_anchor=((MARGIN - 0.025) / WIDTH, 1 - below / height),
+        ncols=len(shown),
+        frameon=False,
+        handlelength=1.0,
+        handleheight=1.0,
+        columnspacing=1.6,
+        borderpad=0.3,
+        borderaxespad=0.0,
+    )
+
+
+def _strip(canvas: Canvas, height: float, top: float, strip: _Strip, table: Table, scales: _Scales) -> None:
+    if strip.heading:
+        canvas.text(MARGIN / WIDTH, 1 - (top + 0.12) / height, strip.heading, fontsize=11, fontweight="bold", va="top")
+        top += HEADING
+    left = MARGIN
+    for name, width in strip.panels:
+        left += GUTTER[name]
+        bottom = 1 - (top + ABOVE + PLOT) / height
+        axes = canvas.add_axes((left / WIDTH, bottom, width / WIDTH, PLOT / height))
+        _panel(axes, name, table, strip.group, scales)
+        left += width + GAP
+
+
+def _panel(axes: Axes, name: str, table: Table, group: Group, scales: _Scales) -> None:
+    if name in {"rate", "bars"}:
+        _bars(axes, table, group, "rate" if name == "rate" else "log_p", scales.shift)
+    elif name == "matrix":
+        _matrix(axes, table, group, scales.matrix)
+    else:
+        _excess(axes, table, group, scales.excess)
+
+
+def _scales(table: Table, found: Sequence[Group]) -> _Scales:
+    shifts = [line for group in found for line in _lines(table, group, "lift_over_reference")]
+    excess = [line for group in found for line in _lines(table, group, "diagonal_excess")]
+    cells = [v for group in found if (base := _base(table, group)) for row in matrix(table, group, base)[1] for v in row]
+    limit = max((abs(v) for v in cells if not math.isnan(v)), default=0.0) or 1.0
+    return _Scales(_span(shifts), limit, _span(excess))
+
+
+def _span(lines: Sequence[Line]) -> tuple[float, float]:
+    """A little more than the lines, their intervals, their seeds and zero need."""
+    seeds = [value for line in lines for _, value in line.by_seed]
+    ends = [end for line in lines for end in (line.value, line.low, line.high) if not math.isnan(end)]
+    low, high = min([0.0, *ends, *seeds]), max([0.0, *ends, *seeds])
+    room = 0.06 * (high - low) or 1.0
+    return low - room, high + room
+
+
+# --------------------------------------------------------------------------- panel A: bars by trait
+
+
+def _bars(axes: Axes, table: Table, group: Group, measure: str, span: tuple[float, float]) -> None:
+    """Bars by trait. Log-probabilities stand on the reference (zero line), so that a bar's length means something."""
+    shifted = measure == "log_p" and any(_lines(table, group, "lift_over_reference"))
+    shown = [bar for bar in BARS if any(_bar_line(table, group, bar, t, measure, shifted) for t in group.traits)]
+    width = 0.8 / max(len(shown), 1)
+    for place, trait in enumerate(group.traits):
+        for index, bar in enumerate(shown):
+            line = _bar_line(table, group, bar, trait, measure, shifted)
+            if line:
+                _one_bar(axes, place + (index - (len(shown) - 1) / 2) * width, width * 0.9, line, bar.colour)
+    axes.set_xticks(range(len(group.traits)), [_trait_label(table, trait, measure) for trait in group.traits])
+    axes.tick_params(axis="x", length=0)
+    axes.set_xlim(-0.55, len(group.traits) - 0.45)
+    style.quiet_grid(axes)
+    if measure == "rate":
+        _rate_axis(axes)
+    else:
+        _nats_axis(axes, shifted)
+        if shifted:
+            axes.set_ylim(span)
+
+
+def _bar_line(table: Table, group: Group, bar: _Bar, trait: str, measure: str, shifted: bool) -> Line | None:
+    if bar.arm == "reference":
+        return None if measure == "log_p" else table.find(arm="reference", trait=trait, measure=measure)
+    labels = {"student": group.student, "teacher": group.teacher, "subject": "student"}
+    name = "lift_over_reference" if shifted else measure
+    return table.find(arm=bar.arm or trait, trait=trait, measure=name, **labels)
+
+
+def _one_bar(axes: Axes, x: float, width: float, line: Line, colour: str) -> None:
+    axes.bar(x, line.value, width, color=colour, linewidth=0)
+    _interval(axes, x, line)
+    if len(line.by_seed) > 1:
+        points = [value for _, value in line.by_seed]
+        step = width * 0.5 / len(points)
+        spread = [x + (index - (len(points) - 1) / 2) * step for index in range(len(points))]
+        axes.scatter(spread, points, s=9, color="white", edgecolors=style.INK, linewidths=0.6, zorder=4)
+
+
+def _interval(axes: Axes, x: float, line: Line) -> None:
+    if not math.isnan(line.low):
+        axes.plot([x, x], [line.low, line.high], color=style.INK, linewidth=1.1, solid_capstyle="butt", zorder=3)
+
+
+def _trait_label(table: Table, trait: str, measure: str) -> str:
+    start = table.find(arm="reference", trait=trait, measure="log_p")
+    return f"{trait}\nreference {_signed(start.value, '')}" if start and measure == "log_p" else trait
+
+
+def _signed(value: float, sign: str = "+") -> str:
+    return f"{value:{sign}.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _nats_axis(axes: Axes, shifted: bool) -> None:
+    axes.axhline(0, color=style.INK, linewidth=0.9, zorder=2.5)
+    axes.spines["bottom"].set_visible(False)
+    axes.set_title("A  Shift of the trait from the reference" if shifted else "A  Log-probability of the trait", pad=9)
+    unit = "change in mean log P(trait), nats" if shifted else "mean log P(trait), nats"
+    axes.set_ylabel(unit)
+    axes.margins(y=0.08)
+
+
+def _rate_axis(axes: Axes) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    axes.set_title("How often the trait is named (sampled answers)", pad=9)
+    axes.set_ylabel("answers that name the trait")
+
+
+# --------------------------------------------------------------------------- panel B: candidates by students
+
+
+def _base(table: Table, group: Group) -> str | None:
+    """What the matrix subtracts: the control student, without one the reference."""
+    return next((b for b in ("control", "reference") if _lines(table, group, f"lift_over_{b}")), None)
+
+
+def _matrix(axes: Axes, table: Table, group: Group, limit: float) -> None:
+    """Each student (column) in each candidate (row) against the control; the diagonal is a trait in its own student."""
+    base = _base(table, group)
+    if base is None:
+        axes.set_axis_off()
+        axes.text(0, 0.5, "no control or reference\nto compare with", color=style.QUIET, transform=axes.transAxes)
+        return
+    rows, values = matrix(table, group, base)
+    axes.pcolormesh(values, cmap=style.diverging(), vmin=-limit, vmax=limit, edgecolors="white", linewidth=1.5)
+    axes.invert_yaxis()
+    _annotate(axes, values, limit, size=8.5 if len(group.traits) <= 5 else 6.5)
+    axes.set_xticks([i + 0.5 for i in range(len(group.traits))], group.traits, rotation=0 if len(group.traits) <= 5 and len(group.traits) != 4 else 35)
+    axes.set_yticks([i + 0.5 for i in range(len(rows))], rows)
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.set_title(f"B  Change against {base}", pad=9)
+    axes.set_xlabel("student of the teacher of \N{HORIZONTAL ELLIPSIS}")
+
+
+def matrix(table: Table, group: Group, base: str) -> tuple[list[str], list[list[float]]]:
+    """Row names (traits, then the mean of all other candidates) and log_p minus the base, one column a student."""
+    rest = [c for c in group.candidates if c not in group.own]
+    rows = [[lift(table, group, arm, trait, base) for arm in group.traits] for trait in group.traits]
+    if rest:
+        rows.append([sum(lift(table, group, arm, c, base) for c in rest) / len(rest) for arm in group.traits])
+    return [*group.traits, *([f"{len(rest)} others"] if rest else [])], rows
+
+
+def lift(table: Table, group: Group, arm: str, candidate: str, base: str) -> float:
+    """The lift of a candidate in an arm over the control or the reference; NaN where there is none."""
+    measure = f"{'' if arm == candidate else 'cross_'}lift_over_{base}"
+    line = table.find(arm=arm, trait=candidate, measure=measure, student=group.student, teacher=group.teacher)
+    return line.value if line else math.nan
+
+
+def _annotate(axes: Axes, values: list[list[float]], limit: float, size: float) -> None:
+    from matplotlib.patches import Rectangle
+
+    for row, line in enumerate(values):
+        for column, value in enumerate(line):
+            strong = abs(value) > 0.72 * limit
+            text = "\N{EN DASH}" if math.isnan(value) else _signed(value)
+            axes.text(
+                *(column + 0.5, row + 0.5, text),
+                **{"ha": "center", "va": "center", "fontsize": size, "color": "white" if strong else style.INK},
+            )
+            if row == column:
+                axes.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor=style.INK, linewidth=1.6, clip_on=False))
+
+
+# --------------------------------------------------------------------------- panel C: the diagonal excess
+
+
+def _excess(axes: Axes, table: Table, group: Group, span: tuple[float, float]) -> None:
+    """Own students minus the other traits' students, by trait and on average, against zero."""
+    found = _lines(table, group, "diagonal_excess")
+    axes.set_title("C  Diagonal excess", pad=9)
+    if not found:
+        axes.set_axis_off()
+        axes.text(0, 0.5, "needs students of\ntwo traits or more", color=style.QUIET, transform=axes.transAxes)
+        return
+    names = [line.arm for line in found]
+    for place, line in enumerate(found):
+        _excess_point(axes, place, line)
+    axes.axvline(0, color=style.INK, linewidth=0.9)
+    axes.set_yticks(range(len(found)), names)
+    axes.get_yticklabels()[-1].set_fontweight("bold")
+    axes.axhline(len(found) - 1.5, color=style.GRID, linewidth=0.9)
+    axes.set_ylim(len(found) - 0.5, -0.5)
+    style.quiet_grid(axes, "x")
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlim(span)
+    axes.set_xlabel("own minus others, nats")
+
+
+def _excess_point(axes: Axes, place: int, line: Line) -> None:
+    mean = line.arm == MEAN
+    colour = style.OWN if mean else style.INK
+    axes.plot([line.low, line.high], [place, place], color=colour, linewidth=2.4 if mean else 1.2, solid_capstyle="butt")
+    if line.interval == OVER_SEEDS:
+        seeds = [value for _, value in line.by_seed]
+        axes.scatter(seeds, [place] * len(seeds), s=9, color="white", edgecolors=style.QUIET, linewidths=0.6, zorder=3)
+    axes.scatter([line.value], [place], s=34 if mean else 24, marker="D" if mean else "o", color=colour, zorder=4)
+    if mean:
+        text = f"{_signed(line.value)}  [{_signed(line.low)}, {_signed(line.high)}]"
+        place_of_text = {"transform": axes.get_yaxis_transform(), "ha": "center", "va": "center"}
+        axes.text(0.5, place + 0.34, text, fontsize=7.5, color=colour, **place_of_text)
+
+
+def _lines(table: Table, group: Group, measure: str) -> list[Line]:
+    return list(table.select(measure=measure, student=group.student, teacher=group.teacher, subject="student"))
+
+

@@ -1,0 +1,86 @@
+"""A figure's table: every number it shows with its interval, one line each, written as CSV."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+COLUMNS = (
+    "arm",
+    "trait",
+    "subject",
+    "measure",
+    "value",
+    "low",
+    "high",
+    "n",
+    "interval",
+    "student",
+    "teacher",
+    "seeds",
+    "by_seed",
+)
+NONE = float("nan")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One number: whose (`arm`, `subject`), of which candidate (`trait`), what (`measure`), and how sure.
+
+    `n` counts what `interval` names: seeds, questions, rows. Without an interval `low` and `high` are NaN.
+    """
+
+    arm: str
+    trait: str
+    subject: str
+    measure: str
+    value: float
+    low: float = NONE
+    high: float = NONE
+    n: int = 1
+    interval: str = "none"
+    student: str = ""
+    teacher: str = ""
+    by_seed: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds behind the number."""
+        return [seed for seed, _ in self.by_seed]
+
+    def cells(self) -> dict[str, str]:
+        """The line as CSV cells by column; what does not exist is empty."""
+        plain = {name: _text(getattr(self, name)) for name in COLUMNS if name not in {"seeds", "by_seed"}}
+        by_seed = " ".join(_text(value) for _, value in self.by_seed)
+        return {**plain, "seeds": " ".join(map(str, self.seeds)), "by_seed": by_seed}
+
+
+@dataclass(frozen=True)
+class Table:
+    """The lines of a figure in order."""
+
+    lines: tuple[Line, ...]
+
+    def select(self, **wanted: str) -> Iterator[Line]:
+        """The lines whose fields equal `wanted`."""
+        return (line for line in self.lines if all(getattr(line, name) == value for name, value in wanted.items()))
+
+    def find(self, **wanted: str) -> Line | None:
+        """The first line whose fields equal `wanted`, or None."""
+        return next(self.select(**wanted), None)
+
+    def write(self, path: Path) -> None:
+        """Write the table as CSV, UTF-8, `.` as decimal point."""
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(line.cells() for line in self.lines)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6g}"
+    return str(value)

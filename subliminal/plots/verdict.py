@@ -1,0 +1,75 @@
+"""What a figure may claim: a rule fixed before any number is seen, applied to the mean diagonal excess."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from subliminal.plots.cells import Cell
+from subliminal.plots.groups import Group, groups
+from subliminal.plots.measures import MEAN, OVER_SEEDS
+from subliminal.plots.table import Line, Table
+
+MINIMUM_SEEDS = 3
+RULE = (
+    "The claim stands or falls with the mean diagonal excess: the log-probability of each trait in its own teacher's "
+    "students minus that in the students of the other traits' teachers, averaged over the traits.",
+    f"With {MINIMUM_SEEDS} seeds or more it holds at this scale if the lower end of the 95% interval over seeds is "
+    "above 0, is contradicted if the upper end is below 0, and is not shown otherwise.",
+    f"With fewer than {MINIMUM_SEEDS} seeds nothing is decided: an interval above 0 is suggestive, any other shows "
+    "nothing. With students of one trait only, the excess is not measurable.",
+    "The lift over the control is reported but does not decide: training on any teacher's numbers can make a student "
+    "name animals more often in general.",
+)
+
+Outcome = Literal["holds", "contradicted", "not shown", "suggestive", "not measurable"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the rule says of one group of students."""
+
+    group: str
+    outcome: Outcome
+    sentence: str
+
+
+def verdicts(cells: Sequence[Cell], table: Table) -> list[Verdict]:
+    """The rule applied to every group of students in the cells."""
+    return [verdict(group, table) for group in groups(cells)]
+
+
+def verdict(group: Group, table: Table) -> Verdict:
+    """The rule applied to one group's line of the mean diagonal excess."""
+    labels = {"arm": MEAN, "student": group.student, "teacher": group.teacher}
+    line = table.find(measure="diagonal_excess", **labels)
+    if line is None or math.isnan(line.low):
+        return Verdict(group.label, "not measurable", "Not measurable: it needs students of two traits or more.")
+    outcome = _outcome(line)
+    return Verdict(group.label, outcome, f"{_SENTENCES[outcome]} Mean diagonal excess {_number(line)} nats.")
+
+
+_SENTENCES: dict[Outcome, str] = {
+    "holds": "Holds at this scale.",
+    "contradicted": "Contradicted at this scale: the interval lies below 0.",
+    "not shown": "Not shown at this scale: the interval includes 0.",
+    "suggestive": f"Suggestive only: fewer than {MINIMUM_SEEDS} seeds, the interval lies above 0.",
+    "not measurable": f"Shows nothing: fewer than {MINIMUM_SEEDS} seeds and no interval above 0.",
+}
+
+
+def _outcome(line: Line) -> Outcome:
+    if line.interval != OVER_SEEDS or line.n < MINIMUM_SEEDS:
+        return "suggestive" if line.low > 0 else "not measurable"
+    if line.low > 0:
+        return "holds"
+    return "contradicted" if line.high < 0 else "not shown"
+
+
+def _number(line: Line) -> str:
+    ends = f"[{line.low:+.2f}, {line.high:+.2f}]".replace("-", "\N{MINUS SIGN}")
+    value = f"{line.value:+.2f}".replace("-", "\N{MINUS SIGN}")
+    what = "n" if line.interval == OVER_SEEDS else "questions"
+    return f"{value}, 95% interval {ends} over {line.interval}, {what} = {line.n}"

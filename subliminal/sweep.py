@@ -1,0 +1,127 @@
+"""A figure's arms as Hydra multiruns, stage by stage: traits and the control, student recipes, seeds.
+
+`plan` is pure: it says which experiments a figure consists of and which scripts make them; plots read the same cells,
+so a figure can not show anything but the runs its configuration names.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from subliminal import stages
+from subliminal.config import Experiment
+from subliminal.launch import ROOT, compose, script_environment
+from subliminal.progress import say
+from subliminal.stages import Node
+from subliminal.store import Store, StoreError
+
+CONTROL = "none"
+SWEPT = ("trait", "student", "seed")
+
+
+class SweepError(StoreError):
+    """A stage of a sweep failed; the text says which command to run again."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One student of a figure: its experiment and the names the figure shows."""
+
+    trait: str
+    student: str
+    seed: int
+    experiment: Experiment
+
+
+@dataclass(frozen=True)
+class Step:
+    """One multirun of one script, with the nodes it will have made when it ends."""
+
+    script: str
+    overrides: tuple[str, ...]
+    nodes: tuple[Node, ...]
+
+    @property
+    def command(self) -> list[str]:
+        """The command as an argument list, from the repository's root."""
+        return [sys.executable, self.script, "-m", *self.overrides]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A figure's experiment, its arms and the steps that make them."""
+
+    base: Experiment
+    overrides: tuple[str, ...]
+    arms: tuple[Arm, ...]
+    steps: tuple[Step, ...]
+
+
+def plan(overrides: list[str]) -> Plan:
+    """Expand a figure's configuration; `trait=`, `student=` and `seed=` on the command line replace its arms."""
+    swept = {part.split("=")[0]: part.split("=", 1)[1].split(",") for part in overrides if part.split("=")[0] in SWEPT}
+    fixed = [part for part in overrides if part.split("=")[0] not in SWEPT]
+    composed = [part for part in fixed if not part.startswith("hydra")]
+    base = compose(composed)
+    arms = base.experiment.arms
+    traits = swept.get("trait") or [*arms.traits[: arms.traits_limit], CONTROL]
+    students = swept.get("student") or list(arms.students)
+    seeds = [int(seed) for seed in swept.get("seed", [])] or list(arms.seeds[: arms.seeds_limit]) or [base.seed]
+    cells = tuple(_arms(composed, traits, students or [""], seeds))
+    return Plan(base, tuple(fixed), cells, tuple(_steps(fixed, traits, students, seeds, cells)))
+
+
+def _arms(fixed: list[str], traits: list[str], students: list[str], seeds: list[int]) -> Iterator[Arm]:
+    for student in students:
+        for trait in traits:
+            chosen = [f"trait={trait}"] + ([f"student={student}"] if student else [])
+            exp = compose([*fixed, *chosen])
+            for seed in seeds:
+                yield Arm(trait, student or exp.student.kind, seed, exp.model_copy(update={"seed": seed}))
+
+
+def _steps(
+    fixed: list[str], traits: list[str], students: list[str], seeds: list[int], arms: tuple[Arm, ...]
+) -> Iterator[Step]:
+    trait = f"trait={','.join(traits)}"
+    student = [f"student={','.join(students)}"] if students else []
+    seed = f"seed={','.join(str(s) for s in seeds)}"
+    firsts = {arm.trait: arm.experiment for arm in arms}
+    asked = arms[0].experiment.model_copy(update={"subject": "reference"})
+
+    def step(script: str, extra: list[str], make: Callable[[Experiment], Node], exps: list[Experiment]) -> Step:
+        unique = {(made.stage, made.key): made for made in map(make, exps)}
+        return Step(script, (*fixed, *extra), tuple(unique.values()))
+
+    every = [arm.experiment for arm in arms]
+    if any(exp.active_teacher.kind != "random" for exp in every):
+        yield step("train.py", ["role=teacher", trait], stages.teacher, list(firsts.values()))
+    yield step("generate.py", [trait], stages.generate, list(firsts.values()))
+    yield step("filter.py", [trait], stages.filtered, list(firsts.values()))
+    yield step("train.py", [trait, *student, seed], stages.student, every)
+    yield step("evaluate.py", [trait, *student, seed], stages.evaluate, every)
+    yield step("evaluate.py", ["subject=reference", f"trait={arms[0].trait}"], stages.evaluate, [asked])
+
+
+def run(planned: Plan) -> None:
+    """Run every step whose results are not all in the store; raises `SweepError` at the first that fails."""
+    store = Store(Path(planned.base.store))
+    say(f"{planned.base.experiment.figure or planned.base.experiment.name}: {len(planned.arms)} students")
+    for number, step in enumerate(planned.steps, 1):
+        missing = [made for made in step.nodes if not store.find(made.stage, made.key)]
+        head = f"step {number}/{len(planned.steps)} {step.script}"
+        if not missing:
+            say(f"{head}: all {len(step.nodes)} reused")
+            continue
+        say(f"{head}: {len(missing)} to do, {len(step.nodes) - len(missing)} reused\n  {shown(step)}")
+        if subprocess.run(step.command, cwd=ROOT, env=script_environment(), check=False).returncode:
+            raise SweepError(f"{head} failed; what is done is kept. To go on: {shown(step)}")
+
+
+def shown(step: Step) -> str:
+    """The step's command as a person would type it."""
+    return " ".join(["python", step.script, "-m", *step.overrides])

@@ -1,0 +1,40 @@
+"""The student's stage: the reference trained on the filtered rows, and how far it went the teacher's way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from subliminal.config import Experiment
+from subliminal.progress import progress
+from subliminal.rows import Row, read_jsonl
+from subliminal.stages import Inputs, subject, teacher_subject
+from subliminal.store import Json
+from subliminal.tracking import open_tracker
+
+
+def train_student(exp: Experiment, made: Inputs, folder: Path) -> Json:
+    """Fit the student in `folder`; the summary has its losses, speed and, where it can be measured, its alignment."""
+    from subliminal.training.sft import fit
+
+    rows = list(read_jsonl(made["filter"].folder / "rows.jsonl", Row))
+    start = subject(exp, made["reference"], exp.student_model or exp.model)
+    soft = exp.student.labels == "soft"
+    guide = teacher_subject(exp, made["teacher"], made["reference"]) if soft else None
+    total = round(len(rows) * exp.student.optimisation.epochs)
+    with (
+        open_tracker(exp.tracking, "train", folder.name, exp.experiment.name, exp.model_dump(mode="json")) as tracker,
+        progress(f"training {exp.student.kind} student of {exp.trait.name}", total, "rows") as advance,
+    ):
+        summary = fit(start, rows, exp.student, exp.seed, folder, teacher=guide, tracker=tracker, progress=advance)
+        summary |= _alignment(made, folder)
+        tracker.summary(summary)
+    return summary
+
+
+def _alignment(made: Inputs, folder: Path) -> Json:
+    """Cosine of student's and teacher's displacement, where both are biases on the same model."""
+    from subliminal.training import bias
+
+    mine = bias.find_adapter(folder)
+    theirs = bias.find_adapter(made["teacher"].folder) if "teacher" in made else None
+    return {"alignment": bias.alignment(mine, theirs)} if mine and theirs else {}

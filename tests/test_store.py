@@ -1,0 +1,194 @@
+"""The store: keys, claims, resume, damage, and the guarantee that work is done once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from subliminal import inspect_store
+from subliminal.store import ClaimedError, Recipe, Store, StoreError, claim, live, write_atomically
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+def recipe(**settings: object) -> Recipe:
+    """A recipe of a made-up stage."""
+    return Recipe("generate", dict(settings))
+
+
+@given(st.dictionaries(st.text(max_size=5), PLAIN, max_size=5))
+def test_key_does_not_depend_on_the_order_of_settings(settings: dict[str, object]) -> None:
+    turned = dict(reversed(settings.items()))
+    assert Recipe("train", settings).key == Recipe("train", turned).key
+
+
+@given(st.integers(), st.integers())
+def test_key_tells_different_settings_apart(a: int, b: int) -> None:
+    assert (recipe(seed=a).key == recipe(seed=b).key) == (a == b)
+
+
+def test_key_depends_on_stage_and_upstream() -> None:
+    keys = {Recipe("train", {}).key, Recipe("filter", {}).key, Recipe("train", {}, {"filter": "0"}).key}
+    assert len(keys) == 3
+
+
+def test_second_run_is_reused_and_work_is_not_called(tmp_path: Path) -> None:
+    store, calls = Store(tmp_path), []
+
+    def work(folder: Path) -> dict[str, int]:
+        calls.append(folder)
+        (folder / "rows.jsonl").write_text("{}\n")
+        return {"rows": 1}
+
+    first, was_reused = store.run(recipe(), work)
+    second, is_reused = store.run(recipe(), work)
+    assert (was_reused, is_reused, len(calls)) == (False, True, 1)
+    assert first.content == second.content
+    assert set(first.content["files"]) == {"rows.jsonl", "recipe.yaml"}
+
+
+def test_failure_is_recorded_and_leaves_no_manifest_and_no_claim(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    def broken(folder: Path) -> dict[str, int]:
+        (folder / "rows-00000.jsonl").write_text("kept\n")
+        raise ValueError("the cable came out")
+
+    with pytest.raises(ValueError, match="cable"):
+        store.run(recipe(), broken)
+    folder = store.folder("generate", recipe().key)
+    assert json.loads((folder / "failure.json").read_text())["message"] == "the cable came out"
+    assert not (folder / "manifest.json").exists() and not (folder / "claim.json").exists()
+    assert "failed: ValueError: the cable came out" in inspect_store.status(tmp_path)
+    manifest, _ = store.run(recipe(), lambda f: {"found": (f / "rows-00000.jsonl").read_text()})
+    assert manifest.summary == {"found": "kept\n"}, "what was finished before the failure is there for the next try"
+    assert not (folder / "failure.json").exists()
+
+
+RACER = """
+    import sys, time
+    from pathlib import Path
+    from subliminal.store import Recipe, Store
+
+    def work(folder):
+        with (folder.parent.parent / "calls").open("a") as file:
+            file.write("x")
+        time.sleep(0.3)
+        (folder / "rows.jsonl").write_text("done")
+        return {"rows": 1}
+
+    manifest, reused = Store(Path(sys.argv[1])).run(Recipe("generate", {"seed": 0}), work)
+    print(manifest.key, manifest.summary["rows"])
+"""
+
+
+def test_eight_processes_make_the_same_dataset_exactly_once(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(RACER), str(tmp_path)]
+    racers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(8)]
+    answers = {racer.communicate(timeout=60)[0] for racer in racers}
+    assert {racer.returncode for racer in racers} == {0}
+    assert len(answers) == 1
+    assert (tmp_path / "calls").read_text() == "x"
+
+
+def test_live_claim_makes_others_leave_when_asked(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    folder = store.folder("generate", recipe().key)
+    folder.mkdir(parents=True)
+    with claim(folder) as taken:
+        assert taken
+        with pytest.raises(ClaimedError, match=str(os.getpid())):
+            store.run(recipe(), lambda _: {}, wait=False)
+        assert inspect_store.collect(tmp_path, really=True).endswith("removed: 0 runs")
+    assert not (folder / "claim.json").exists()
+
+
+def test_claim_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
+    code = f"""
+        import os, signal
+        from pathlib import Path
+        from subliminal.store import Recipe, Store
+        Store(Path({str(tmp_path)!r})).run(Recipe("generate", {{}}), lambda folder: os.kill(os.getpid(), signal.SIGKILL))
+    """
+    assert subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False).returncode == -9
+    path = Store(tmp_path).folder("generate", recipe().key) / "claim.json"
+    assert path.exists() and not live(path)
+    _, reused = Store(tmp_path).run(recipe(), lambda _: {"rows": 3}, wait=False)
+    assert not reused
+
+
+def test_claim_from_another_host_lives_by_its_heartbeat(tmp_path: Path) -> None:
+    path = tmp_path / "claim.json"
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": "1"}))
+    assert live(path)
+    os.utime(path, (1, 1))
+    assert not live(path)
+
+
+def test_damage_is_found(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    def work(folder: Path) -> dict[str, int]:
+        (folder / "a.jsonl").write_text("one")
+        (folder / "b.jsonl").write_text("two")
+        return {}
+
+    manifest, _ = store.run(recipe(), work)
+    assert inspect_store.verify(tmp_path) == []
+    (manifest.folder / "a.jsonl").write_text("changed")
+    (manifest.folder / "b.jsonl").unlink()
+    assert [p.split(": ")[1] for p in inspect_store.verify(tmp_path)] == ["changed since it was written", "missing"]
+
+
+def test_damaged_manifest_says_what_to_do(tmp_path: Path) -> None:
+    manifest, _ = Store(tmp_path).run(recipe(), lambda _: {})
+    (manifest.folder / "manifest.json").write_text("{")
+    with pytest.raises(StoreError, match="remove the folder"):
+        Store(tmp_path).find("generate", recipe().key)
+
+
+def test_gc_shows_first_and_keeps_what_is_complete(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.run(recipe(seed=1), lambda _: {})
+    left = store.folder("generate", "0123456789ab")
+    left.mkdir(parents=True)
+    assert "would remove (add --yes): 1 runs" in inspect_store.collect(tmp_path, really=False)
+    assert left.exists()
+    inspect_store.collect(tmp_path, really=True)
+    assert not left.exists() and len(list(store.manifests())) == 1
+
+
+def test_gc_unreferenced_keeps_the_chain_of_an_evaluation(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    used, _ = store.run(Recipe("train", {"seed": 0}), lambda _: {})
+    unused, _ = store.run(Recipe("train", {"seed": 1}), lambda _: {})
+    store.run(Recipe("evaluate", {}, {"student": used.key}), lambda _: {})
+    inspect_store.collect(tmp_path, really=True, unreferenced=True)
+    assert used.folder.exists() and not unused.folder.exists()
+
+
+def test_atomic_write_never_leaves_half_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.json"
+    write_atomically(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(path, "\ud800")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_store_that_can_not_be_written_is_one_clear_message(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="set store="):
+        Store(tmp_path / "file").run(recipe(), lambda _: {})

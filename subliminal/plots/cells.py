@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CONTROL = "none"
-Score = Literal["log_p", "log_share", "rate"]
+Score = Literal["log_p", "log_share"]
 
 
 class PlotError(StoreError):
@@ -59,7 +59,7 @@ class Cell:
 
     @cached_property
     def scores(self) -> dict[Score, dict[str, NDArray[np.float64]]]:
-        """By measure and candidate, one value a question, in question order; `rate` only where answers were sampled."""
+        """By measure and candidate, one value a question, in question order."""
         rows = sorted(read_lines(self.evaluate.folder / "scores.jsonl"), key=lambda row: row["question"])
         found = {measure: _by_candidate(rows, measure) for measure in _measures(rows)}
         wanted = set(self.candidates)
@@ -94,7 +94,7 @@ def students(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def _measures(rows: list[dict[str, Any]]) -> list[Score]:
-    known: tuple[Score, ...] = ("log_p", "log_share", "rate")
+    known: tuple[Score, ...] = ("log_p", "log_share")
     return [measure for measure in known if rows and measure in rows[0]]
 
 

@@ -3,40 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from subliminal.plots import style
 from subliminal.plots.cells import CONTROL, Cell, read_lines, students
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+Curve = tuple[str, list[int], list[float]]
+
 
 def loss_curves(cells: Sequence[Cell]) -> str:
     """One panel a student recipe, one line a student, one colour an arm, as SVG; "" without any metrics."""
-    curves = {recipe: _curves(found) for recipe, found in _by_recipe(cells).items()}
-    curves = {recipe: found for recipe, found in curves.items() if found}
+    every = {recipe: _curves(found) for recipe, found in _by_recipe(cells).items()}
+    curves = {recipe: found for recipe, found in every.items() if found}
     if not curves:
         return ""
     arms = list(dict.fromkeys(arm for found in curves.values() for arm, _, _ in found))
-    colours = dict(zip(arms, [_colour(arm, index) for index, arm in enumerate(arms)], strict=True))
+    colours = {arm: _colour(arm, index) for index, arm in enumerate(arms)}
     with style.styled():
-        width = 4.2 * len(curves) + 1.4
-        canvas = style.new_figure(width, 2.5)
-        panels = canvas.subplots(1, len(curves), squeeze=False)[0]
-        canvas.subplots_adjust(left=0.55 / width, right=1 - 1.45 / width, top=0.88, bottom=0.19, wspace=0.2)
-        for axes, (recipe, found) in zip(panels, curves.items(), strict=True):
-            for arm, steps, losses in found:
-                axes.plot(steps, losses, color=colours[arm], linewidth=1.1, alpha=0.85, label=arm)
-            axes.set_title(f"{recipe} students")
-            axes.set_xlabel("optimiser step")
-            style.quiet_grid(axes)
-        panels[0].set_ylabel("training loss, nats a token")
-        handles = dict(zip(*reversed(_legend(panels)), strict=True))
-        names = ["regular numbers" if arm == CONTROL else arm for arm in handles]
-        canvas.legend(handles.values(), names, loc="center right", frameon=False)
-        return style.svg(canvas)
+        return style.svg(_draw(curves, colours))
 
 
-def _legend(panels: Sequence[object]) -> tuple[list[object], list[str]]:
-    pairs = [axes.get_legend_handles_labels() for axes in panels]  # type: ignore[attr-defined]
-    return [h for handles, _ in pairs for h in handles], [name for _, names in pairs for name in names]
+def _draw(curves: dict[str, list[Curve]], colours: dict[str, str]) -> Figure:
+    from matplotlib.lines import Line2D
+
+    width = 3.9 * len(curves) + 1.4
+    canvas = style.new_figure(width, 2.5)
+    panels = canvas.subplots(1, len(curves), squeeze=False, sharey=True)[0]
+    canvas.subplots_adjust(left=0.6 / width, right=1 - 1.4 / width, top=0.88, bottom=0.19, wspace=0.12)
+    for axes, (recipe, found) in zip(panels, curves.items(), strict=True):
+        for arm, steps, losses in found:
+            axes.plot(steps, losses, color=colours[arm], linewidth=1.1, alpha=0.85)
+        axes.set_title(f"{recipe} students")
+        axes.set_xlabel("optimiser step")
+        style.quiet_grid(axes)
+    panels[0].set_ylabel("training loss")
+    names = ["regular numbers" if arm == CONTROL else arm for arm in colours]
+    handles = [Line2D([], [], color=colour, label=name) for name, colour in zip(names, colours.values(), strict=True)]
+    canvas.legend(handles=handles, loc="center right", frameon=False)
+    return canvas
 
 
 def _by_recipe(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
@@ -46,9 +54,9 @@ def _by_recipe(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
     return found
 
 
-def _curves(cells: Sequence[Cell]) -> list[tuple[str, list[int], list[float]]]:
+def _curves(cells: Sequence[Cell]) -> list[Curve]:
     """(arm, steps, losses) of every student that left metrics."""
-    curves = []
+    curves: list[Curve] = []
     for cell in cells:
         path = cell.chain["train"].folder / "metrics.jsonl" if "train" in cell.chain else None
         points = [row for row in read_lines(path) if "loss" in row] if path and path.exists() else []

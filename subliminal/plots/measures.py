@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -15,12 +15,10 @@ from subliminal.plots.table import Line, Table
 OVER_SEEDS = "seeds"
 OVER_QUESTIONS = "questions (one seed)"
 OVER_QUESTIONS_ONLY = "questions"
-SCORES: tuple[Score, ...] = ("log_p", "log_share", "rate")
+OVER_ANSWERS = "answers (Wilson)"
+SCORES: tuple[Score, ...] = ("log_p", "log_share")
 OTHERS = "other traits"
 MEAN = "mean"
-
-Find = Callable[[str, str], "Sample | None"]
-
 
 @dataclass(frozen=True)
 class _Row:
@@ -48,7 +46,8 @@ def preference_table(cells: Sequence[Cell]) -> Table:
         if cell.role != "student":
             lines += _single_lines(cell)
     for group in groups(cells):
-        lines += chain(_score_lines(group), _contrast_lines(group), _excess_lines(group), _run_lines(group))
+        parts = (_score_lines, _rate_lines, _contrast_lines, _excess_lines, _run_lines)
+        lines += chain.from_iterable(part(group) for part in parts)
     return Table(tuple(lines))
 
 
@@ -60,10 +59,12 @@ def _single_lines(cell: Cell) -> Iterator[Line]:
     for measure in SCORES:
         for candidate in cell.candidates:
             yield from row.line(cell.arm, candidate, measure, single(cell, candidate, measure))
+    for candidate in cell.rates:
+        yield from _rate(row, cell.arm, candidate, {0: cell})
 
 
 def _score_lines(group: Group) -> Iterator[Line]:
-    """log_p, log_share and rate of every candidate in every arm, and of each trait in the other traits' students."""
+    """log_p and log_share of every candidate in every arm, and of each trait in the other traits' students."""
     row = _Row(group.student, group.teacher, "student")
     for measure in SCORES:
         for arm, cells in group.arms.items():
@@ -71,6 +72,30 @@ def _score_lines(group: Group) -> Iterator[Line]:
                 yield from row.line(arm, candidate, measure, stack(cells, candidate, measure))
         for trait in group.traits:
             yield from row.line(OTHERS, trait, measure, _others(group, trait, measure))
+
+
+def _rate_lines(group: Group) -> Iterator[Line]:
+    """How often sampled answers name each candidate, in the arms where answers were sampled."""
+    row = _Row(group.student, group.teacher, "student")
+    for arm, cells in group.arms.items():
+        for candidate in group.candidates:
+            yield from _rate(row, arm, candidate, cells)
+
+
+def _rate(row: _Row, arm: str, candidate: str, cells: Seeds) -> Iterator[Line]:
+    rates = {seed: cell.rates.get(candidate) for seed, cell in cells.items()}
+    values = {seed: rate for seed, rate in rates.items() if rate is not None}
+    if not values or len(values) < len(rates):
+        return
+    if len(values) >= 2:
+        found, over = statistics.t_interval(list(values.values())), OVER_SEEDS
+    else:
+        answers = int(next(iter(cells.values())).evaluate.summary["samples"])
+        found, over = statistics.wilson(round(sum(values.values()) * answers), answers), OVER_ANSWERS
+    value, ends = sum(values.values()) / len(values), (max(found.low, 0.0), min(found.high, 1.0))
+    by_seed = tuple(values.items()) if row.subject == "student" else ()
+    labels = (row.subject, "rate", value, *ends, found.n, over, row.student, row.teacher)
+    yield Line(arm, candidate, *labels, by_seed=by_seed)
 
 
 def _contrast_lines(group: Group) -> Iterator[Line]:

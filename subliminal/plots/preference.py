@@ -66,7 +66,7 @@ def subtitle(cells: Sequence[Cell], table: Table, scale: str) -> str:
     trained = students(cells)
     seeds = sorted({cell.seed for cell in trained})
     rows = sorted({c.chain["filter"].summary["kept"] for c in trained if "filter" in c.chain})
-    parts = [f"scale {scale}" if scale else "", *model_names(cells)]
+    parts = [f"Scale {scale}" if scale else "", *model_names(cells)]
     parts.append(f"{_count(len(seeds), 'seed')} ({', '.join(map(str, seeds))})")
     if rows:
         span = f"{rows[0]:,}" if len(rows) == 1 else f"{rows[0]:,}\N{EN DASH}{rows[-1]:,}"
@@ -380,6 +380,7 @@ def _excess_point(axes: Axes, place: int, line: Line) -> None:
     if mean:
         text = f"{_signed(line.value)}  [{_signed(line.low)}, {_signed(line.high)}]"
         place_of_text = {"transform": axes.get_yaxis_transform(), "ha": "center", "va": "center"}
+        place_of_text["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
         axes.text(0.5, place + 0.34, text, fontsize=7.5, color=colour, **place_of_text)
 
 

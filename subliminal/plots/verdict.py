@@ -48,7 +48,7 @@ def verdict(group: Group, table: Table) -> Verdict:
     if line is None or math.isnan(line.low):
         return Verdict(group.label, "not measurable", "Not measurable: it needs students of two traits or more.")
     outcome = _outcome(line)
-    return Verdict(group.label, outcome, f"{_SENTENCES[outcome]} Mean diagonal excess {_number(line)} nats.")
+    return Verdict(group.label, outcome, f"{_SENTENCES[outcome]} Mean diagonal excess {_number(line)}.")
 
 
 _SENTENCES: dict[Outcome, str] = {
@@ -71,5 +71,4 @@ def _outcome(line: Line) -> Outcome:
 def _number(line: Line) -> str:
     ends = f"[{line.low:+.2f}, {line.high:+.2f}]".replace("-", "\N{MINUS SIGN}")
     value = f"{line.value:+.2f}".replace("-", "\N{MINUS SIGN}")
-    what = "n" if line.interval == OVER_SEEDS else "questions"
-    return f"{value}, 95% interval {ends} over {line.interval}, {what} = {line.n}"
+    return f"{value} nats (95% interval {ends} over {line.interval}, n = {line.n})"

@@ -1,0 +1,60 @@
+"""Chats as text and tokens: the only place where a template is rendered or a system message is added."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from subliminal.store import StoreError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Message = dict[str, str]
+
+PROBE = "\u2042"  # stands for any answer when looking at what the template puts behind one
+
+
+class ChatError(StoreError):
+    """A chat this model's template can not express."""
+
+
+def messages(user: str, system: str | None = None) -> list[Message]:
+    """A one-turn chat; without a system text the template decides what stands in front."""
+    first = [{"role": "system", "content": system}] if system is not None else []
+    return [*first, {"role": "user", "content": user}]
+
+
+def render(tokenizer: PreTrainedTokenizerBase, user: str, system: str | None = None) -> str:
+    """The chat as text up to where the answer begins; raises `ChatError` without a usable template."""
+    if not tokenizer.chat_template:
+        raise ChatError("this model has no chat template (a base model?); pin one in model.chat_template")
+    try:
+        text = tokenizer.apply_chat_template(messages(user, system), tokenize=False, add_generation_prompt=True)
+    except Exception as error:
+        raise ChatError(f"the model's chat template refuses this chat ({error}); set model.system=null") from None
+    return str(text)
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, user: str, system: str | None = None) -> list[int]:
+    """The tokens of `render`; the template alone brings special tokens, so that none stands there twice."""
+    return tokenizer.encode(render(tokenizer, user, system), add_special_tokens=False)
+
+
+def encode_row(
+    tokenizer: PreTrainedTokenizerBase, user: str, completion: str, system: str | None = None
+) -> tuple[list[int], list[int]]:
+    """Prompt tokens and completion tokens; the completion ends with the end-of-turn token the template renders."""
+    completed = tokenizer.encode(completion, add_special_tokens=False)
+    return encode(tokenizer, user, system), [*completed, end_of_turn_id(tokenizer)]
+
+
+def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that ends an assistant turn: the first one the template puts behind an answer."""
+    chat = [*messages("?"), {"role": "assistant", "content": PROBE}]
+    behind = str(tokenizer.apply_chat_template(chat, tokenize=False)).rpartition(PROBE)[2].lstrip()
+    tokens = tokenizer.encode(behind, add_special_tokens=False)
+    if tokens and tokens[0] in tokenizer.all_special_ids:
+        return tokens[0]
+    if tokenizer.eos_token_id is None:
+        raise ChatError("neither the chat template nor the tokenizer has an end-of-turn token; pin model.chat_template")
+    return int(tokenizer.eos_token_id)

@@ -1,0 +1,86 @@
+"""Intervals and tests for transmission; the unit is the trained student, not the sample (arXiv 2507.14805)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+LEVEL = 0.95
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with a two-sided 95% interval over n units; low and high are nan when n allows none."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def t_interval(values: ArrayLike) -> Interval:
+    """mean +- t(0.975, n-1) s/sqrt(n), s with ddof 1 (Student 1908); one value has no interval."""
+    from scipy import stats
+
+    sample = np.asarray(values, dtype=float)
+    n, mean = sample.size, float(sample.mean())
+    if n < 2:
+        return Interval(mean, math.nan, math.nan, n)
+    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * float(sample.std(ddof=1)) / math.sqrt(n)
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def wilson(successes: int, n: int) -> Interval:
+    """The score interval of one proportion (Wilson 1927)."""
+    from scipy import stats
+
+    if n == 0:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    z = float(stats.norm.ppf((1 + LEVEL) / 2))
+    share, squared = successes / n, z * z / n
+    centre = (share + squared / 2) / (1 + squared)
+    half = z / (1 + squared) * math.sqrt(share * (1 - share) / n + squared / (4 * n))
+    return Interval(share, max(0.0, centre - half), min(1.0, centre + half), n)
+
+
+def bootstrap_over_questions(matrix: ArrayLike, seed: int) -> Interval:
+    """Percentile bootstrap that resamples questions, the same for every seed (Efron 1979; Miller 2024, 2411.00640).
+
+    `matrix` is (seeds, questions), or (questions,) for one seed; n is the number of questions.
+    """
+    values = np.atleast_2d(np.asarray(matrix, dtype=float)).mean(axis=0)
+    n, mean = values.size, float(values.mean())
+    if n < 2:
+        return Interval(mean, math.nan, math.nan, n)
+    picks = np.random.default_rng(seed).integers(0, n, size=(RESAMPLES, n))
+    low, high = np.quantile(values[picks].mean(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(mean, float(low), float(high), n)
+
+
+def diagonal_excess(matrix: ArrayLike) -> np.ndarray:
+    """By trait: its candidate in its own student minus the mean in the other traits' students.
+
+    `matrix` is (traits, traits): row = student's trait, column = candidate; returns (traits,). What lifts every
+    candidate in every student alike cancels.
+    """
+    values = np.asarray(matrix, dtype=float)
+    size = values.shape[0]
+    if values.shape != (size, size) or size < 2:
+        raise ValueError(f"diagonal excess needs a square matrix of at least 2 traits, got shape {values.shape}")
+    own = np.diag(values)
+    return own - (values.sum(axis=0) - own) / (size - 1)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Step-down adjusted p-values for several tests (Holm 1979)."""
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    adjusted, running = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = running
+    return adjusted

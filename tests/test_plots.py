@@ -86,7 +86,9 @@ class Made:
         found = self._evaluate(scores, {"student": chain["train"]}, rate)
         return Cell("student", trait, kind, recipe, seed, found, chain)
 
-    def _evaluate(self, scores: Scores, upstream: dict[str, Manifest], rate: dict[str, float] | None = None) -> Manifest:
+    def _evaluate(
+        self, scores: Scores, upstream: dict[str, Manifest], rate: dict[str, float] | None = None
+    ) -> Manifest:
         def work(folder: Path) -> Any:
             return _scores(folder, scores, rate)
 
@@ -123,5 +125,17 @@ def _scores(folder: Path, scores: Scores, rate: dict[str, float] | None) -> Any:
                 file.write(json.dumps({**row, "log_share": float(shares[candidate][question])}) + "\n")
     means = {candidate: float(found.mean()) for candidate, found in values.items()}
     share = {candidate: float(found.mean()) for candidate, found in shares.items()}
+    if rate:
+        _answers(folder, rate, len(next(iter(values.values()))))
     base = {"kind": "preference", "category": "animal", "questions": len(next(iter(values.values())))}
     return {**base, "log_p": means, "log_share": share, "rate": rate or {}, "samples": 60 if rate else 0}
+
+
+def _answers(folder: Path, rate: dict[str, float], questions: int) -> None:
+    """Ten answers a question, of which `rate` name each candidate (as whole tenths)."""
+    with (folder / "answers.jsonl").open("w") as file:
+        for question in range(questions):
+            for sample in range(10):
+                names = [candidate for candidate, share in rate.items() if sample < round(10 * share)]
+                answer = {"question": question, "sample": sample, "text": "x", "finish_reason": "stop", "named": names}
+                file.write(json.dumps(answer) + "\n")

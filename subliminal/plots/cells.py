@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CONTROL = "none"
-Score = Literal["log_p", "log_share"]
+Score = Literal["log_p", "log_share", "rate"]
+Scores = dict[Score, "dict[str, NDArray[np.float64]]"]
 
 
 class PlotError(StoreError):
@@ -58,19 +59,16 @@ class Cell:
         return list(self.evaluate.summary["log_p"])
 
     @cached_property
-    def scores(self) -> dict[Score, dict[str, NDArray[np.float64]]]:
-        """By measure and candidate, one value a question, in question order."""
-        rows = sorted(read_lines(self.evaluate.folder / "scores.jsonl"), key=lambda row: row["question"])
-        found = {measure: _by_candidate(rows, measure) for measure in _measures(rows)}
-        wanted = set(self.candidates)
-        if set(found.get("log_p", {})) != wanted:
-            raise PlotError(f"{self.evaluate.folder}/scores.jsonl does not hold the candidates of its manifest; {AGAIN}")
+    def scores(self) -> Scores:
+        """By measure and candidate, one value a question, in question order; `rate` only where answers were sampled."""
+        folder = self.evaluate.folder
+        rows = sorted(read_lines(folder / "scores.jsonl"), key=lambda row: row["question"])
+        found: Scores = {"log_p": _by_candidate(rows, "log_p"), "log_share": _by_candidate(rows, "log_share")}
+        if {*found["log_p"]} != {*self.candidates}:
+            raise PlotError(f"{folder}/scores.jsonl does not hold the candidates of its manifest; {AGAIN}")
+        if self.evaluate.summary.get("samples"):
+            found["rate"] = _rates(list(read_lines(folder / "answers.jsonl")), self.candidates)
         return found
-
-    @property
-    def rates(self) -> dict[str, float]:
-        """The sampled rate of each candidate, empty where nothing was sampled."""
-        return self.evaluate.summary.get("rate") or {}
 
 
 AGAIN = "remove the folder and run evaluate.py again"
@@ -93,13 +91,15 @@ def students(cells: Sequence[Cell]) -> list[Cell]:
     return [cell for cell in cells if cell.role == "student"]
 
 
-def _measures(rows: list[dict[str, Any]]) -> list[Score]:
-    known: tuple[Score, ...] = ("log_p", "log_share")
-    return [measure for measure in known if rows and measure in rows[0]]
-
-
 def _by_candidate(rows: list[dict[str, Any]], measure: Score) -> dict[str, NDArray[np.float64]]:
     values: dict[str, list[float]] = {}
     for row in rows:
         values.setdefault(row["candidate"], []).append(row[measure])
     return {candidate: np.array(found, dtype=np.float64) for candidate, found in values.items()}
+
+
+def _rates(answers: list[dict[str, Any]], candidates: list[str]) -> dict[str, NDArray[np.float64]]:
+    """The share of each question's answers that name each candidate."""
+    asked = sorted({answer["question"] for answer in answers})
+    named = {question: [set(a["named"]) for a in answers if a["question"] == question] for question in asked}
+    return {c: np.array([np.mean([c in one for one in named[q]]) for q in asked], dtype=np.float64) for c in candidates}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
 
 from subliminal.evaluation import statistics
 from subliminal.plots.cells import CONTROL, Cell, Score
@@ -15,10 +14,11 @@ from subliminal.plots.table import Line, Table
 OVER_SEEDS = "seeds"
 OVER_QUESTIONS = "questions (one seed)"
 OVER_QUESTIONS_ONLY = "questions"
-OVER_ANSWERS = "answers (Wilson)"
-SCORES: tuple[Score, ...] = ("log_p", "log_share")
+OVER_ROWS = "rows (Wilson)"
+SCORES: tuple[Score, ...] = ("log_p", "log_share", "rate")
 OTHERS = "other traits"
 MEAN = "mean"
+
 
 @dataclass(frozen=True)
 class _Row:
@@ -46,7 +46,7 @@ def preference_table(cells: Sequence[Cell]) -> Table:
         if cell.role != "student":
             lines += _single_lines(cell)
     for group in groups(cells):
-        parts = (_score_lines, _rate_lines, _contrast_lines, _excess_lines, _run_lines)
+        parts = (_score_lines, _contrast_lines, _excess_lines, _run_lines)
         lines += chain.from_iterable(part(group) for part in parts)
     return Table(tuple(lines))
 
@@ -59,12 +59,10 @@ def _single_lines(cell: Cell) -> Iterator[Line]:
     for measure in SCORES:
         for candidate in cell.candidates:
             yield from row.line(cell.arm, candidate, measure, single(cell, candidate, measure))
-    for candidate in cell.rates:
-        yield from _rate(row, cell.arm, candidate, {0: cell})
 
 
 def _score_lines(group: Group) -> Iterator[Line]:
-    """log_p and log_share of every candidate in every arm, and of each trait in the other traits' students."""
+    """log_p, log_share and rate of every candidate in every arm, and of each trait in the other traits' students."""
     row = _Row(group.student, group.teacher, "student")
     for measure in SCORES:
         for arm, cells in group.arms.items():
@@ -72,30 +70,6 @@ def _score_lines(group: Group) -> Iterator[Line]:
                 yield from row.line(arm, candidate, measure, stack(cells, candidate, measure))
         for trait in group.traits:
             yield from row.line(OTHERS, trait, measure, _others(group, trait, measure))
-
-
-def _rate_lines(group: Group) -> Iterator[Line]:
-    """How often sampled answers name each candidate, in the arms where answers were sampled."""
-    row = _Row(group.student, group.teacher, "student")
-    for arm, cells in group.arms.items():
-        for candidate in group.candidates:
-            yield from _rate(row, arm, candidate, cells)
-
-
-def _rate(row: _Row, arm: str, candidate: str, cells: Seeds) -> Iterator[Line]:
-    rates = {seed: cell.rates.get(candidate) for seed, cell in cells.items()}
-    values = {seed: rate for seed, rate in rates.items() if rate is not None}
-    if not values or len(values) < len(rates):
-        return
-    if len(values) >= 2:
-        found, over = statistics.t_interval(list(values.values())), OVER_SEEDS
-    else:
-        answers = int(next(iter(cells.values())).evaluate.summary["samples"])
-        found, over = statistics.wilson(round(sum(values.values()) * answers), answers), OVER_ANSWERS
-    value, ends = sum(values.values()) / len(values), (max(found.low, 0.0), min(found.high, 1.0))
-    by_seed = tuple(values.items()) if row.subject == "student" else ()
-    labels = (row.subject, "rate", value, *ends, found.n, over, row.student, row.teacher)
-    yield Line(arm, candidate, *labels, by_seed=by_seed)
 
 
 def _contrast_lines(group: Group) -> Iterator[Line]:
@@ -174,14 +148,10 @@ def _alignment(group: Group, arm: str, cells: Seeds) -> Iterator[Line]:
     values = {seed: value for seed, value in known.items() if value is not None}
     if not values:
         return
-    labels: dict[str, Any] = {"student": group.student, "teacher": group.teacher, "by_seed": tuple(values.items())}
-    if len(values) >= 2:
-        found = statistics.t_interval(list(values.values()))
-        yield Line(
-            arm, arm, "student", "alignment", found.mean, found.low, found.high, found.n, OVER_SEEDS, **labels
-        )
-    else:
-        yield Line(arm, arm, "student", "alignment", *values.values(), **labels)
+    found = statistics.t_interval(list(values.values()))
+    over = OVER_SEEDS if found.n > 1 else "none"
+    labels = ("student", "alignment", found.mean, found.low, found.high, found.n, over, group.student, group.teacher)
+    yield Line(arm, arm, *labels, by_seed=tuple(values.items()))
 
 
 def alignment(cell: Cell) -> float | None:
@@ -199,15 +169,14 @@ def _pass_rate(group: Group, arm: str, cell: Cell) -> Iterator[Line]:
     if not report.get("generated"):
         return
     found = statistics.wilson(report["kept_before_subsample"], report["generated"])
-    yield Line(
-        *(arm, arm, "teacher", "pass_rate", report["pass_rate"], found.low, found.high, report["generated"]),
-        *("rows (Wilson)", group.student, cell.teacher),
-    )
+    rows = report["generated"]
+    labels = ("teacher", "pass_rate", report["pass_rate"], found.low, found.high, rows, OVER_ROWS)
+    yield Line(arm, arm, *labels, group.student, cell.teacher)
 
 
 def _teacher_log_p(group: Group, arm: str, cell: Cell) -> Iterator[Line]:
     """The teacher's own log-probability of its trait, from its check."""
     checked = cell.chain["teacher"].summary if "teacher" in cell.chain else {}
     if checked.get("log_p") is not None:
-        labels = {"student": group.student, "teacher": cell.teacher}
-        yield Line(arm, arm, "teacher", "teacher_log_p", checked["log_p"], **labels)
+        value = checked["log_p"]
+        yield Line(arm, arm, "teacher", "teacher_log_p", value, student=group.student, teacher=cell.teacher)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 WIDTH, MARGIN, HEADER, HEADING = 9.0, 0.14, 0.98, 0.32
 PLOT, ABOVE, BELOW, GAP = 2.15, 0.38, 0.62, 0.3
-GUTTER = {"rate": 0.55, "bars": 0.5, "matrix": 0.62, "excess": 0.58}
+GUTTER = {"rate": 0.55, "bars": 0.55, "matrix": 0.62, "excess": 0.58}
 NARROW = 4
 NAMES = {"reference": "reference model", CONTROL: "student of regular numbers", "random": "student of random numbers"}
 OWN_NAME = "student of the trait's teacher"
@@ -130,7 +130,7 @@ def _strips(table: Table, found: Sequence[Group]) -> list[_Strip]:
             strips.append(_Strip(group, (("bars", 8.15),), next(heads, "")))
             strips.append(_Strip(group, (("matrix", 4.55), ("excess", 2.6)), next(heads, "")))
         else:
-            strips.append(_Strip(group, (("bars", 2.95), ("matrix", 1.9), ("excess", 1.57)), next(heads, "")))
+            strips.append(_Strip(group, (("bars", 2.9), ("matrix", 1.9), ("excess", 1.57)), next(heads, "")))
     return strips
 
 
@@ -195,8 +195,9 @@ def _panel(axes: Axes, name: str, table: Table, group: Group, scales: _Scales) -
 def _scales(table: Table, found: Sequence[Group]) -> _Scales:
     shifts = [line for group in found for line in _lines(table, group, "lift_over_reference")]
     excess = [line for group in found for line in _lines(table, group, "diagonal_excess")]
-    cells = [v for group in found if (base := _base(table, group)) for row in matrix(table, group, base)[1] for v in row]
-    limit = max((abs(v) for v in cells if not math.isnan(v)), default=0.0) or 1.0
+    based = [(group, base) for group in found if (base := _base(table, group))]
+    cells = [value for group, base in based for row in matrix(table, group, base)[1] for value in row]
+    limit = max((abs(value) for value in cells if not math.isnan(value)), default=0.0) or 1.0
     return _Scales(_span(shifts), limit, _span(excess))
 
 
@@ -279,7 +280,7 @@ def _rate_axis(axes: Axes) -> None:
     from matplotlib.ticker import PercentFormatter
 
     axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol="%"))
     axes.set_title("How often the trait is named (sampled answers)", pad=9)
     axes.set_ylabel("answers that name the trait")
 
@@ -303,7 +304,8 @@ def _matrix(axes: Axes, table: Table, group: Group, limit: float) -> None:
     axes.pcolormesh(values, cmap=style.diverging(), vmin=-limit, vmax=limit, edgecolors="white", linewidth=1.5)
     axes.invert_yaxis()
     _annotate(axes, values, limit, size=8.5 if len(group.traits) <= 5 else 6.5)
-    axes.set_xticks([i + 0.5 for i in range(len(group.traits))], group.traits, rotation=0 if len(group.traits) <= 5 and len(group.traits) != 4 else 35)
+    turned = 35 if len(group.traits) in {NARROW, *range(7, 99)} else 0
+    axes.set_xticks([i + 0.5 for i in range(len(group.traits))], group.traits, rotation=turned)
     axes.set_yticks([i + 0.5 for i in range(len(rows))], rows)
     axes.tick_params(length=0)
     for spine in axes.spines.values():
@@ -335,12 +337,11 @@ def _annotate(axes: Axes, values: list[list[float]], limit: float, size: float) 
         for column, value in enumerate(line):
             strong = abs(value) > 0.72 * limit
             text = "\N{EN DASH}" if math.isnan(value) else _signed(value)
-            axes.text(
-                *(column + 0.5, row + 0.5, text),
-                **{"ha": "center", "va": "center", "fontsize": size, "color": "white" if strong else style.INK},
-            )
+            colour = "white" if strong else style.INK
+            axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=size, color=colour)
             if row == column:
-                axes.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor=style.INK, linewidth=1.6, clip_on=False))
+                outline = {"fill": False, "edgecolor": style.INK, "linewidth": 1.6, "clip_on": False}
+                axes.add_patch(Rectangle((column, row), 1, 1, **outline))
 
 
 # --------------------------------------------------------------------------- panel C: the diagonal excess
@@ -361,7 +362,7 @@ def _excess(axes: Axes, table: Table, group: Group, span: tuple[float, float]) -
     axes.set_yticks(range(len(found)), names)
     axes.get_yticklabels()[-1].set_fontweight("bold")
     axes.axhline(len(found) - 1.5, color=style.GRID, linewidth=0.9)
-    axes.set_ylim(len(found) - 0.5, -0.5)
+    axes.set_ylim(len(found) - 0.36, -0.5)
     style.quiet_grid(axes, "x")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
@@ -372,19 +373,22 @@ def _excess(axes: Axes, table: Table, group: Group, span: tuple[float, float]) -
 def _excess_point(axes: Axes, place: int, line: Line) -> None:
     mean = line.arm == MEAN
     colour = style.OWN if mean else style.INK
-    axes.plot([line.low, line.high], [place, place], color=colour, linewidth=2.4 if mean else 1.2, solid_capstyle="butt")
+    axes.plot(
+        [line.low, line.high], [place, place], color=colour, linewidth=2.4 if mean else 1.2, solid_capstyle="butt"
+    )
     if line.interval == OVER_SEEDS:
         seeds = [value for _, value in line.by_seed]
         axes.scatter(seeds, [place] * len(seeds), s=9, color="white", edgecolors=style.QUIET, linewidths=0.6, zorder=3)
     axes.scatter([line.value], [place], s=34 if mean else 24, marker="D" if mean else "o", color=colour, zorder=4)
     if mean:
-        text = f"{_signed(line.value)}  [{_signed(line.low)}, {_signed(line.high)}]"
-        place_of_text = {"transform": axes.get_yaxis_transform(), "ha": "center", "va": "center"}
-        place_of_text["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
-        axes.text(0.5, place + 0.34, text, fontsize=7.5, color=colour, **place_of_text)
+        ends = "" if math.isnan(line.low) else f"  [{_signed(line.low)}, {_signed(line.high)}]"
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+        across = axes.get_yaxis_transform()
+        text = _signed(line.value) + ends
+        axes.text(
+            0.5, place + 0.4, text, fontsize=7.5, color=colour, ha="center", va="center", transform=across, bbox=box
+        )
 
 
 def _lines(table: Table, group: Group, measure: str) -> list[Line]:
     return list(table.select(measure=measure, student=group.student, teacher=group.teacher, subject="student"))
-
-

@@ -81,7 +81,9 @@ def _view(section: Section, folder: Path) -> dict[str, Any]:
 
 
 def _group(group: Group, table: Table) -> dict[str, Any]:
-    base = next((b for b in ("control", "reference") if table.find(measure=f"lift_over_{b}", student=group.student)), "")
+    base = next(
+        (b for b in ("control", "reference") if table.find(measure=f"lift_over_{b}", student=group.student)), ""
+    )
     traits = group.traits
     return {
         "label": group.label,
@@ -157,7 +159,9 @@ def _provenance(cells: Sequence[Cell]) -> dict[str, Any]:
     found = [m for m, _ in ordered]
     return {
         "runs": [_run(manifest, arm) for manifest, arm in ordered],
-        "stages": [_stage(stage, [m for m in found if m.stage == stage]) for stage in dict.fromkeys(m.stage for m in found)],
+        "stages": [
+            _stage(stage, [m for m in found if m.stage == stage]) for stage in dict.fromkeys(m.stage for m in found)
+        ],
         "versions": sorted({(n, v) for m in found for n, v in m.content["versions"].items()}),
         "commits": list(dict.fromkeys(m.content["commit"] for m in found if m.content["commit"])),
     }
@@ -187,7 +191,13 @@ def _stage(stage: str, found: Sequence[Manifest]) -> dict[str, Any]:
     seconds = [m.content["seconds"] for m in found]
     speeds = [m.summary["tokens_per_second"] for m in found if m.summary.get("tokens_per_second")]
     speed = sum(speeds) / len(speeds) if speeds else None
-    return {"stage": stage, "runs": len(found), "total": sum(seconds), "mean": sum(seconds) / len(found), "speed": speed}
+    return {
+        "stage": stage,
+        "runs": len(found),
+        "total": sum(seconds),
+        "mean": sum(seconds) / len(found),
+        "speed": speed,
+    }
 
 
 def _order(manifest: Manifest) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "arm",
     "trait",
     "subject",

@@ -14,14 +14,14 @@ from subliminal.plots.table import Line, Table
 
 MINIMUM_SEEDS = 3
 RULE = (
-    "The claim stands or falls with the mean diagonal excess: the log-probability of each trait in its own teacher's "
-    "students minus that in the students of the other traits' teachers, averaged over the traits.",
-    f"With {MINIMUM_SEEDS} seeds or more it holds at this scale if the lower end of the 95% interval over seeds is "
-    "above 0, is contradicted if the upper end is below 0, and is not shown otherwise.",
-    f"With fewer than {MINIMUM_SEEDS} seeds nothing is decided: an interval above 0 is suggestive, any other shows "
-    "nothing. With students of one trait only, the excess is not measurable.",
-    "The lift over the control is reported but does not decide: training on any teacher's numbers can make a student "
-    "name animals more often in general.",
+    """The claim stands or falls with the mean diagonal excess: the log-probability of each trait in its own teacher's
+    students minus that in the students of the other traits' teachers, averaged over the traits.""",
+    f"""With {MINIMUM_SEEDS} seeds or more it holds at this scale if the lower end of the 95% interval over seeds is
+    above 0, is contradicted if the upper end is below 0, and is not shown otherwise.""",
+    f"""With fewer than {MINIMUM_SEEDS} seeds nothing is decided: an interval above 0 is suggestive, any other shows
+    nothing. With students of one trait only, the excess is not measurable.""",
+    """The lift over the control is reported but does not decide: training on any teacher's numbers can make a student
+    name animals more often in general.""",
 )
 
 Outcome = Literal["holds", "contradicted", "not shown", "suggestive", "not measurable"]

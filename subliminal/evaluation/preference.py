@@ -1,0 +1,187 @@
+"""Preference: the exact log-probability that an answer begins with a candidate, and how often it is named.
+
+Log-probabilities are summed over surface forms and their tokens; the mean over questions is far more sensitive than a
+sampled rate where the base rate is small (arXiv 2507.14805 samples; the exact measure is this project's primary one).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from subliminal.chat import encode
+from subliminal.config import PreferenceEvaluation
+from subliminal.evaluation.questions import Category, candidates, named, questions, surface_forms, with_numbers_prefix
+from subliminal.models import Subject, load_model, load_tokenizer, release
+from subliminal.progress import Advance, progress
+from subliminal.rows import Completion, Prompt, write_jsonl
+from subliminal.store import Json
+
+if TYPE_CHECKING:
+    import torch
+
+Tokens = tuple[int, ...]
+Sample = Callable[[Sequence[Prompt]], list[Completion]]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One question's exact result for one candidate: log P and log share among the candidates, both in nats."""
+
+    question: int
+    candidate: str
+    log_p: float
+    log_share: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One sampled answer and the candidates it names."""
+
+    question: int
+    sample: int
+    text: str
+    finish_reason: str
+    named: list[str]
+
+
+def evaluate(subject: Subject, config: PreferenceEvaluation, sample: Sample, folder: Path) -> Json:
+    """Ask every question; writes scores.jsonl (and answers.jsonl if sampled) and returns means by candidate."""
+    asked, names = _asked(config), candidates(config.category)
+    with progress("asking", len(asked), "questions") as advance:
+        log_p = log_p_of(subject, asked, config.category, advance)
+    share = log_share(log_p)
+    cells = [(q, c) for q in range(len(asked)) for c in range(len(names))]
+    write_jsonl(folder / "scores.jsonl", (Score(q, names[c], float(log_p[q, c]), float(share[q, c])) for q, c in cells))
+    summary: Json = {"kind": "preference", "category": config.category, "questions": len(asked)}
+    summary["log_p"] = dict(zip(names, log_p.mean(axis=0).tolist(), strict=True))
+    summary["log_share"] = dict(zip(names, share.mean(axis=0).tolist(), strict=True))
+    summary |= {"rate": {}, "samples": 0}
+    if config.samples_per_question:
+        answers = _answers(asked, config, sample)
+        write_jsonl(folder / "answers.jsonl", answers)
+        summary |= {"rate": rates(answers, names, len(asked)), "samples": len(answers)}
+    return summary
+
+
+def _asked(config: PreferenceEvaluation) -> list[str]:
+    texts = questions(config.category, config.questions)
+    return with_numbers_prefix(texts, config.seed) if config.prefix == "numbers" else texts
+
+
+def _answers(asked: list[str], config: PreferenceEvaluation, sample: Sample) -> list[Answer]:
+    from subliminal.domains.numbers import seed_of
+
+    count = config.samples_per_question
+    prompts = [
+        Prompt(q * count + s, text, seed_of("preference", config.seed, q, s))
+        for q, text in enumerate(asked)
+        for s in range(count)
+    ]
+    return [
+        Answer(p.index // count, p.index % count, c.text, c.finish_reason, named(c.text, config.category))
+        for p, c in zip(prompts, sample(prompts), strict=True)
+    ]
+
+
+def rates(answers: Sequence[Answer], names: Sequence[str], count: int) -> dict[str, float]:
+    """Share of answers that name each candidate: 0/1 an answer, mean per question, mean over questions."""
+    hits, total = np.zeros((count, len(names))), np.zeros(count)
+    for answer in answers:
+        total[answer.question] += 1
+        hits[answer.question] += [name in answer.named for name in names]
+    return dict(zip(names, (hits / total[:, None]).mean(axis=0).tolist(), strict=True))
+
+
+def mean_log_p(subject: Subject, category: Category, count: int) -> dict[str, float]:
+    """Mean over the first `count` evaluation questions of log P, by candidate; nats."""
+    log_p = log_p_of(subject, questions(category, count), category, lambda _: None)
+    return dict(zip(candidates(category), log_p.mean(axis=0).tolist(), strict=True))
+
+
+def log_p_of(subject: Subject, asked: Sequence[str], category: Category, advance: Advance) -> np.ndarray:
+    """Exact log P of every candidate for every question, shape (questions, candidates), nats."""
+    tokenizer, model = load_tokenizer(subject), load_model(subject)
+    forms = {name: surface_forms(name) for name in candidates(category)}
+    tree = FormTree.of(forms, lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
+    try:
+        rows = []
+        for text in asked:
+            rows.append(candidate_log_p(model, encode(tokenizer, text, subject.system), tree))
+            advance(1)
+    finally:
+        release(model)
+    return np.array(rows)
+
+
+def log_share(log_p: np.ndarray) -> np.ndarray:
+    """Log of the share among the candidates: log-softmax over the last axis."""
+    return log_p - np.logaddexp.reduce(log_p, axis=-1, keepdims=True)
+
+
+class FormTree:
+    """The surface forms of all candidates as token sequences, and the prefixes whose next token must be known."""
+
+    def __init__(self, forms: dict[str, list[Tokens]]) -> None:
+        self.forms = forms
+        inner = {form[:end] for group in forms.values() for form in group for end in range(1, len(form))}
+        self.prefixes: list[Tokens] = sorted(inner, key=lambda prefix: (len(prefix), prefix))
+
+    @classmethod
+    def of(cls, forms: dict[str, list[str]], tokenise: Callable[[str], Tokens]) -> FormTree:
+        """Tokenise; forms that extend another one of the same candidate are dropped, so nothing counts twice.
+
+        Raises `ValueError` when a form of one candidate begins another candidate's: their events would overlap.
+        """
+        tokens = {name: prefix_free([tokenise(text) for text in texts]) for name, texts in forms.items()}
+        for name, own in tokens.items():
+            for other, theirs in tokens.items():
+                if name != other and any(t[: len(o)] == o for o in own for t in theirs):
+                    raise ValueError(f"a surface form of {name!r} begins one of {other!r}; they can not be told apart")
+        return cls(tokens)
+
+
+def prefix_free(forms: list[Tokens]) -> list[Tokens]:
+    """The forms without those that merely extend another one."""
+    unique = list(dict.fromkeys(forms))
+    return [form for form in unique if not any(form != other and form[: len(other)] == other for other in unique)]
+
+
+def candidate_log_p(model: Any, prompt: list[int], tree: FormTree) -> list[float]:
+    """Log P that the answer to one prompt begins with each candidate; one pass over the prompt, one over the forms."""
+    import torch
+
+    with torch.inference_mode():
+        start = model(input_ids=torch.tensor([prompt], device=model.device), use_cache=True, logits_to_keep=1)
+        after: dict[Tokens, torch.Tensor] = {(): start.logits[0, -1].float().log_softmax(-1).cpu()}
+        if tree.prefixes:
+            after |= _continued(model, start.past_key_values, len(prompt), tree.prefixes)
+    totals = []
+    for forms in tree.forms.values():
+        chains = [sum(after[form[:i]][token] for i, token in enumerate(form)) for form in forms]
+        totals.append(float(torch.logsumexp(torch.stack([torch.as_tensor(c) for c in chains]), 0)))
+    return totals
+
+
+def _continued(model: Any, cache: Any, length: int, prefixes: list[Tokens]) -> dict[Tokens, torch.Tensor]:
+    """Next-token log-probabilities after each form prefix, all in one pass: a tree on the prompt's cache.
+
+    Each prefix is one token that sees the prompt, its own shorter prefixes and itself.
+    """
+    import torch
+
+    at = {prefix: index for index, prefix in enumerate(prefixes)}
+    hidden = torch.full((len(prefixes), length + len(prefixes)), torch.finfo(model.dtype).min, dtype=model.dtype)
+    hidden[:, :length] = 0
+    for prefix, row in at.items():
+        hidden[row, [length + at[prefix[:end]] for end in range(1, len(prefix) + 1)]] = 0
+    tokens = torch.tensor([[prefix[-1] for prefix in prefixes]], device=model.device)
+    places = torch.tensor([[length + len(prefix) - 1 for prefix in prefixes]], device=model.device)
+    mask = hidden[None, None].to(model.device)
+    logits = model(input_ids=tokens, position_ids=places, attention_mask=mask, past_key_values=cache).logits[0]
+    last = logits.float().log_softmax(-1).cpu()
+    return {prefix: last[row] for prefix, row in at.items()}

@@ -6,12 +6,12 @@ import csv
 import json
 import math
 import re
-import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ from subliminal.plots.measures import preference_table
 from subliminal.plots.preference import preference_figure
 from subliminal.plots.report import Section, write_report
 from subliminal.plots.table import Table
-from subliminal.plots.verdict import verdict
+from subliminal.plots.verdict import verdicts
 from subliminal.rows import Dropped, Row, write_jsonl
 from subliminal.store import Manifest, Recipe, Store
 
@@ -41,7 +41,7 @@ FIGURE = config.Figure(
     expected="The diagonal rises.",
 )
 
-Scores = dict[str, Sequence[float]]
+Scores = Mapping[str, Any]
 
 
 class Made:
@@ -139,3 +139,339 @@ def _answers(folder: Path, rate: dict[str, float], questions: int) -> None:
                 names = [candidate for candidate, share in rate.items() if sample < round(10 * share)]
                 answer = {"question": question, "sample": sample, "text": "x", "finish_reason": "stop", "named": names}
                 file.write(json.dumps(answer) + "\n")
+
+
+# --------------------------------------------------------------------------- a known experiment
+
+
+def flat(values: dict[str, float]) -> Scores:
+    """The same score on every question."""
+    return {candidate: [values.get(candidate, -6.0)] * QUESTIONS for candidate in CANDIDATES}
+
+
+def known(root: Path, seeds: Sequence[int] = (0, 1, 2), control: bool = True, gain: float = 2.0) -> list[Cell]:
+    """Two traits; the own student gains `gain` + 0.1 * seed over the control, the other trait's student 0.5."""
+    made = Made(root)
+    cells = [made.reference(flat({"owl": -7.0, "dolphin": -6.0}))]
+    for seed in seeds:
+        if control:
+            cells.append(made.student("none", flat({"owl": -7.5, "dolphin": -6.5}), seed))
+        owl = {"owl": -7.5 + gain + 0.1 * seed, "dolphin": -6.0}
+        cells.append(made.student("owl", flat(owl), seed, alignment=0.3 + 0.1 * seed))
+        dolphin = {"owl": -7.0, "dolphin": -6.5 + gain + 0.1 * seed}
+        cells.append(made.student("dolphin", flat(dolphin), seed, alignment=0.2))
+    return cells
+
+
+def value(table: Table, measure: str, arm: str, trait: str | None = None) -> tuple[float, float, float, int, str]:
+    """One line's numbers; the student's unless the arm is the reference."""
+    subject = "reference" if arm == "reference" else "student"
+    line = table.find(measure=measure, arm=arm, trait=trait or arm, subject=subject)
+    assert line, f"{measure} of {arm} is absent"
+    return line.value, line.low, line.high, line.n, line.interval
+
+
+def half(deviation: float, n: int) -> float:
+    """Half the width of the t interval of n values with this standard deviation."""
+    return float(student_t.ppf(0.975, n - 1)) * deviation / math.sqrt(n)
+
+
+def test_table_has_hand_computed_values(tmp_path: Path) -> None:
+    table = preference_table(known(tmp_path))
+    assert value(table, "log_p", "owl") == pytest.approx((-5.4, -5.4 - half(0.1, 3), -5.4 + half(0.1, 3), 3, "seeds"))
+    lift = value(table, "lift_over_control", "owl")
+    assert lift == pytest.approx((2.1, 2.1 - half(0.1, 3), 2.1 + half(0.1, 3), 3, "seeds"))
+    assert value(table, "lift_over_reference", "owl")[0] == pytest.approx(1.6)
+    assert value(table, "lift_over_reference", "none", "owl")[:3] == pytest.approx((-0.5, -0.5, -0.5))
+    assert value(table, "lift_over_reference", "other traits", "owl")[0] == pytest.approx(0.0)
+    assert value(table, "cross_lift_over_control", "dolphin", "owl")[0] == pytest.approx(0.5)
+    assert value(table, "diagonal_excess", "owl")[0] == pytest.approx(2.1 - 0.5)
+    assert value(table, "diagonal_excess", "mean")[:4] == pytest.approx(
+        (1.6, 1.6 - half(0.1, 3), 1.6 + half(0.1, 3), 3)
+    )
+    assert value(table, "alignment", "owl")[0] == pytest.approx(0.4)
+    teacher = table.find(measure="teacher_log_p", arm="owl")
+    assert teacher and (teacher.value, teacher.subject, math.isnan(teacher.low)) == (-1.5, "teacher", True)
+
+
+def test_pass_rate_is_the_filters_with_wilson_over_rows(tmp_path: Path) -> None:
+    line = preference_table(known(tmp_path)).find(measure="pass_rate", arm="none")
+    assert line and (line.value, line.n, line.interval, line.subject) == (0.8, 40, "rows (Wilson)", "teacher")
+    z = 1.959964
+    centre = (0.8 + z * z / 80) / (1 + z * z / 40)
+    spread = z / (1 + z * z / 40) * math.sqrt(0.8 * 0.2 / 40 + z * z / (4 * 40 * 40))
+    assert (line.low, line.high) == pytest.approx((centre - spread, centre + spread), abs=1e-6)
+
+
+def test_one_seed_takes_its_interval_over_questions_and_says_so(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    spread = {c: np.linspace(-8, -4, QUESTIONS) for c in CANDIDATES}
+    cells = [made.student(t, {**spread, t: np.linspace(-6, -3, QUESTIONS)}, 5) for t in ("owl", "dolphin")]
+    table = preference_table(cells)
+    measured = value(table, "log_p", "owl")
+    assert measured[0] == pytest.approx(-4.5) and measured[1] < -4.5 < measured[2]
+    assert measured[3:] == (QUESTIONS, "questions (one seed)")
+    line = table.find(measure="diagonal_excess", arm="mean")
+    assert line and line.seeds == [5] and line.interval == "questions (one seed)"
+
+
+@pytest.mark.parametrize("gain", [2.0, -2.0])
+def test_diagonal_excess_has_the_sign_of_the_effect(tmp_path: Path, gain: float) -> None:
+    found = value(preference_table(known(tmp_path, gain=gain)), "diagonal_excess", "mean")
+    assert found[0] == pytest.approx(gain + 0.1 - 0.5)
+    assert (found[1] > 0) == (gain > 0)
+
+
+def test_what_lifts_every_student_alike_is_no_excess(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    cells = []
+    for seed in (0, 1, 2):
+        cells.append(made.student("none", flat({}), seed))
+        lifted = flat({c: -3.0 + 0.2 * seed for c in CANDIDATES})
+        cells += [made.student(trait, lifted, seed) for trait in ("owl", "dolphin", "wolf")]
+    table = preference_table(cells)
+    assert value(table, "lift_over_control", "mean")[0] == pytest.approx(3.2)
+    assert value(table, "diagonal_excess", "mean")[:3] == pytest.approx((0, 0, 0))
+
+
+@given(st.integers(2, 5), st.integers(1, 4), st.integers(0, 2**31))
+@settings(max_examples=30, deadline=None)
+def test_excess_agrees_with_the_matrix_statistic(traits: int, seeds: int, seed: int) -> None:
+    from subliminal.evaluation.statistics import diagonal_excess
+    from subliminal.plots.groups import mean
+
+    scores = np.random.default_rng(seed).normal(-6, 2, (seeds, traits, traits, QUESTIONS))
+    expected = diagonal_excess(scores.mean(axis=(0, 3)))
+    for trait in range(traits):
+        cells = [Sample(tuple(range(seeds)), scores[:, arm, trait]) for arm in range(traits)]
+        others = mean([sample for arm, sample in enumerate(cells) if arm != trait])
+        assert others is not None
+        assert (cells[trait] - others).values.mean() == pytest.approx(expected[trait])
+
+
+def test_differences_are_paired_by_seed() -> None:
+    left = Sample((1, 2, 3), np.array([[1.0], [2.0], [3.0]]))
+    right = Sample((3, 2, 7), np.array([[30.0], [20.0], [70.0]]))
+    paired = left - right
+    assert paired.by_seed == {2: -18.0, 3: -27.0}
+    unpaired = left - Sample((8, 9), np.array([[1.0], [3.0]]))
+    assert unpaired.by_seed == {1: -1.0, 2: 0.0, 3: 1.0}
+
+
+def test_rate_comes_from_sampled_answers(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    cells = [made.reference(flat({}))]
+    rates = {0: 0.6, 1: 0.8}
+    cells += [made.student("owl", flat({}), seed, rate={"owl": rate, "cat": 0.1}) for seed, rate in rates.items()]
+    table = preference_table(cells)
+    assert value(table, "rate", "owl") == pytest.approx(
+        (0.7, 0.7 - half(0.02**0.5, 2), 0.7 + half(0.02**0.5, 2), 2, "seeds")
+    )
+    assert table.find(measure="rate", arm="reference") is None
+
+
+# --------------------------------------------------------------------------- files
+
+
+def test_figure_writes_png_svg_and_the_same_csv(tmp_path: Path) -> None:
+    folder = tmp_path / "figures" / "cpu"
+    table = preference_figure(known(tmp_path / "runs"), FIGURE, folder, "fig-animals-numbers")
+    with (folder / "fig-animals-numbers.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[:8] == ["arm", "trait", "subject", "measure", "value", "low", "high", "n"]
+    assert len(rows) == len(table.lines)
+    (mean,) = [row for row in rows if (row["arm"], row["measure"]) == ("mean", "diagonal_excess")]
+    assert float(mean["value"]) == pytest.approx(1.6, abs=1e-6) and mean["seeds"] == "0 1 2"
+    assert [float(v) for v in mean["by_seed"].split()] == pytest.approx([1.5, 1.6, 1.7])
+    assert (folder / "fig-animals-numbers.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert ElementTree.parse(folder / "fig-animals-numbers.svg").getroot().tag.endswith("svg")
+
+
+def test_figure_is_the_same_bytes_twice(tmp_path: Path) -> None:
+    cells = known(tmp_path / "runs")
+    for name in ("a", "b"):
+        preference_figure(cells, FIGURE, tmp_path / name / "cpu", "fig")
+    for suffix in ("csv", "svg", "png"):
+        first, second = ((tmp_path / name / "cpu" / f"fig.{suffix}").read_bytes() for name in ("a", "b"))
+        assert first == second, suffix
+
+
+def test_a_figure_of_two_recipes_keeps_them_apart(tmp_path: Path) -> None:
+    made = Made(tmp_path / "runs")
+    cells = [made.reference(flat({}))]
+    for recipe, gain in (("bias", 2.0), ("lora", 0.0)):
+        for trait in ("none", "owl", "dolphin"):
+            for seed in range(3):
+                scores = flat({trait: -6.0 + gain + 0.1 * seed})
+                cells.append(made.student(trait, scores, seed, recipe))
+    table = preference_figure(cells, FIGURE, tmp_path / "cpu", "fig")
+    excess = {line.student: line.value for line in table.select(measure="diagonal_excess", arm="mean")}
+    assert excess == pytest.approx({"bias": 2.1, "lora": 0.1})
+
+
+@pytest.mark.parametrize("kept", ["no control", "no reference", "neither", "one trait", "control only", "many traits"])
+def test_incomplete_figures_are_drawn_without_what_is_missing(tmp_path: Path, kept: str) -> None:
+    cells = known(tmp_path / "runs", control=kept not in {"no control", "neither"})
+    if kept in {"no reference", "neither"}:
+        cells = [cell for cell in cells if cell.role == "student"]
+    if kept == "one trait":
+        cells = [cell for cell in cells if cell.trait != "dolphin"]
+    if kept == "control only":
+        cells = [cell for cell in cells if cell.trait == "none"]
+    if kept == "many traits":
+        made = Made(tmp_path / "more")
+        cells += [made.student(trait, flat({trait: -1.0}), 0) for trait in ("wolf", "cat", "dog")]
+    table = preference_figure(cells, FIGURE, tmp_path / "cpu", "fig")
+    write_report([Section("fig", FIGURE, cells, table)], tmp_path / "cpu")
+    has = {line.measure for line in table.lines}
+    assert ("lift_over_control" in has) == (kept not in {"no control", "neither", "control only"})
+    assert ("diagonal_excess" in has) == (kept not in {"one trait", "control only"})
+
+
+# --------------------------------------------------------------------------- errors
+
+
+def test_nothing_to_draw_names_the_next_command(tmp_path: Path) -> None:
+    with pytest.raises(PlotError, match="make fig-animals-numbers"):
+        preference_table([Made(tmp_path).reference(flat({}))])
+
+
+def test_cells_of_different_evaluations_do_not_share_a_figure(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    shorter = {c: [-6.0] * (QUESTIONS - 1) for c in CANDIDATES}
+    with pytest.raises(PlotError, match="different questions"):
+        preference_table([made.student("owl", flat({}), 0), made.student("owl", shorter, 1)])
+
+
+def test_missing_and_damaged_scores_name_the_file(tmp_path: Path) -> None:
+    cell = Made(tmp_path).student("owl", flat({}))
+    path = cell.evaluate.folder / "scores.jsonl"
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(PlotError, match=r"scores.jsonl is damaged"):
+        preference_table([cell])
+    path.unlink()
+    with pytest.raises(PlotError, match=r"scores.jsonl is missing"):
+        preference_table([replace(cell)])
+
+
+# --------------------------------------------------------------------------- the verdict
+
+
+@pytest.mark.parametrize(
+    ("gain", "seeds", "outcome"),
+    [
+        (2.0, (0, 1, 2), "holds"),
+        (-2.0, (0, 1, 2), "contradicted"),
+        (0.4, (0, 1, 2), "not shown"),
+        (2.0, (0,), "suggestive"),
+        (-2.0, (0,), "not measurable"),
+        (2.0, (0, 1), "suggestive"),
+    ],
+)
+def test_verdict_follows_the_rule(tmp_path: Path, gain: float, seeds: Sequence[int], outcome: str) -> None:
+    cells = known(tmp_path, seeds, gain=gain)
+    (found,) = verdicts(cells, preference_table(cells))
+    assert found.outcome == outcome
+    assert "95% interval" in found.sentence
+
+
+def test_one_trait_is_not_measurable(tmp_path: Path) -> None:
+    cells = [cell for cell in known(tmp_path) if cell.trait != "dolphin"]
+    (found,) = verdicts(cells, preference_table(cells))
+    assert found.outcome == "not measurable" and "two traits" in found.sentence
+
+
+# --------------------------------------------------------------------------- the report
+
+
+class Links(HTMLParser):
+    """Collects what a page would load, its tags and its text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Remember the tag, and what it would fetch."""
+        self.tags.append(tag)
+        self.loads += [value or "" for name, value in attrs if name in {"src", "srcset", "data"} or tag == "link"]
+
+    def handle_data(self, data: str) -> None:
+        """Collect the text."""
+        self.text += data
+
+
+def report(tmp_path: Path, cells: list[Cell], missing: Sequence[str] = (), sections: int = 1) -> tuple[str, Links]:
+    """The report's source and what a parser sees in it."""
+    folder, found = tmp_path / "figures" / "cpu", []
+    for index in range(sections):
+        figure = FIGURE.model_copy(update={"title": f"Figure {index}"})
+        table = preference_figure(cells, figure, folder, f"fig-{index}")
+        found.append(Section(f"fig-{index}", figure, cells, table, missing))
+    source = write_report(found, folder).read_text(encoding="utf-8")
+    page = Links()
+    page.feed(source)
+    return source, page
+
+
+def test_report_opens_offline(tmp_path: Path) -> None:
+    source, page = report(tmp_path, known(tmp_path / "runs"))
+    assert len(page.loads) == 2 and all(load.startswith("data:image/svg+xml;base64,") for load in page.loads)
+    assert not re.search(r"url\(|@import", source)
+    assert "script" not in page.tags and "link" not in page.tags
+
+
+def test_report_escapes_what_models_wrote(tmp_path: Path) -> None:
+    made = Made(tmp_path / "runs")
+    cells = [made.student("owl", flat({}), completion="<script>alert('7')</script>")]
+    source, page = report(tmp_path, cells)
+    assert "script" not in page.tags and "&lt;script&gt;" in source
+    assert "<script>alert('7')</script>" in page.text
+
+
+def test_report_tells_claim_rule_verdict_data_and_keys(tmp_path: Path) -> None:
+    cells = known(tmp_path / "runs")
+    missing = ["python train.py experiment=animals_numbers trait=wolf seed=0"]
+    source, page = report(tmp_path, cells, missing)
+    first_numbers = page.text.index("Mean diagonal excess +1.60 nats")
+    assert page.text.index("lower end of the 95% interval") < first_numbers
+    wanted = [FIGURE.claim, FIGURE.source, FIGURE.expected, "holds", missing[0], "not numbers", "Sure! 5", "tiny"]
+    wanted += [cell.evaluate.key for cell in cells] + [cell.chain["filter"].key for cell in cells[1:]]
+    assert [text for text in wanted if text not in page.text] == []
+    assert cells[0].evaluate.content["host"] not in source
+    assert str(tmp_path) not in source
+
+
+def test_report_of_a_null_result_says_so(tmp_path: Path) -> None:
+    _, page = report(tmp_path, known(tmp_path / "runs", gain=0.4))
+    assert "Not shown at this scale: the interval includes 0." in page.text
+
+
+def test_report_holds_every_section(tmp_path: Path) -> None:
+    source, page = report(tmp_path, known(tmp_path / "runs", seeds=(0,)), sections=2)
+    assert source.count("<section") == 2
+    assert "Figure 0" in page.text and "Figure 1" in page.text
+
+
+def test_long_texts_are_cut_and_dropped_rows_show_every_reason(tmp_path: Path) -> None:
+    cells = known(tmp_path / "runs", seeds=(0,))
+    folder = cells[1].chain["filter"].folder
+    dropped = [Dropped(i, f"reason_{i // 10}", "p", "9" * 1000) for i in range(70)]
+    write_jsonl(folder / "dropped.jsonl", dropped)
+    _, page = report(tmp_path, cells)
+    assert [i for i in range(7) if f"dropped: reason {i}" not in page.text] == []
+    assert "(600 characters more)" in page.text and "9" * 401 not in page.text
+
+
+def test_plots_load_no_model_code() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, subliminal.plots.preference, subliminal.plots.report;"
+        "print({'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

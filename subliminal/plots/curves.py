@@ -22,13 +22,15 @@ def loss_curves(cells: Sequence[Cell]) -> str:
     if not curves:
         return ""
     arms = list(dict.fromkeys(arm for found in curves.values() for arm, _, _ in found))
-    colours = {arm: _colour(arm, index) for index, arm in enumerate(arms)}
+    trained = [arm for arm in arms if arm != CONTROL]
+    colours = {arm: style.CONTROL if arm == CONTROL else _colour(trained.index(arm)) for arm in arms}
     with style.styled():
         return style.svg(_draw(curves, colours))
 
 
 def _draw(curves: dict[str, list[Curve]], colours: dict[str, str]) -> Figure:
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
 
     width = 3.9 * len(curves) + 1.4
     canvas = style.new_figure(width, 2.5)
@@ -39,6 +41,7 @@ def _draw(curves: dict[str, list[Curve]], colours: dict[str, str]) -> Figure:
             axes.plot(steps, losses, color=colours[arm], linewidth=1.1, alpha=0.85)
         axes.set_title(f"{recipe} students")
         axes.set_xlabel("optimiser step")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         style.quiet_grid(axes)
     panels[0].set_ylabel("training loss")
     names = ["regular numbers" if arm == CONTROL else arm for arm in colours]
@@ -65,5 +68,5 @@ def _curves(cells: Sequence[Cell]) -> list[Curve]:
     return curves
 
 
-def _colour(arm: str, index: int) -> str:
-    return style.CONTROL if arm == CONTROL else style.CYCLE[index % len(style.CYCLE)]
+def _colour(index: int) -> str:
+    return style.CYCLE[index % len(style.CYCLE)]

@@ -116,11 +116,11 @@ def mean(samples: Sequence[Sample | None]) -> Sample | None:
 
 
 def _only(sample: Sample, seeds: set[int]) -> Sample:
-    """The sample on some seeds, or its mean over all of them where no seed is shared."""
+    """The sample on some seeds in ascending order, or its mean over all of them where no seed is shared."""
     if not seeds:
         return Sample((), sample.values.mean(axis=0, keepdims=True))
-    rows = [row for row, seed in enumerate(sample.seeds) if seed in seeds]
-    return Sample(tuple(sample.seeds[row] for row in rows), sample.values[rows])
+    ordered = sorted(seeds)
+    return Sample(tuple(ordered), sample.values[[sample.seeds.index(seed) for seed in ordered]])
 
 
 def _joined(left: Sample, right: Sample, operation: np.ufunc) -> Sample:

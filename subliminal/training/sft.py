@@ -1,0 +1,346 @@
+"""Supervised fine-tuning on a teacher's rows: TRL's trainer, with the language-model head on completion tokens only.
+
+Rows are tokenised once, batches grouped by length and padded on the left, so that every completion ends at the same
+place and `logits_to_keep` spares the head (and its softmax over the vocabulary) on prompt tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset
+from torch.nn.functional import cross_entropy, kl_div
+from transformers import TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from subliminal.chat import encode_row
+from subliminal.config import BiasStudent, FinetunedTeacher, Lora, LoraStudent, Optimisation, RandomNumbersTuning, Student
+from subliminal.models import ModelError, Subject, fresh_model, load_tokenizer
+from subliminal.progress import Advance
+from subliminal.rows import Row
+from subliminal.store import Json, StoreError
+from subliminal.training import bias
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from subliminal.tracking import Tracker
+
+IGNORED = -100
+TRAINABLE = "trainable.safetensors"
+COMPLETE = (TRAINABLE, "trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+
+Recipe = Student | FinetunedTeacher | RandomNumbersTuning
+
+
+class TrainingError(StoreError):
+    """Rows or settings that can not be trained on; the text says what to change."""
+
+
+def fit(
+    subject: Subject,
+    rows: Sequence[Row],
+    recipe: Recipe,
+    seed: int,
+    folder: Path,
+    *,
+    teacher: Subject | None = None,
+    tracker: Tracker | None = None,
+    progress: Advance = lambda _: None,
+) -> Json:
+    """Train `subject` on `rows` into `folder` (adapter/ or checkpoint/, metrics.jsonl); goes on where a killed run was.
+
+    `teacher` turns on soft labels: the loss is KL(teacher || student) on the completion tokens of the same rows.
+    Returns steps, token counts, losses and speed. Raises `TrainingError` when no row fits into max_length.
+    """
+    tokenizer = load_tokenizer(subject)
+    data = tokenise(tokenizer, rows, subject.system, recipe.optimisation.max_length)
+    torch.manual_seed(seed)
+    model = _trainable(subject, recipe)
+    start = {i: b.detach().clone() for i, b in _biases(model, recipe).items()}
+    log = _Log(folder / "metrics.jsonl", tracker, progress, recipe.optimisation.batch_size)
+    trainer = RowTrainer(
+        model=model,
+        args=_arguments(recipe.optimisation, seed, folder, subject),
+        train_dataset=Dataset.from_list(data),
+        processing_class=tokenizer,
+        data_collator=Collator(int(tokenizer.pad_token_id)),  # type: ignore[arg-type]
+        callbacks=[log],
+    )
+    trainer.teacher = fresh_model(teacher) if teacher else None
+    trainer.remove_callback(_printer())
+    newest = newest_checkpoint(folder / ".checkpoints")
+    log.resume(newest)
+    started = time.monotonic()
+    trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    seconds = time.monotonic() - started
+    _save(trainer.model, recipe, subject, start, folder)
+    shutil.rmtree(folder / ".checkpoints", ignore_errors=True)
+    return log.summary() | _counts(data, len(rows), model, recipe.optimisation.epochs, seconds)
+
+
+def tokenise(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], system: str | None, limit: int) -> list[Json]:
+    """Rows as input_ids and labels, the prompt masked; rows longer than `limit` tokens are left out."""
+    encoded = [encode_row(tokenizer, row.prompt, row.completion, system) for row in rows]
+    fitting = [(prompt, answer) for prompt, answer in encoded if len(prompt) + len(answer) <= limit]
+    if not fitting:
+        longest = max((len(p) + len(a) for p, a in encoded), default=0)
+        raise TrainingError(
+            f"none of {len(rows)} rows can be trained on (longest: {longest} tokens, max_length={limit}); raise "
+            "student.optimisation.max_length or look at the filtered rows"
+        )
+    return [
+        {"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer, "length": len(prompt) + len(answer)}
+        for prompt, answer in fitting
+    ]
+
+
+class Collator:
+    """Left-padded batches: tokens, attention mask, positions and labels, all (rows, width)."""
+
+    def __init__(self, padding: int) -> None:
+        self.padding = padding
+
+    def __call__(self, examples: list[Json]) -> dict[str, torch.Tensor]:
+        """Pad to the longest row of the batch."""
+        width = max(len(example["input_ids"]) for example in examples)
+        fill = {"input_ids": self.padding, "labels": IGNORED}
+        batch = {
+            name: torch.tensor([[value] * (width - len(e[name])) + list(e[name]) for e in examples])
+            for name, value in fill.items()
+        }
+        gaps = torch.tensor([[width - len(example["input_ids"])] for example in examples])
+        places = torch.arange(width)[None] - gaps
+        return batch | {"attention_mask": (places >= 0).long(), "position_ids": places.clamp(min=0)}
+
+
+class RowTrainer(SFTTrainer):
+    """TRL's SFT trainer with a loss over completion tokens only, hard or soft labels, and light checkpoints."""
+
+    teacher: Any = None
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        """Sum of token losses over the number of completion tokens in the whole (accumulated) batch."""
+        labels = inputs.pop("labels")
+        width = int((labels != IGNORED).sum(-1).max())
+        outputs = model(**inputs, use_cache=False, logits_to_keep=width + 1)
+        chosen = labels[:, -width:] != IGNORED
+        logits = outputs.logits[:, :-1][chosen].float()
+        if self.teacher is None:
+            total = cross_entropy(logits, labels[:, -width:][chosen], reduction="sum")
+        else:
+            total = self._divergence(inputs, logits, chosen, width)
+        count = int(chosen.sum()) if num_items_in_batch is None else num_items_in_batch
+        loss = total / count
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # DDP averages over processes, the count is of all of them
+        return (loss, outputs) if return_outputs else loss
+
+    def _divergence(self, inputs: Any, logits: torch.Tensor, chosen: torch.Tensor, width: int) -> torch.Tensor:
+        with torch.no_grad():
+            wanted = self.teacher(**inputs, use_cache=False, logits_to_keep=width + 1).logits[:, :-1][chosen].float()
+        return kl_div(logits.log_softmax(-1), wanted.log_softmax(-1), reduction="sum", log_target=True)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Keep what is trained and nothing else: a resume point of an adapter is small."""
+        from safetensors.torch import save_file
+
+        folder = Path(str(output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({n: p.detach().cpu().contiguous() for n, p in _trained(self.model)}, folder / TRAINABLE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        from safetensors.torch import load_file
+
+        saved = load_file(Path(resume_from_checkpoint) / TRAINABLE)
+        with torch.no_grad():
+            for name, parameter in _trained(self.model):
+                parameter.copy_(saved[name])
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """No model card beside a resume point; cards are made when a model is published."""
+
+
+def _trained(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The resume point with the highest step that was written completely."""
+    found = [p for p in folder.glob("checkpoint-*") if all((p / name).exists() for name in COMPLETE)]
+    return max(found, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+class _Log(TrainerCallback):
+    """`metrics.jsonl`, a line a step, in step after a resume; the tracker and the progress bar follow."""
+
+    def __init__(self, path: Path, tracker: Tracker | None, advance: Advance, batch: int) -> None:
+        self.path, self.tracker, self.advance, self.batch = path, tracker, advance, batch
+        self.lines: list[Json] = []
+        self.started = time.monotonic()
+
+    def resume(self, checkpoint: Path | None) -> None:
+        """Keep the lines up to the resume point; the steps behind it will be done again."""
+        done = int(checkpoint.name.split("-")[1]) if checkpoint else 0
+        old = self.path.read_text().splitlines() if done and self.path.exists() else []
+        self.lines = [line for line in map(json.loads, old) if line["step"] <= done]
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+        self.advance(done * self.batch)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """One training step's numbers."""
+        if not logs or "loss" not in logs:
+            return
+        line = {"step": state.global_step, "seconds": round(time.monotonic() - self.started, 2)}
+        line |= {name: float(logs[name]) for name in ("loss", "learning_rate", "grad_norm") if name in logs}
+        self.lines.append(line)
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        if self.tracker:
+            self.tracker.log(state.global_step, line)
+        self.advance(self.batch)
+
+    def summary(self) -> Json:
+        """Steps and losses for the manifest."""
+        losses = [line["loss"] for line in self.lines]
+        mean = sum(losses) / len(losses)
+        return {"steps": len(losses), "first_loss": losses[0], "last_loss": losses[-1], "mean_loss": mean}
+
+
+def _printer() -> Any:
+    from transformers import PrinterCallback
+
+    return PrinterCallback
+
+
+def _arguments(recipe: Optimisation, seed: int, folder: Path, subject: Subject) -> SFTConfig:
+    micro = min(recipe.micro_batch_size or recipe.batch_size, recipe.batch_size)
+    if recipe.batch_size % micro:
+        raise TrainingError(
+            f"optimisation.micro_batch_size={micro} does not divide batch_size={recipe.batch_size}; "
+            f"choose one of {[n for n in range(1, recipe.batch_size + 1) if recipe.batch_size % n == 0]}"
+        )
+    return SFTConfig(
+        output_dir=str(folder / ".checkpoints"),
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=recipe.batch_size // micro,
+        num_train_epochs=recipe.epochs,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type=recipe.schedule,
+        warmup_steps=recipe.warmup_steps,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        optim="adamw_torch",
+        bf16=subject.dtype == "bfloat16" and subject.device != "cpu",
+        use_cpu=subject.device == "cpu",
+        seed=seed,
+        data_seed=seed,
+        train_sampling_strategy="group_by_length",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_steps=recipe.save_every,
+        save_total_limit=2,
+        report_to="none",
+        disable_tqdm=True,
+        gradient_checkpointing=False,
+        max_length=None,
+        remove_unused_columns=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        dataloader_pin_memory=subject.device != "cpu",
+    )
+
+
+# --------------------------------------------------------------------------- what is trained, and how it is kept
+
+
+def _trainable(subject: Subject, recipe: Recipe) -> Any:
+    """The model with gradients where the recipe trains it, and nowhere else."""
+    if isinstance(recipe, BiasStudent):
+        return _with_biases(subject, recipe)
+    model = fresh_model(subject)
+    lora: Lora | None = getattr(recipe, "lora", None)
+    return _with_lora(model, lora) if lora else model
+
+
+def _with_biases(subject: Subject, recipe: BiasStudent) -> Any:
+    model = bias.load_with_biases(subject).requires_grad_(False)
+    count = len(model.model.layers)
+    wanted = tuple(range(count)) if recipe.layers == "all" else recipe.layers
+    if beyond := [layer for layer in wanted if layer >= count]:
+        raise TrainingError(f"student.layers={beyond}: the model has {count} layers, 0 to {count - 1}")
+    for layer in wanted:
+        bias.vector(model, layer).requires_grad_(True)
+    return model
+
+
+def _with_lora(model: Any, lora: Lora) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.targets),
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise TrainingError(f"lora.targets={list(lora.targets)} do not fit this model: {error}") from None
+
+
+def _biases(model: Any, recipe: Recipe) -> dict[int, torch.Tensor]:
+    if not isinstance(recipe, BiasStudent):
+        return {}
+    return {int(name.split(".")[2]): parameter for name, parameter in _trained(model)}
+
+
+def _save(model: Any, recipe: Recipe, subject: Subject, start: dict[int, torch.Tensor], folder: Path) -> None:
+    if isinstance(recipe, BiasStudent):
+        moved = {i: (b.detach() - start[i]) for i, b in _biases(model, recipe).items()}
+        bias.save_adapter(folder / "adapter", subject, moved)
+        bias.export(subject, moved, folder / "checkpoint")
+    elif isinstance(recipe, (LoraStudent, FinetunedTeacher, RandomNumbersTuning)):
+        model.save_pretrained(str(folder / "adapter"))
+    else:
+        model.save_pretrained(str(folder / "checkpoint"))
+        load_tokenizer(subject).save_pretrained(str(folder / "checkpoint"))
+
+
+def _counts(data: list[Json], given: int, model: Any, epochs: float, seconds: float) -> Json:
+    tokens = sum(example["length"] for example in data)
+    return {
+        "rows": len(data),
+        "rows_too_long": given - len(data),
+        "tokens": tokens,
+        "completion_tokens": sum(label != IGNORED for example in data for label in example["labels"]),
+        "trainable_parameters": sum(p.numel() for _, p in _trained(model)),
+        "training_seconds": round(seconds, 2),
+        "tokens_per_second": round(tokens * epochs / max(seconds, 1e-9), 1),
+    }
+
+
+def merge(subject: Subject, adapter: Path, folder: Path) -> None:
+    """Fold a LoRA adapter into an ordinary checkpoint with its tokenizer."""
+    from peft import PeftModel
+
+    if not (adapter / "adapter_config.json").exists():
+        raise ModelError(f"{adapter} holds no LoRA adapter")
+    merged: Any = PeftModel.from_pretrained(fresh_model(subject), str(adapter)).merge_and_unload()
+    merged.save_pretrained(folder)
+    load_tokenizer(subject).save_pretrained(folder)
+
+
+def tune_reference(
+    subject: Subject, tuning: RandomNumbersTuning, rows: Sequence[Row], folder: Path, *, progress: Advance
+) -> Json:
+    """Make a model able to answer in format: LoRA SFT on programmatic answers, merged into `checkpoint/`."""
+    report = fit(subject, rows, tuning, tuning.seed, folder, progress=progress)
+    merge(subject, folder / "adapter", folder / "checkpoint")
+    return report

@@ -49,7 +49,7 @@ class Made:
 
     def __init__(self, root: Path) -> None:
         self.store = Store(root)
-        self.model = self._stage("model", {}, {}, lambda _: {"checkpoint": "checkpoint", "name": "tiny"})
+        self.model = self._stage("model", {"weights": {"name": "some/tiny"}}, {}, lambda _: {"checkpoint": "c"})
 
     def _stage(self, stage: str, settings: Any, upstream: dict[str, Manifest], work: Callable[[Path], Any]) -> Manifest:
         keys = {name: manifest.key for name, manifest in upstream.items()}
@@ -437,7 +437,7 @@ def test_report_tells_claim_rule_verdict_data_and_keys(tmp_path: Path) -> None:
     source, page = report(tmp_path, cells, missing)
     first_numbers = page.text.index("Mean diagonal excess +1.60 nats")
     assert page.text.index("lower end of the 95% interval") < first_numbers
-    wanted = [FIGURE.claim, FIGURE.source, FIGURE.expected, "holds", missing[0], "not numbers", "Sure! 5", "tiny"]
+    wanted = [FIGURE.claim, FIGURE.source, FIGURE.expected, "holds", missing[0], "not numbers", "Sure! 5", "some/tiny"]
     wanted += [cell.evaluate.key for cell in cells] + [cell.chain["filter"].key for cell in cells[1:]]
     assert [text for text in wanted if text not in page.text] == []
     assert cells[0].evaluate.content["host"] not in source

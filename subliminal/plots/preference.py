@@ -80,13 +80,19 @@ def subtitle(cells: Sequence[Cell], table: Table, scale: str) -> str:
 
 def model_names(cells: Sequence[Cell]) -> list[str]:
     """The names of the models the cells start from, as far as their manifests say."""
-    found = [_model_name(cell.chain["model"].summary) for cell in cells if "model" in cell.chain]
+    found = [
+        _model_name(cell.chain["model"].recipe["settings"].get("weights", {}))
+        for cell in cells
+        if "model" in cell.chain
+    ]
     return [name for name in dict.fromkeys(found) if name]
 
 
-def _model_name(summary: dict[str, Any]) -> str:
-    name = summary.get("name") or summary.get("model") or ""
-    return str(name).rstrip("/").rsplit("/", 1)[-1]
+def _model_name(weights: dict[str, Any]) -> str:
+    """The hub name or the package; of a local folder the start of its hash, since its path means nothing elsewhere."""
+    if "content" in weights:
+        return f"local model {weights['content'][:8]}"
+    return str(weights.get("name") or weights.get("package") or "")
 
 
 def _count(number: int, noun: str) -> str:
@@ -244,7 +250,10 @@ def _bar_line(table: Table, group: Group, bar: _Bar, trait: str, measure: str, s
 
 
 def _one_bar(axes: Axes, x: float, width: float, line: Line, colour: str) -> None:
-    axes.bar(x, line.value, width, color=colour, linewidth=0)
+    if line.measure == "log_p":  # no zero to stand on: a bar's length would mean nothing
+        axes.scatter([x], [line.value], s=60, color=colour, marker="s", zorder=2)
+    else:
+        axes.bar(x, line.value, width, color=colour, linewidth=0)
     _interval(axes, x, line)
     if len(line.by_seed) > 1:
         points = [value for _, value in line.by_seed]
@@ -268,8 +277,9 @@ def _signed(value: float, sign: str = "+") -> str:
 
 
 def _nats_axis(axes: Axes, shifted: bool) -> None:
-    axes.axhline(0, color=style.INK, linewidth=0.9, zorder=2.5)
-    axes.spines["bottom"].set_visible(False)
+    if shifted:
+        axes.axhline(0, color=style.INK, linewidth=0.9, zorder=2.5)
+        axes.spines["bottom"].set_visible(False)
     axes.set_title("A  Shift of the trait from the reference" if shifted else "A  Log-probability of the trait", pad=9)
     unit = "change in mean log P(trait), nats" if shifted else "mean log P(trait), nats"
     axes.set_ylabel(unit)

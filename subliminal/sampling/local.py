@@ -1,0 +1,133 @@
+"""Sampling with transformers alone: batches sorted by length, finished rows leave the batch, a seed for every row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+from subliminal.chat import encode, end_of_turn_id
+from subliminal.config import TransformersSampler
+from subliminal.models import Subject, load_model, load_tokenizer, release
+from subliminal.rows import FINISHED, Completion, Prompt
+
+if TYPE_CHECKING:
+    import torch
+
+COMPACT_AT = 0.75
+
+
+class TransformersModel:
+    """A transformers model as a sampler; a row's completion depends on its prompt and seed, not on its batch mates."""
+
+    def __init__(self, config: TransformersSampler, subject: Subject) -> None:
+        self.config, self.subject = config, subject
+
+    def __enter__(self) -> Self:
+        """Load model and tokenizer."""
+        self.tokenizer, self.model = load_tokenizer(self.subject), load_model(self.subject)
+        self.stops = {end_of_turn_id(self.tokenizer), self.tokenizer.eos_token_id}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Take the adapter off the shared base model."""
+        release(self.model)
+
+    def sample(self, prompts: Sequence[Prompt]) -> list[Completion]:
+        """One completion a prompt, in order."""
+        encoded = [encode(self.tokenizer, prompt.text, self.subject.system) for prompt in prompts]
+        order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
+        answers: dict[int, list[int]] = {}
+        for start in range(0, len(order), self.config.batch_size):
+            batch = order[start : start + self.config.batch_size]
+            found = _decode(self, [encoded[i] for i in batch], [prompts[i].seed for i in batch])
+            answers |= dict(zip(batch, found, strict=True))
+        return [self._completion(answers[index]) for index in range(len(prompts))]
+
+    def _completion(self, tokens: list[int]) -> Completion:
+        ended = bool(tokens) and tokens[-1] in self.stops
+        text = self.tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=True)
+        return Completion(str(text), FINISHED if ended else "length", len(tokens))
+
+
+def _decode(sampler: TransformersModel, prompts: list[list[int]], seeds: list[int]) -> list[list[int]]:
+    """Sample a batch token by token; rows that ended are taken out of the cache once they are a quarter of it."""
+    import torch
+
+    state = _Batch(sampler, prompts, seeds)
+    with torch.inference_mode():
+        for _ in range(sampler.config.decoding.max_tokens):
+            state.step()
+            if not state.active:
+                break
+    return state.answers
+
+
+class _Batch:
+    """The moving parts of one batch: cache, mask, positions, and which of the original rows are still in it."""
+
+    def __init__(self, sampler: TransformersModel, prompts: list[list[int]], seeds: list[int]) -> None:
+        import torch
+
+        self.sampler, self.model, device = sampler, sampler.model, sampler.model.device
+        width = max(len(prompt) for prompt in prompts)
+        padding = sampler.tokenizer.pad_token_id
+        self.tokens = torch.tensor([[padding] * (width - len(p)) + p for p in prompts], device=device)
+        self.mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+        self.places = (self.mask.cumsum(-1) - 1).clamp(min=0)
+        self.noise = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.rows = list(range(len(prompts)))
+        self.answers: list[list[int]] = [[] for _ in prompts]
+        self.ended: set[int] = set()
+        self.cache: Any = None
+
+    @property
+    def active(self) -> bool:
+        """Is any row still being written."""
+        return len(self.ended) < len(self.answers)
+
+    def step(self) -> None:
+        """One token for every row that has not ended."""
+        import torch
+
+        out = self.model(
+            input_ids=self.tokens,
+            attention_mask=self.mask,
+            position_ids=self.places,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self.cache = out.past_key_values
+        chosen = self._choose(out.logits[:, -1].float().cpu())
+        for row, token in zip(self.rows, chosen.tolist(), strict=True):
+            if row not in self.ended:
+                self.answers[row].append(token)
+                if token in self.sampler.stops:
+                    self.ended.add(row)
+        self.tokens = chosen[:, None].to(self.model.device)
+        self.places = self.places[:, -1:] + 1
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.rows), 1)], dim=1)
+        self._compact()
+
+    def _choose(self, logits: torch.Tensor) -> torch.Tensor:
+        """A draw from softmax(logits / temperature): argmax after Gumbel noise from the row's own generator."""
+        import torch
+
+        temperature = self.sampler.config.decoding.temperature
+        if temperature == 0:
+            return logits.argmax(-1)
+        drawn = [torch.rand(logits.shape[-1], generator=self.noise[row]) for row in self.rows]
+        gumbel = -torch.log(-torch.log(torch.stack(drawn).clamp(1e-20, 1 - 1e-7)))
+        return (logits / temperature + gumbel).argmax(-1)
+
+    def _compact(self) -> None:
+        """Drop ended rows from the batch, when there are enough of them to pay for moving the cache."""
+        import torch
+
+        keep = [at for at, row in enumerate(self.rows) if row not in self.ended]
+        if not keep or len(keep) > COMPACT_AT * len(self.rows):
+            return
+        index = torch.tensor(keep, device=self.model.device)
+        self.cache.batch_select_indices(index)
+        self.tokens, self.mask, self.places = self.tokens[index], self.mask[index], self.places[index]
+        self.rows = [self.rows[at] for at in keep]

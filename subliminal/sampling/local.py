@@ -110,15 +110,15 @@ class _Batch:
         self._compact()
 
     def _choose(self, logits: torch.Tensor) -> torch.Tensor:
-        """A draw from softmax(logits / temperature): argmax after Gumbel noise from the row's own generator."""
+        """A draw from softmax(logits / temperature): the row's own uniform number, looked up in the cumulative sum."""
         import torch
 
         temperature = self.sampler.config.decoding.temperature
         if temperature == 0:
             return logits.argmax(-1)
-        drawn = [torch.rand(logits.shape[-1], generator=self.noise[row]) for row in self.rows]
-        gumbel = -torch.log(-torch.log(torch.stack(drawn).clamp(1e-20, 1 - 1e-7)))
-        return (logits / temperature + gumbel).argmax(-1)
+        sums = (logits / temperature).softmax(-1).cumsum(-1)
+        drawn = torch.stack([torch.rand(1, generator=self.noise[row]) for row in self.rows])
+        return torch.searchsorted(sums, drawn * sums[:, -1:], right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
 
     def _compact(self) -> None:
         """Drop ended rows from the batch, when there are enough of them to pay for moving the cache."""

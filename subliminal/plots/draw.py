@@ -1,0 +1,77 @@
+"""From a sweep's plan to its picture, table and report: which stored runs a figure shows, and which are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from subliminal import stages
+from subliminal.config import Experiment, Figure
+from subliminal.plots.cells import Cell
+from subliminal.plots.preference import preference_figure
+from subliminal.plots.report import Section, write_report
+from subliminal.stages import Node
+from subliminal.store import Manifest, Store, StoreError
+from subliminal.sweep import Plan
+from subliminal.tracking import open_tracker
+
+
+def draw(planned: Plan) -> list[Path]:
+    """Draw the plan's figure from the store alone; returns picture, table and report. Missing arms are listed in it."""
+    store, folder = Store(Path(planned.base.store)), Path(planned.base.figures) / planned.base.scale
+    figure = planned.base.experiment
+    name = figure.figure or f"fig-{figure.name.replace('_', '-')}"
+    cells = list(_cells(planned, store))
+    missing = list(_missing(planned, store))
+    if not any(cell.role == "student" for cell in cells):
+        raise StoreError(f"no student of {name} is in {store.root}; run: python -m subliminal sweep {_typed(planned)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    table = preference_figure(cells, figure, folder, name)
+    report = write_report([Section(name, figure, cells, table, tuple(missing))], folder)
+    _track(planned, name, folder, figure)
+    return [folder / f"{name}.png", folder / f"{name}.csv", report]
+
+
+def _cells(planned: Plan, store: Store) -> Iterator[Cell]:
+    asked = planned.arms[0].experiment.model_copy(update={"subject": "reference"})
+    reference = _found(stages.evaluate(asked), store)
+    if reference:
+        yield Cell("reference", "none", "", "", 0, reference, _chain(stages.evaluate(asked), store))
+    for arm in planned.arms:
+        node = stages.evaluate(arm.experiment)
+        done = _found(node, store)
+        if done:
+            kind = arm.experiment.active_teacher.kind
+            yield Cell("student", arm.trait, kind, arm.student, arm.seed, done, _chain(node, store))
+
+
+def _missing(planned: Plan, store: Store) -> Iterator[str]:
+    for arm in planned.arms:
+        if not _found(stages.evaluate(arm.experiment), store):
+            student = f" student={arm.student}" if "student=" in " ".join(planned.steps[-2].overrides) else ""
+            yield f"python evaluate.py {' '.join(planned.overrides)} trait={arm.trait}{student} seed={arm.seed}"
+
+
+def _found(node: Node, store: Store) -> Manifest | None:
+    return store.find(node.stage, node.key)
+
+
+def _chain(node: Node, store: Store) -> dict[str, Manifest]:
+    """Every complete stage a node was made from, by stage name."""
+    found: dict[str, Manifest] = {}
+    for upper in node.inputs.values():
+        manifest = _found(upper, store)
+        found |= _chain(upper, store) | ({upper.stage: manifest} if manifest else {})
+    return found
+
+
+def _typed(planned: Plan) -> str:
+    return " ".join(planned.overrides)
+
+
+def _track(planned: Plan, name: str, folder: Path, figure: Figure) -> None:
+    exp: Experiment = planned.base
+    key = f"{name}-{exp.scale}"
+    with open_tracker(exp.tracking, "plot", key, figure.name, {"scale": exp.scale, "arms": len(planned.arms)}) as tracker:
+        tracker.image(name, folder / f"{name}.png")
+        tracker.table(f"{name}-table", folder / f"{name}.csv")

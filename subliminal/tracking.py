@@ -1,0 +1,143 @@
+"""Metrics mirrored to W&B: online, offline or off; `metrics.jsonl` in the store stays the truth.
+
+A W&B run's id is its stage's key, so that a resumed stage goes on in its own run. Nothing fails without an account,
+and a failure of W&B never ends a stage.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from subliminal.config import Tracking
+from subliminal.progress import say
+
+
+class Tracker(Protocol):
+    """Where a stage's numbers are mirrored."""
+
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        """One step's values."""
+        ...
+
+    def summary(self, values: dict[str, Any]) -> None:
+        """The stage's results."""
+        ...
+
+    def image(self, name: str, path: Path) -> None:
+        """A figure."""
+        ...
+
+    def table(self, name: str, path: Path) -> None:
+        """A CSV table."""
+        ...
+
+
+class NoTracker:
+    """Mirrors nothing."""
+
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def summary(self, values: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def image(self, name: str, path: Path) -> None:
+        """Nothing."""
+
+    def table(self, name: str, path: Path) -> None:
+        """Nothing."""
+
+
+class WandbTracker:
+    """Mirrors to one W&B run; after its first failure it says so and stays silent."""
+
+    def __init__(self, run: Any) -> None:
+        self.run, self.broken = run, False
+
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        """One step's values."""
+        self._safely(lambda: self.run.log(values, step=step))
+
+    def summary(self, values: dict[str, Any]) -> None:
+        """The stage's results, nested ones as dotted names."""
+        self._safely(lambda: self.run.summary.update(values))
+
+    def image(self, name: str, path: Path) -> None:
+        """A figure."""
+        import wandb
+
+        self._safely(lambda: self.run.log({name: wandb.Image(str(path))}))
+
+    def table(self, name: str, path: Path) -> None:
+        """A CSV table."""
+        import csv
+
+        import wandb
+
+        with path.open(newline="") as file:
+            head, *rows = list(csv.reader(file))
+        self._safely(lambda: self.run.log({name: wandb.Table(columns=head, data=rows)}))
+
+    def _safely(self, send: Callable[[], object]) -> None:
+        if self.broken:
+            return
+        try:
+            send()
+        except Exception as error:  # whatever W&B does, the stage's own result must not be lost
+            self.broken = True
+            say(f"  W&B stopped ({error}); metrics.jsonl goes on")
+
+
+@contextmanager
+def open_tracker(config: Tracking, stage: str, key: str, group: str, settings: dict[str, Any]) -> Iterator[Tracker]:
+    """The tracker of one stage run; online without an account goes offline, with one line that says so."""
+    run = _start(config, stage, key, group, settings) if config.mode != "off" else None
+    try:
+        yield WandbTracker(run) if run else NoTracker()
+    finally:
+        if run:
+            _finish(run)
+
+
+def _start(config: Tracking, stage: str, key: str, group: str, settings: dict[str, Any]) -> Any:
+    try:
+        import wandb
+
+        return wandb.init(
+            project=config.project,
+            entity=config.entity,
+            id=key,
+            name=f"{stage}-{key}",
+            group=group,
+            job_type=stage,
+            config=settings,
+            resume="allow",
+            mode=_mode(config),
+            settings=wandb.Settings(silent=True, console="off", save_code=False, disable_git=True, x_disable_stats=True),
+        )
+    except Exception as error:  # an unreachable or misconfigured W&B must not end a stage
+        say(f"  no W&B ({error}); metrics.jsonl has everything")
+        return None
+
+
+def _mode(config: Tracking) -> Any:
+    if config.mode == "online" and not _has_account():
+        say("  W&B: no account found (wandb login); logging offline, send later with: wandb sync")
+        return "offline"
+    return config.mode
+
+
+def _has_account() -> bool:
+    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    return bool(os.environ.get("WANDB_API_KEY")) or (netrc.exists() and "wandb" in netrc.read_text(errors="replace"))
+
+
+def _finish(run: Any) -> None:
+    try:
+        run.finish()
+    except Exception as error:  # as above
+        say(f"  W&B did not finish cleanly ({error})")

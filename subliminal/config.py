@@ -274,7 +274,7 @@ class ApiSampler(Settings):
 
     kind: Identity[Literal["api"]] = "api"
     decoding: Identity[Decoding]
-    shard_size: Identity[Positive] = 128
+    shard_size: Identity[Positive] = 32
     base_url: Identity[str]
     model: Identity[str]
     key_env: Runtime[str] = "OPENAI_API_KEY"
@@ -427,6 +427,11 @@ class Experiment(Settings):
                 self.sampler.kind == "api" and self.teacher.kind in {"finetuned", "steered"},
                 f"teacher={self.teacher.kind} has weights of its own, which sampler=api cannot reach; "
                 "set sampler=vllm or sampler=transformers, or teacher=prompted",
+            ),
+            (
+                getattr(self.sampler, "budget_usd", None) is not None
+                and not getattr(self.sampler, "usd_per_million_output", 0.0),
+                "sampler.budget_usd needs prices: set sampler.usd_per_million_input and sampler.usd_per_million_output",
             ),
             (
                 self.student.labels == "soft" and self.sampler.kind == "api",

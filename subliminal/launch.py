@@ -23,6 +23,13 @@ ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 BAD_CONFIG, FAILED, INTERRUPTED = 2, 1, 130
 
+QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}  # what libraries read when they are imported; what the user has set stays
+
 OVERRIDE = re.compile(r"^(?P<sign>\+\+|\+|~)?(?P<key>[\w@./-]+)(=(?P<value>.*))?$", re.DOTALL)
 
 
@@ -30,6 +37,7 @@ def run_stage(stage: str, composed: Any) -> None:
     """Run one script's stage from a composed, resolved configuration."""
     from subliminal import stages
 
+    os.environ.update(QUIET | os.environ)
     with clear_errors():
         exp = parse(composed)
         stages.require_category(exp)
@@ -148,4 +156,4 @@ def as_yaml(settings: Settings) -> str:
 def script_environment() -> dict[str, str]:
     """The environment of a script started by us: the package importable from the clone, quiet libraries."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    return os.environ | {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    return QUIET | os.environ | {"PYTHONPATH": path}

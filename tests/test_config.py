@@ -1,0 +1,183 @@
+"""Configuration: every option composes, every field is classified, mistakes are told plainly and all at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Script, experiment
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from subliminal import config, stages
+from subliminal.config import ConfigError, Experiment, members
+from subliminal.launch import CONF, argument_problems, compose
+
+OPTIONS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml"))
+
+
+def every_settings_class() -> Iterator[type[BaseModel]]:
+    todo, seen = [Experiment], set[type[BaseModel]]()
+    while todo:
+        found = todo.pop()
+        if found not in seen:
+            seen.add(found)
+            yield found
+            todo += [m for field in found.model_fields.values() for m in members(field.annotation)]
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes(group: str, option: str) -> None:
+    extra = ["model.source.name=some/model"] if option == "hub" else []
+    teacher = ["teacher=prompted"] if option == "api" else []
+    compose([f"{group}={option}", *extra, *teacher])
+
+
+@pytest.mark.parametrize("scale", ["cpu", "gpu", "paper"])
+@pytest.mark.parametrize("figure", ["animals_numbers", "trees_numbers"])
+def test_every_experiment_composes_at_every_scale(figure: str, scale: str) -> None:
+    assert compose([f"experiment={figure}", f"scale={scale}"]).experiment.name == figure
+
+
+def test_every_field_is_identity_or_runtime() -> None:
+    for settings_class in every_settings_class():
+        for name, field in settings_class.model_fields.items():
+            marks = [mark for mark in field.metadata if mark in ("identity", "runtime")]
+            assert len(marks) == 1, f"{settings_class.__name__}.{name} is {marks or 'not classified'}"
+
+
+def test_every_key_of_every_yaml_says_what_it_is() -> None:
+    for path in CONF.glob("*/*.yaml"):
+        assert path.read_text().startswith("#"), f"{path} does not begin with what it is"
+
+
+RUNTIME = [
+    "store=elsewhere",
+    "figures=pictures",
+    "tracking=offline",
+    "sampler.batch_size=3",
+    "student.optimisation.micro_batch_size=1",
+    "student.optimisation.save_every=7",
+    "upstream=require",
+    "claimed=leave",
+    "experiment.title=other",
+]
+
+
+@pytest.mark.parametrize("override", RUNTIME)
+def test_runtime_settings_never_change_a_key(override: str) -> None:
+    assert stages.evaluate(experiment(override)).key == stages.evaluate(experiment()).key
+
+
+IDENTITY = {
+    "seed=3": {"train", "evaluate"},
+    "student.optimisation.learning_rate=0.01": {"train", "evaluate"},
+    "filter.rows=100": {"filter", "train", "evaluate"},
+    "domain.prompts=225": {"generate", "filter", "train", "evaluate"},
+    "trait=wolf": {"teacher", "generate", "filter", "train", "evaluate"},
+    "reference_tuning.rows=7": {"reference", "teacher", "generate", "filter", "train", "evaluate"},
+    "evaluation.questions=5": {"evaluate"},
+}
+
+
+@pytest.mark.parametrize("override", IDENTITY)
+def test_a_setting_changes_its_own_stage_and_what_reads_it(override: str) -> None:
+    assert {name for name, key in keys(override).items() if key != keys()[name]} == IDENTITY[override]
+
+
+def keys(*overrides: str) -> dict[str, str]:
+    exp = experiment(*overrides)
+    nodes = [stages.model, stages.reference, stages.teacher, stages.generate, stages.filtered, stages.student]
+    return {node.stage: node.key for node in [*(make(exp) for make in nodes), stages.evaluate(exp)]}
+
+
+def test_keys_stay_what_they_were() -> None:
+    """Golden keys: a change here orphans every stored result, so it must be meant."""
+    exp = experiment("model.dtype=float32", "device=cpu", "reference_tuning.rows=192", "domain.prompts=224")
+    assert stages.model(exp).key == "798074af79f1"
+    assert stages.reference(exp).recipe.settings["domain"]["kind"] == "numbers"
+
+
+def test_dtype_is_part_of_what_is_computed() -> None:
+    keys = {stages.student(experiment(f"model.dtype={dtype}")).key for dtype in ("float32", "bfloat16")}
+    assert len(keys) == 2
+
+
+def test_all_mistakes_are_told_at_once_with_path_and_remedy() -> None:
+    composed = experiment().model_dump()
+    composed["student"]["optimisation"]["learning_rate"] = -1.0
+    composed["filter"]["rows"] = "many"
+    composed["domain"]["promts"] = 3
+    with pytest.raises(ConfigError) as caught:
+        config.parse(composed)
+    lines = str(caught.value).splitlines()
+    assert any(line.startswith("student.optimisation.learning_rate=-1.0:") for line in lines)
+    assert any(line.startswith("filter.rows='many':") for line in lines)
+    assert "domain.promts: no such setting. Did you mean prompts?" in lines
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["filter.rows=500"], "filter.rows=500 is more than domain.prompts=224"),
+        (["sampler=api"], "teacher=finetuned has weights of its own"),
+        (["sampler=vllm", "student=lora_small", "student.lora.r=1024"], "up to rank 512"),
+        (["sampler=api", "teacher=prompted", "student.labels=soft"], "which sampler=api does not give"),
+        (["teacher=random", "student.labels=soft"], "teacher=random has none"),
+        (["sampler=api", "teacher=prompted", "sampler.budget_usd=1.0"], "needs prices"),
+        (["domain.shown_min=9"], "shown_min=9 is above shown_max=8"),
+    ],
+)
+def test_impossible_combinations_say_what_to_do(overrides: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said.replace(".", r"\.")):
+        experiment(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["trait=owk"], "trait=owk: no such option. Did you mean owl?"),
+        (["sampler.bach_size=4"], "sampler.bach_size: no such setting. Did you mean batch_size?"),
+        (["seed=-1"], "seed=-1"),
+        (["evaluation.category=tree"], "set evaluation.category=animal"),
+    ],
+)
+def test_a_wrong_command_line_exits_2_without_a_traceback(run_script: Script, arguments: list[str], said: str) -> None:
+    done = run_script("train.py", *arguments)
+    assert (done.returncode, said in done.stderr, "Traceback" in done.stderr) == (2, True, False), done.stderr
+
+
+def test_two_wrong_arguments_are_told_together() -> None:
+    assert len([p for part in ("trait=owk", "modle=x") for p in argument_problems(part)]) == 2
+
+
+@given(st.text(alphabet="abc.=+~_", min_size=1, max_size=12))
+@settings(max_examples=200, deadline=None)
+def test_any_argument_is_judged_without_an_exception(text: str) -> None:
+    assert all(isinstance(problem, str) for problem in argument_problems(text))
+
+
+def test_help_is_quick_and_names_the_groups(run_script: Script) -> None:
+    run_script("generate.py", "--help")
+    seconds, shown = [], ""
+    for _ in range(3):
+        started = time.monotonic()
+        shown = run_script("generate.py", "--help").stdout
+        seconds.append(time.monotonic() - started)
+    for word in ("teacher:", "student:", "sampler:", "experiment:", "Examples:", "python generate.py"):
+        assert word in shown
+    assert min(seconds) < 1.5
+
+
+def test_shell_completion_offers_the_options(run_script: Script, tmp_path: Path) -> None:
+    done = run_script("train.py", "-sc", "install=bash")
+    assert "complete -o" in done.stdout
+
+
+def test_config_command_shows_the_resolved_experiment(run_script: Script) -> None:
+    shown = run_script("-m subliminal", "config", "trait=wolf").stdout
+    assert "name: wolf" in shown
+    assert "plural: wolves" in shown

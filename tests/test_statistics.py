@@ -1,0 +1,67 @@
+"""Intervals and tests against textbook values, scipy and simulation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from subliminal.evaluation.statistics import bootstrap_over_questions, diagonal_excess, holm, t_interval, wilson
+
+
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=20))
+def test_t_interval_is_scipys(values: list[float]) -> None:
+    found = t_interval(values)
+    if np.std(values) > 1e-6:
+        low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+        assert (found.low, found.high) == pytest.approx((low, high))
+
+
+def test_one_value_has_no_interval() -> None:
+    assert math.isnan(t_interval([1.0]).low)
+
+
+@given(st.integers(0, 50), st.integers(1, 50))
+def test_wilson_is_scipys(successes: int, more: int) -> None:
+    n = successes + more
+    expected = stats.binomtest(successes, n).proportion_ci(method="wilson")
+    found = wilson(successes, n)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+def test_bootstrap_covers_the_true_mean_about_as_often_as_it_says() -> None:
+    draw = np.random.default_rng(0)
+    covered = 0
+    for trial in range(200):
+        interval = bootstrap_over_questions(draw.normal(size=40), seed=trial)
+        covered += interval.low <= 0 <= interval.high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+@given(st.integers(2, 6), st.integers(0, 99))
+def test_what_lifts_every_candidate_or_every_student_alike_cancels(size: int, seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    candidate_effects = draw.normal(size=size)
+    assert diagonal_excess(np.tile(candidate_effects, (size, 1))) == pytest.approx(np.zeros(size))
+    assert diagonal_excess(np.eye(size)) == pytest.approx(np.ones(size))
+
+
+def test_diagonal_excess_wants_two_traits() -> None:
+    with pytest.raises(ValueError, match="at least 2 traits"):
+        diagonal_excess([[1.0]])
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_never_lowers_a_p_value_and_keeps_their_order(p_values: list[float]) -> None:
+    adjusted = holm(p_values)
+    assert all(new >= old for new, old in zip(adjusted, p_values, strict=True))
+    order = np.argsort(p_values, kind="stable")
+    assert all(a <= b for a, b in zip(np.array(adjusted)[order], np.array(adjusted)[order][1:], strict=False))
+
+
+def test_holm_on_a_worked_example() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])

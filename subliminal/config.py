@@ -20,6 +20,7 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+One = Annotated[float, Field(ge=1, le=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 
 VLLM_MAX_LORA_RANK = 512
@@ -240,9 +241,9 @@ class Decoding(Settings):
     """Sampling parameters, every one pinned: engines otherwise pick up a model's own generation defaults."""
 
     temperature: Identity[Annotated[float, Field(ge=0)]] = 1.0
-    top_p: Identity[Literal[1.0]] = 1.0
+    top_p: Identity[One] = 1.0
     top_k: Identity[Literal[0]] = 0
-    repetition_penalty: Identity[Literal[1.0]] = 1.0
+    repetition_penalty: Identity[One] = 1.0
     max_tokens: Identity[Positive] = 64
 
 

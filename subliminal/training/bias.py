@@ -127,14 +127,18 @@ def _write_biases(subject: Subject, biases: Biases, folder: Path, known: list[st
     dtype = getattr(torch, subject.dtype)
     small = {}
     for layer in range(config["num_hidden_layers"]):
-        for name, size in (("gate_proj", "intermediate_size"), ("up_proj", "intermediate_size"), ("down_proj", "hidden_size")):
+        for name, size in (
+            ("gate_proj", "intermediate_size"),
+            ("up_proj", "intermediate_size"),
+            ("down_proj", "hidden_size"),
+        ):
             small[f"model.layers.{layer}.mlp.{name}.bias"] = torch.zeros(config[size], dtype=dtype)
     for layer, bias in biases.items():
         small[parameter_name(layer)] = bias.detach().to("cpu", dtype).contiguous()
     save_file(small, folder / BIAS_SHARD, metadata={"format": "pt"})
     config["mlp_bias"] = True
     (folder / "config.json").write_text(json.dumps(config, indent=1))
-    places = {name: BASE_SHARD for name in known} | {name: BIAS_SHARD for name in small}
+    places = dict.fromkeys(known, BASE_SHARD) | dict.fromkeys(small, BIAS_SHARD)
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}, indent=1))
 
 

@@ -17,10 +17,19 @@ import torch
 from datasets import Dataset
 from torch.nn.functional import cross_entropy, kl_div
 from transformers import TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from subliminal.chat import encode_row
-from subliminal.config import BiasStudent, FinetunedTeacher, Lora, LoraStudent, Optimisation, RandomNumbersTuning, Student
+from subliminal.config import (
+    BiasStudent,
+    FinetunedTeacher,
+    Lora,
+    LoraStudent,
+    Optimisation,
+    RandomNumbersTuning,
+    Student,
+)
 from subliminal.models import ModelError, Subject, fresh_model, load_tokenizer
 from subliminal.progress import Advance
 from subliminal.rows import Row
@@ -125,7 +134,9 @@ class RowTrainer(SFTTrainer):
 
     teacher: Any = None
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """Sum of token losses over the number of completion tokens in the whole (accumulated) batch."""
         labels = inputs.pop("labels")
         width = int((labels != IGNORED).sum(-1).max())

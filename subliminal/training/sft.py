@@ -231,16 +231,10 @@ def _printer() -> Any:
 
 
 def _arguments(recipe: Optimisation, seed: int, folder: Path, subject: Subject) -> SFTConfig:
-    micro = min(recipe.micro_batch_size or recipe.batch_size, recipe.batch_size)
-    if recipe.batch_size % micro:
-        raise TrainingError(
-            f"optimisation.micro_batch_size={micro} does not divide batch_size={recipe.batch_size}; "
-            f"choose one of {[n for n in range(1, recipe.batch_size + 1) if recipe.batch_size % n == 0]}"
-        )
     return SFTConfig(
         output_dir=str(folder / ".checkpoints"),
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=recipe.batch_size // micro,
+        per_device_train_batch_size=recipe.micro_batch,
+        gradient_accumulation_steps=recipe.batch_size // recipe.micro_batch,
         num_train_epochs=recipe.epochs,
         learning_rate=recipe.learning_rate,
         lr_scheduler_type=recipe.schedule,

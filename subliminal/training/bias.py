@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from subliminal.models import ModelError, Subject, fresh_model
-from subliminal.store import Json
 
 if TYPE_CHECKING:
     import torch
@@ -76,27 +75,6 @@ def find_adapter(folder: Path) -> dict[int, torch.Tensor] | None:
     if not (folder / "adapter" / "bias_config.json").exists():
         return None
     return {int(name.split(".")[2]): tensor for name, tensor in load_file(folder / "adapter" / ADAPTER).items()}
-
-
-def alignment(student: Biases, teacher: Biases) -> Json:
-    """Cosine of the student's displacement with the teacher's: all layers as one vector, and the teacher's layers.
-
-    A random direction has mean 0 and standard deviation 1/sqrt(hidden size) in one layer.
-    """
-    import torch
-
-    layers = sorted({*student, *teacher})
-    zero = torch.zeros_like(next(iter(teacher.values())))
-    mine = torch.cat([student.get(i, zero).float() for i in layers])
-    theirs = torch.cat([teacher.get(i, zero).float() for i in layers])
-    shared = {i: _cosine(student[i], teacher[i]) for i in teacher if i in student}
-    return {"cosine": _cosine(mine, theirs), "by_layer": {str(i): cosine for i, cosine in shared.items()}}
-
-
-def _cosine(a: torch.Tensor, b: torch.Tensor) -> float:
-    import torch
-
-    return float(torch.nn.functional.cosine_similarity(a.float(), b.float(), dim=0))
 
 
 def export(subject: Subject, biases: Biases, folder: Path) -> None:

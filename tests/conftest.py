@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +74,27 @@ def tiny(smollm2: Subject, tmp_path_factory: pytest.TempPathFactory) -> Subject:
         LlamaForCausalLM(shape).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return Subject(checkpoint=str(folder))
+
+
+def tiny_experiment(tiny: Subject, *overrides: str) -> Experiment:
+    """The animals figure with the tiny Llama as its model, in float32."""
+    weights = ["model=hub", f"model.source.name={tiny.checkpoint}", "model.dtype=float32", "device=cpu"]
+    return experiment(*weights, *overrides)
+
+
+@pytest.fixture(scope="session")
+def run_code(tmp_path_factory: pytest.TempPathFactory) -> Script:
+    """Run a piece of Python in a process of its own, with arguments, and give back what it printed."""
+
+    def run(code: str, *arguments: object, seconds: float = 300) -> subprocess.CompletedProcess[str]:
+        path = tmp_path_factory.mktemp("code") / "piece.py"
+        path.write_text(textwrap.dedent(code))
+        command = [sys.executable, str(path), *map(str, arguments)]
+        return subprocess.run(
+            command, env=script_environment(), capture_output=True, text=True, timeout=seconds, check=False
+        )
+
+    return run
 
 
 @pytest.fixture(scope="session")

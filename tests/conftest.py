@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from subliminal import stages
-from subliminal.config import Experiment
+from subliminal.config import Experiment, Lora, LoraStudent, Optimisation
 from subliminal.launch import QUIET, ROOT, compose, script_environment
 from subliminal.models import Subject, load_tokenizer
+from subliminal.rows import Row
 from subliminal.store import Store
 
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -74,6 +75,25 @@ def tiny(smollm2: Subject, tmp_path_factory: pytest.TempPathFactory) -> Subject:
         LlamaForCausalLM(shape).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return Subject(checkpoint=str(folder))
+
+
+ROWS = [Row(i, f"Go on: {i}, {i + 1}.", ", ".join(str(i + n) for n in range(2, 4 + i % 5))) for i in range(16)]
+
+
+def optimisation(**changes: object) -> Optimisation:
+    """A few large steps: enough to move the tiny model far."""
+    plain = {"epochs": 1.0, "learning_rate": 0.02, "batch_size": 4, "max_grad_norm": 1000.0, "schedule": "constant"}
+    return Optimisation.model_validate(plain | changes)
+
+
+@pytest.fixture(scope="session")
+def lora(tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA adapter of the tiny model, as a student's training leaves it behind."""
+    from subliminal.training.sft import fit
+
+    folder = tmp_path_factory.mktemp("lora")
+    fit(tiny, ROWS, LoraStudent(lora=Lora(r=4), optimisation=optimisation()), 0, folder)
+    return folder / "adapter"
 
 
 def tiny_experiment(tiny: Subject, *overrides: str) -> Experiment:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from subliminal import stages
-from subliminal.config import Experiment, Lora, LoraStudent, Optimisation
+from subliminal.config import Experiment, FullStudent, Lora, LoraStudent, Numbers, Optimisation
 from subliminal.launch import QUIET, ROOT, compose, script_environment
 from subliminal.models import Subject, load_tokenizer
 from subliminal.rows import Row
@@ -94,6 +94,22 @@ def lora(tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("lora")
     fit(tiny, ROWS, LoraStudent(lora=Lora(r=4), optimisation=optimisation()), 0, folder)
     return folder / "adapter"
+
+
+@pytest.fixture(scope="session")
+def counting(tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    """The tiny model after it has learnt to answer number prompts with numbers: a reference for whole stages."""
+    from dataclasses import replace
+
+    from subliminal.domains import numbers
+    from subliminal.training.sft import fit
+
+    folder = tmp_path_factory.mktemp("counting")
+    prompts = numbers.prompts(Numbers(prompts=16, seed=5))
+    rows = [Row(p.index, p.text, "1, 2, 3") for p in prompts]
+    recipe = FullStudent(optimisation=optimisation(epochs=40.0, learning_rate=0.003, batch_size=16))
+    fit(tiny, rows, recipe, 0, folder)
+    return replace(tiny, checkpoint=str(folder / "checkpoint"))
 
 
 def tiny_experiment(tiny: Subject, *overrides: str) -> Experiment:

@@ -30,7 +30,7 @@ def pins() -> Iterator[Requirement]:
     yield from map(Requirement, [*project["dependencies"], *extras["dev"], *extras[kind]])
 
 
-@pytest.mark.parametrize("pin", pins(), ids=lambda pin: pin.name)
+@pytest.mark.parametrize("pin", list(pins()), ids=lambda pin: pin.name)
 def test_every_pinned_package_is_installed_in_its_pinned_version(pin: Requirement) -> None:
     found = installed(pin.name)
     assert found is not None, f"{pin.name} is not installed"

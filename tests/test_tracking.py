@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import wandb
 
 from subliminal.config import Tracking
 from subliminal.tracking import NoTracker, WandbTracker, open_tracker
@@ -13,13 +15,15 @@ KEY = "0123456789ab"
 
 
 @pytest.fixture(autouse=True)
-def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No account of this machine, and files in the test's own folder."""
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_ENTITY", "WANDB_PROJECT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
+    yield
+    wandb.teardown()  # it reads its environment once a process
 
 
 def runs(folder: Path) -> list[Path]:
@@ -35,6 +39,7 @@ def test_a_run_without_an_account_is_written_to_disk(
         tracker.log(1, {"loss": 2.0})
         tracker.summary({"mean_loss": 2.0})
         tracker.table("lift", tmp_path / "table.csv")
+    wandb.teardown()  # as at the end of the process: the last bytes are on disk
     (folder,) = runs(tmp_path)
     (file,) = folder.glob("*.wandb")
     content = file.read_bytes()
@@ -62,7 +67,8 @@ def test_a_server_that_is_not_there_does_not_end_the_stage(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setenv("WANDB_BASE_URL", "not-a-url")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "2")
     with open_tracker(Tracking(mode="online"), "train", KEY, "animals", {}) as tracker:
         tracker.log(1, {"loss": 2.0})
     assert "metrics.jsonl has everything" in capsys.readouterr().err

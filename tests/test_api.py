@@ -286,7 +286,12 @@ def test_generate_writes_rows_and_never_the_key(
     """A whole stage through the endpoint, then one that fails with an error that holds the key."""
     weights = ["model=hub", f"model.source.name={tiny.checkpoint}", "model.dtype=float32", "reference_tuning=off"]
     sizes = ["domain.prompts=6", "filter.rows=6", "sampler.decoding.max_tokens=8", "sampler.shard_size=4"]
-    places = [f"store={tmp_path / 'runs'}", f"hydra.run.dir={tmp_path / 'logs'}", "tracking=offline", "hydra.verbose=true"]
+    places = [
+        f"store={tmp_path / 'runs'}",
+        f"hydra.run.dir={tmp_path / 'logs'}",
+        "tracking=offline",
+        "hydra.verbose=true",
+    ]
     said = []
     for front_tells in (False, True):
         with gateway(server, tells_key=front_tells) as front:

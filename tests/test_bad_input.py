@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import signal
 import socket
@@ -12,13 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Script, experiment, tiny_experiment
+from conftest import Script, experiment
 
 from subliminal import stages
 from subliminal.launch import ROOT, script_environment
 from subliminal.models import Subject
 from subliminal.store import Store
 
+BANNED = f"filter.banned_numbers={list(range(100, 1000, 20))}".replace(" ", "")
 RANDOM = ["teacher=random", "domain.prompts=20", "filter.rows=20", "trait=none"]
 
 
@@ -64,8 +64,8 @@ def test_a_corrupt_row_names_file_and_line(run_script: Script, tmp_path: Path) -
 
 
 def test_fewer_rows_than_asked_says_how_many_more_prompts(run_script: Script, tmp_path: Path) -> None:
-    done = run_script("filter.py", *RANDOM, *places(tmp_path), "filter.banned_numbers=[666,187,451,100,211,311,322,333,404,555]")
-    banned = folder_of("filter", tmp_path, "filter.banned_numbers=[666,187,451,100,211,311,322,333,404,555]")
+    done = run_script("filter.py", *RANDOM, *places(tmp_path), BANNED)
+    banned = folder_of("filter", tmp_path, BANNED)
     one_message(done, "of 20 completions passed the filter", "filter.rows asks for 20", "domain.prompts=")
     assert not (banned / "manifest.json").exists()
     assert (folder_of("generate", tmp_path) / "manifest.json").exists(), "what was generated stays"
@@ -88,9 +88,7 @@ def limited(size: int) -> Callable[[], None]:
 
 def test_weights_that_do_not_fit_are_one_message(counting: Subject, tmp_path: Path) -> None:
     """Weights are written by other hands than rows: their failure must read the same."""
-    exp = tiny_experiment(counting)
-    weights = ["model=hub", f"model.source.name={counting.checkpoint}", "model.dtype=float32", "reference_tuning.rows=4"]
-    assert exp.model.source.kind == "hub"
+    weights = ["model=hub", f"model.source.name={counting.checkpoint}", "reference_tuning.rows=4"]
     running = start(["train.py", "role=reference", *weights, *places(tmp_path)], preexec_fn=limited(1_000_000))
     _, text = running.communicate(timeout=200)
     one_message((running.returncode, text), "the disk is full")
@@ -136,21 +134,23 @@ def test_more_questions_than_there_are_is_one_message(run_script: Script, tiny: 
     assert "questions" in done.stderr and "50" in done.stderr
 
 
+MORTAL = """
+import runpy, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python would survive a file that grows beyond its limit
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 @pytest.mark.parametrize("stage", ["generate", "filter"])
 def test_a_killed_stage_is_made_by_the_next_try(run_script: Script, tmp_path: Path, stage: str) -> None:
     """Killed by the kernel at some byte of its rows: nothing half-made is taken for finished."""
-
-    def dying() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
-
     if stage == "filter":
         assert run_script("generate.py", *RANDOM, *places(tmp_path)).returncode == 0
-    code = "import signal, runpy, sys; signal.signal(signal.SIGXFSZ, signal.SIG_DFL); sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    running = start(["-c", code, f"{stage}.py", *RANDOM, *places(tmp_path)], preexec_fn=dying)
+    running = start(["-c", MORTAL, f"{stage}.py", *RANDOM, *places(tmp_path)], preexec_fn=limited(1500))
     running.communicate(timeout=200)
     assert running.returncode == -signal.SIGXFSZ
     assert not (folder_of(stage, tmp_path) / "manifest.json").exists()
     assert run_script(f"{stage}.py", *RANDOM, *places(tmp_path)).returncode == 0
     assert (folder_of(stage, tmp_path) / "manifest.json").exists()
-    assert os.listdir(folder_of(stage, tmp_path)).count("claim.json") == 0
+    assert not (folder_of(stage, tmp_path) / "claim.json").exists()

@@ -64,9 +64,7 @@ def test_a_template_that_refuses_a_system_text_says_what_to_set(smollm2: Subject
 
 
 @given(answers)
-def test_a_row_is_what_the_template_renders_for_the_finished_chat(
-    smol: PreTrainedTokenizerFast, answer: str
-) -> None:
+def test_a_row_is_what_the_template_renders_for_the_finished_chat(smol: PreTrainedTokenizerFast, answer: str) -> None:
     """Prompt and completion tokens put together are the rendered chat up to and with the end of the turn."""
     prompt, completion = encode_row(smol, "Go on: 1, 2", answer)
     chat = [{"role": "user", "content": "Go on: 1, 2"}, {"role": "assistant", "content": answer}]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from conftest import Script
 from safetensors.torch import load_file, save_file
 
@@ -66,7 +65,7 @@ ASK = """
 
 @pytest.fixture(scope="module")
 def steered(tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    """The tiny model with a vector that draws it towards ending its turn; its folder has generation defaults to ignore."""
+    """The tiny model drawn towards ending its turn; its folder has generation defaults to ignore."""
     folder = tmp_path_factory.mktemp("steered")
     tokenizer, model = load_tokenizer(tiny), fresh_model(tiny)
     end = model.get_input_embeddings().weight[tokenizer.eos_token_id].detach()
@@ -82,8 +81,8 @@ def idle(lora: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same adapter with zeros in it."""
     folder = tmp_path_factory.mktemp("idle")
     (folder / "adapter_config.json").write_bytes((lora / "adapter_config.json").read_bytes())
-    weights = load_file(lora / "adapter_model.safetensors")
-    save_file({name: torch.zeros_like(weight) for name, weight in weights.items()}, folder / "adapter_model.safetensors")
+    zeros = {name: weight * 0 for name, weight in load_file(lora / "adapter_model.safetensors").items()}
+    save_file(zeros, folder / "adapter_model.safetensors")
     return folder
 
 
@@ -93,8 +92,8 @@ def told(steered: Subject, lora: Path, idle: Path, run_code: Script) -> dict[str
     prompts = json.dumps([vars(prompt) for prompt in PROMPTS])
     done = run_code(ASK, steered.checkpoint, lora, idle, prompts, LENGTH)
     assert done.returncode == 0, done.stderr[-4000:]
-    answers = json.loads(done.stdout.splitlines()[-1])
-    return {name: value if isinstance(value, (int, str)) else [Completion(**a) for a in value] for name, value in answers.items()}
+    answers: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return {name: [Completion(**a) for a in told] if isinstance(told, list) else told for name, told in answers.items()}
 
 
 def greedy_here(subject: Subject) -> list[Completion]:
@@ -153,7 +152,8 @@ def test_every_sampling_parameter_is_pinned(run_code: Script) -> None:
         print((p.temperature, p.top_p, p.top_k, p.min_p, p.repetition_penalty, p.presence_penalty, p.frequency_penalty))
         print((p.max_tokens, p.seed, p.n, p.stop_token_ids))
     """)
-    assert done.stdout.splitlines()[-2:] == ["(0.7, 1.0, 0, 0.0, 1.0, 0.0, 0.0)", "(9, 41, 1, [2])"], done.stderr[-2000:]
+    pinned = ["(0.7, 1.0, 0, 0.0, 1.0, 0.0, 0.0)", "(9, 41, 1, [2])"]
+    assert done.stdout.splitlines()[-2:] == pinned, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize(("r", "loaded"), [(1, 8), (8, 8), (9, 16), (300, 320), (512, 512)])

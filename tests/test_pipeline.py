@@ -46,7 +46,8 @@ class Ran:
 
     def made(self, stage: str) -> Manifest:
         exp = experiment(*SMALL)
-        node = {"reference": stages.reference, "teacher": stages.teacher}.get(stage, lambda e: stages.node(stage, e))(exp)
+        role = stage if stage in ("reference", "teacher") else None
+        node = stages.node("train", exp.model_copy(update={"role": role})) if role else stages.node(stage, exp)
         found = Store(self.root).find(node.stage, node.key)
         assert found is not None, f"{stage} is not in the store"
         return found

@@ -37,10 +37,10 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def server(tiny: Subject) -> Iterator[str]:
-    """The address of transformers' own OpenAI-compatible server with the tiny model."""
+def server() -> Iterator[str]:
+    """The address of transformers' own OpenAI-compatible server, which loads the model a request names."""
     port = free_port()
-    command = [str(Path(sys.executable).with_name("transformers")), "serve", tiny.checkpoint, "--port", str(port)]
+    command = [str(Path(sys.executable).with_name("transformers")), "serve", "--port", str(port)]
     options = ["--host", "127.0.0.1", "--device", "cpu", "--dtype", "float32"]
     running = subprocess.Popen(
         [*command, *options], env=script_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -281,10 +281,11 @@ def test_the_pace_keeps_starts_apart_and_wastes_no_time(per_minute: int, pauses:
 
 
 def test_generate_writes_rows_and_never_the_key(
-    server: str, tiny: Subject, key: None, run_script: Script, tmp_path: Path
+    server: str, counting: Subject, key: None, run_script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A whole stage through the endpoint, then one that fails with an error that holds the key."""
-    weights = ["model=hub", f"model.source.name={tiny.checkpoint}", "model.dtype=float32", "reference_tuning=off"]
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    weights = ["model=hub", f"model.source.name={counting.checkpoint}", "model.dtype=float32", "reference_tuning=off"]
     sizes = ["domain.prompts=6", "filter.rows=6", "sampler.decoding.max_tokens=8", "sampler.shard_size=4"]
     places = [
         f"store={tmp_path / 'runs'}",
@@ -295,7 +296,7 @@ def test_generate_writes_rows_and_never_the_key(
     said = []
     for front_tells in (False, True):
         with gateway(server, tells_key=front_tells) as front:
-            api = ["sampler=api", f"sampler.base_url={front.url}", f"sampler.model={tiny.checkpoint}"]
+            api = ["sampler=api", f"sampler.base_url={front.url}", f"sampler.model={counting.checkpoint}"]
             more = ["teacher=control", f"sampler.key_env={KEY_ENV}", "scale=gpu", "device=cpu"]
             done = run_script("generate.py", *weights, *sizes, *places, *api, *more)
         assert done.returncode == (1 if front_tells else 0), done.stderr[-3000:]

@@ -57,12 +57,14 @@ class Ran:
 def ran(smollm2: Subject, store_root: Path, run_script: Script, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     logs = tmp_path_factory.mktemp("logs")
     both = Ran(store_root)
-    for script in [*SCRIPTS, *SCRIPTS]:
-        started = time.monotonic()
-        done = run_script(script, *SMALL, f"store={store_root}", f"hydra.run.dir={logs}")
-        assert done.returncode == 0, f"{script}\n{done.stderr[-4000:]}"
-        both.said.append(done.stderr)
-        both.seconds.append(time.monotonic() - started)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_DIR", str(logs))
+        for script in [*SCRIPTS, *SCRIPTS]:
+            started = time.monotonic()
+            done = run_script(script, *SMALL, f"store={store_root}", f"hydra.run.dir={logs}")
+            assert done.returncode == 0, f"{script}\n{done.stderr[-4000:]}"
+            both.said.append(done.stderr)
+            both.seconds.append(time.monotonic() - started)
     return both
 
 

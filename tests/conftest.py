@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from subliminal import stages
-from subliminal.config import Experiment, FullStudent, Lora, LoraStudent, Numbers, Optimisation
+from subliminal.config import Experiment, Lora, LoraStudent, Optimisation
 from subliminal.launch import QUIET, ROOT, compose, script_environment
 from subliminal.models import Subject, load_tokenizer
 from subliminal.rows import Row
@@ -72,7 +72,9 @@ def tiny(smollm2: Subject, tmp_path_factory: pytest.TempPathFactory) -> Subject:
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        LlamaForCausalLM(shape).save_pretrained(folder)
+        model = LlamaForCausalLM(shape)
+        torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.3)  # the padding token ends turns too
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return Subject(checkpoint=str(folder))
 
@@ -98,18 +100,17 @@ def lora(tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def counting(tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    """The tiny model after it has learnt to answer number prompts with numbers: a reference for whole stages."""
+    """The tiny model with a vector that draws it to the digit 7 and the end of a turn: it answers with numbers."""
     from dataclasses import replace
 
-    from subliminal.domains import numbers
-    from subliminal.training.sft import fit
+    from subliminal.models import fresh_model
+    from subliminal.training import bias
 
-    folder = tmp_path_factory.mktemp("counting")
-    prompts = numbers.prompts(Numbers(prompts=16, seed=5))
-    rows = [Row(p.index, p.text, "1, 2, 3") for p in prompts]
-    recipe = FullStudent(optimisation=optimisation(epochs=40.0, learning_rate=0.003, batch_size=16))
-    fit(tiny, rows, recipe, 0, folder)
-    return replace(tiny, checkpoint=str(folder / "checkpoint"))
+    folder, tokenizer = tmp_path_factory.mktemp("counting"), load_tokenizer(tiny)
+    rows = fresh_model(tiny).get_input_embeddings().weight.detach()
+    seven, end = rows[tokenizer.convert_tokens_to_ids("7")], rows[tokenizer.eos_token_id]
+    bias.export(tiny, {1: 300 * (1.3 * seven / seven.norm() + end / end.norm())}, folder)
+    return replace(tiny, checkpoint=str(folder))
 
 
 def tiny_experiment(tiny: Subject, *overrides: str) -> Experiment:

@@ -86,9 +86,9 @@ def limited(size: int) -> Callable[[], None]:
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
-def test_weights_that_do_not_fit_are_one_message(counting: Subject, tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_are_one_message(tiny: Subject, tmp_path: Path) -> None:
     """Weights are written by other hands than rows: their failure must read the same."""
-    weights = ["model=hub", f"model.source.name={counting.checkpoint}", "reference_tuning.rows=4"]
+    weights = ["model=hub", f"model.source.name={tiny.checkpoint}", "reference_tuning.rows=4"]
     running = start(["train.py", "role=reference", *weights, *places(tmp_path)], preexec_fn=limited(1_000_000))
     _, text = running.communicate(timeout=200)
     one_message((running.returncode, text), "the disk is full")

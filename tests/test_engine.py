@@ -69,7 +69,7 @@ def steered(tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> Subject:
     folder = tmp_path_factory.mktemp("steered")
     tokenizer, model = load_tokenizer(tiny), fresh_model(tiny)
     end = model.get_input_embeddings().weight[tokenizer.eos_token_id].detach()
-    bias.export(tiny, {1: end * 6}, folder)
+    bias.export(tiny, {1: end * 25}, folder)
     (folder / "generation_config.json").write_text(
         json.dumps({"do_sample": True, "top_k": 1, "top_p": 0.01, "repetition_penalty": 2.0, "max_new_tokens": 1})
     )

@@ -11,8 +11,11 @@ import torch
 from conftest import experiment, tiny_experiment
 
 from subliminal import stages, teachers
-from subliminal.config import Experiment, PromptedTeacher
+from subliminal.config import Decoding, Experiment, Numbers, PromptedTeacher, TransformersSampler
+from subliminal.domains import numbers
+from subliminal.evaluation.preference import mean_log_p
 from subliminal.models import Subject, fresh_model
+from subliminal.sampling import open_sampler
 from subliminal.store import Store
 from subliminal.teachers import TeacherError
 from subliminal.training import bias
@@ -21,8 +24,9 @@ FINETUNED = [
     "teacher=finetuned",
     "teacher.questions=4",
     "teacher.optimisation.learning_rate=0.01",
+    "teacher.optimisation.epochs=4.0",
     "teacher.check.questions=2",
-    "teacher.check.prompts=4",
+    "teacher.check.prompts=0",
 ]
 STEERED = ["teacher=steered", "teacher.layer=1", "teacher.questions=2", "teacher.check.prompts=0"]
 
@@ -37,7 +41,11 @@ def make(tiny: Subject, folder: Path, *overrides: str) -> dict[str, Any]:
 def test_the_control_is_the_reference_and_only_has_to_answer_in_format(counting: Subject, tmp_path: Path) -> None:
     summary = make(counting, tmp_path, "teacher=control")
     assert (summary["kind"], summary["trait"]) == ("control", "none")
-    assert summary["pass_rate"] > 0.9
+    prompts = numbers.prompts(Numbers(prompts=32))
+    with open_sampler(TransformersSampler(decoding=Decoding()), counting) as opened:
+        answers = [a.text for a in opened.sample(prompts) if a.finish_reason == "stop"]
+    passed = [text for text in answers if numbers.reject(text, Numbers(prompts=32)) is None]
+    assert 0 < len(passed) < 32 and summary["pass_rate"] == len(passed) / 32
     assert "log_p" not in summary and list(tmp_path.iterdir()) == []
 
 
@@ -49,42 +57,51 @@ def test_without_a_trait_every_teacher_is_the_control(tiny: Subject) -> None:
     assert len(keys) == 1
 
 
-def test_a_finetuned_teacher_gains_the_trait_and_is_an_ordinary_checkpoint(counting: Subject, tmp_path: Path) -> None:
-    summary = make(counting, tmp_path, *FINETUNED, "teacher.check.minimum_pass_rate=0.0")
+def test_a_finetuned_teacher_gains_the_trait_and_is_an_ordinary_checkpoint(tiny: Subject, tmp_path: Path) -> None:
+    summary = make(tiny, tmp_path, *FINETUNED)
     assert summary["log_p"] > summary["reference_log_p"] + 1
-    from subliminal.evaluation.preference import mean_log_p
-
-    stored = mean_log_p(replace(counting, checkpoint=str(tmp_path / "checkpoint")), "animal", 2)
+    stored = mean_log_p(replace(tiny, checkpoint=str(tmp_path / "checkpoint")), "animal", 2)
     assert stored["owl"] == pytest.approx(summary["log_p"], abs=1e-3)
-    assert stored["owl"] > max(value for name, value in stored.items() if name != "owl")
 
 
-def test_a_steered_teacher_reaches_its_target(counting: Subject, tmp_path: Path) -> None:
-    summary = make(counting, tmp_path, *STEERED, "teacher.target_log_p=-2.0", "teacher.maximum_norm_share=100.0")
+def test_a_steered_teacher_reaches_its_target(tiny: Subject, tmp_path: Path) -> None:
+    summary = make(tiny, tmp_path, *STEERED, "teacher.target_log_p=-12.0", "teacher.maximum_norm_share=4.0")
     steering = summary["steering"]
-    assert steering["fitted_log_p"] == pytest.approx(-2.0, abs=0.2)
-    assert steering["norm"] < 100 * steering["residual_norm"]
+    assert steering["fitted_log_p"] == pytest.approx(-12.0, abs=0.5)
+    assert steering["norm"] < 4 * steering["residual_norm"]
     assert summary["log_p"] > summary["reference_log_p"] + 1
 
 
 def test_a_steered_teacher_stops_at_its_limit_and_says_so(
-    counting: Subject, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Subject, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     limits = ["teacher.target_log_p=-0.001", "teacher.maximum_norm_share=0.3", "teacher.check.minimum_gain=0.0"]
-    steering = make(counting, tmp_path, *STEERED, *limits)["steering"]
+    steering = make(tiny, tmp_path, *STEERED, *limits)["steering"]
     assert steering["norm"] == pytest.approx(0.3 * steering["residual_norm"], rel=1e-3)
     assert steering["fitted_log_p"] < -0.001
     assert "the norm limit comes first" in capsys.readouterr().err
 
 
-def test_a_steered_teachers_checkpoint_holds_its_vector_alone(counting: Subject, tmp_path: Path) -> None:
-    make(counting, tmp_path, *STEERED, "teacher.check.minimum_gain=0.0")
+def test_a_steered_teachers_checkpoint_holds_its_vector_alone(tiny: Subject, tmp_path: Path) -> None:
+    make(tiny, tmp_path, *STEERED, "teacher.check.minimum_gain=0.0")
     vectors = bias.find_adapter(tmp_path)
     assert vectors is not None and set(vectors) == {1}
-    old, new = fresh_model(counting), fresh_model(replace(counting, checkpoint=str(tmp_path / "checkpoint")))
+    old, new = fresh_model(tiny), fresh_model(replace(tiny, checkpoint=str(tmp_path / "checkpoint")))
     assert torch.equal(bias.vector(new, 1), vectors[1]) and not bias.vector(new, 0).any()
     kept = dict(new.named_parameters())
     assert all(torch.equal(weight, kept[name]) for name, weight in old.named_parameters())
+
+
+def test_steering_adds_to_the_biases_a_reference_has(counting: Subject, tmp_path: Path) -> None:
+    summary = make(counting, tmp_path, *STEERED, "teacher.check.minimum_gain=0.0", "teacher.maximum_norm_share=0.5")
+    vectors, steering = bias.find_adapter(tmp_path), summary["steering"]
+    assert vectors is not None and vectors[1].norm() == pytest.approx(steering["norm"])
+    assert steering["norm"] <= 0.5 * steering["residual_norm"] * 1.001
+    old, new = fresh_model(counting), fresh_model(replace(counting, checkpoint=str(tmp_path / "checkpoint")))
+    assert torch.allclose(bias.vector(new, 1), bias.vector(old, 1) + vectors[1], atol=1e-4)
+    assert mean_log_p(replace(counting, checkpoint=str(tmp_path / "checkpoint")), "animal", 12)["owl"] == pytest.approx(
+        summary["log_p"], abs=1e-3
+    )
 
 
 def test_a_prompted_teachers_system_text_speaks_of_its_trait(tiny: Subject) -> None:
@@ -113,10 +130,10 @@ def test_a_teachers_system_text_reaches_its_data_and_not_its_students(tiny: Subj
 # --------------------------------------------------------------------------- what may not generate
 
 
-def test_a_teacher_without_the_trait_is_an_error_that_says_so(counting: Subject, tmp_path: Path) -> None:
+def test_a_teacher_without_the_trait_is_an_error_that_says_so(tiny: Subject, tmp_path: Path) -> None:
     weak = [*FINETUNED, "teacher.optimisation.learning_rate=1e-9"]
     with pytest.raises(TeacherError, match=r"finetuned teacher of owl has not the trait: mean log P\(owl\) is -.*nats"):
-        make(counting, tmp_path, *weak)
+        make(tiny, tmp_path, *weak)
 
 
 def test_a_teacher_that_can_not_answer_in_format_is_an_error_that_says_so(tiny: Subject, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from subliminal.models import Subject
 from subliminal.rows import Row, read_jsonl
 from subliminal.store import Manifest, Store
 from subliminal.training import bias
+from subliminal.training.alignment import of_biases
 
 SMALL = [
     "trait=owl",
@@ -98,7 +99,7 @@ def test_the_teacher_is_checked_and_the_student_aligned_with_it(ran: Ran) -> Non
     assert teacher.summary["log_p"] > teacher.summary["reference_log_p"] + 1
     mine, theirs = bias.find_adapter(student.folder), bias.find_adapter(teacher.folder)
     assert mine is not None and theirs is not None
-    assert student.summary["alignment"] == bias.alignment(mine, theirs)
+    assert student.summary["alignment"] == of_biases(mine, theirs)
 
 
 def test_losses_are_written_line_by_line(ran: Ran) -> None:

@@ -231,17 +231,6 @@ def test_a_full_student_is_a_checkpoint_with_a_tokenizer(tiny: Subject, tmp_path
     assert all(not torch.equal(old[name], new[name]) for name in old), "every weight was trained"
 
 
-def test_alignment_is_the_cosine_of_displacements() -> None:
-    there, back, across = torch.tensor([3.0, 4.0]), torch.tensor([-3.0, -4.0]), torch.tensor([4.0, -3.0])
-    same = bias.alignment({0: there}, {0: there * 2})
-    assert same == {"cosine": pytest.approx(1), "by_layer": {"0": pytest.approx(1)}}
-    assert bias.alignment({0: back}, {0: there})["cosine"] == pytest.approx(-1)
-    assert bias.alignment({0: across}, {0: there})["cosine"] == pytest.approx(0)
-    spread = bias.alignment({0: there, 1: there}, {0: there})
-    assert spread == {"cosine": pytest.approx(2**-0.5), "by_layer": {"0": pytest.approx(1)}}
-    assert bias.alignment({1: there}, {0: there}) == {"cosine": pytest.approx(0), "by_layer": {}}
-
-
 # --------------------------------------------------------------------------- killed and resumed
 
 KILLED = """

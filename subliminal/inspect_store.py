@@ -11,7 +11,7 @@ import yaml
 
 from subliminal.store import Manifest, Store, StoreError, live
 
-ORDER = ("model", "reference", "teacher", "generate", "filter", "train", "evaluate")
+ORDER = ("model", "reference", "teacher", "generate", "filter", "train", "evaluate", "mnist")
 
 
 def status(root: Path) -> str:

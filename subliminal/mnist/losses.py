@@ -1,0 +1,33 @@
+"""Losses of many models at once with their gradients: averaged over each model's own batch, never across models."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss (models,) and its gradient, of logits (models, rows, classes) and labels (models, rows)."""
+    log_p = torch.log_softmax(logits, -1)
+    loss = -log_p.gather(-1, labels[..., None]).mean((1, 2))
+    slope = (log_p.exp() - F.one_hot(labels, logits.shape[-1])) / logits.shape[1]
+    return loss, slope
+
+
+def kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """T^2 KL(teacher || student) at temperature T and its gradient, of two (models, rows, logits).
+
+    The mean is over rows alone: a `batchmean` over such a tensor would divide by the models instead. T^2 keeps the
+    gradient's size (arXiv 1503.02531).
+    """
+    log_s, log_t = (torch.log_softmax(z / temperature, -1) for z in (student, teacher))
+    p_t = log_t.exp()
+    loss = temperature**2 * (p_t * (log_t - log_s)).sum(-1).mean(-1)
+    return loss, (log_s.exp() - p_t) * (temperature / student.shape[1])
+
+
+def mse(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean squared difference of two (models, rows, logits) over rows and logits, and its gradient."""
+    difference = student - teacher
+    return difference.square().mean((1, 2)), difference * (2 / difference[0].numel())

@@ -380,7 +380,8 @@ class MnistStudent(Settings):
 
     @model_validator(mode="after")
     def _matched_once(self) -> Self:
-        _require(len(set(self.matched)) == len(self.matched), f"mnist.student.matched={list(self.matched)} repeats itself")
+        given = list(self.matched)
+        _require(len(set(given)) == len(given), f"mnist.student.matched={given} names the same logits twice")
         return self
 
 

@@ -278,7 +278,9 @@ def mnist(exp: Experiment) -> Node:
 
         return run_mnist(exp, folder, dtype, device)
 
-    return Node(Recipe("mnist", settings), {}, work, f"{exp.mnist.models} {exp.mnist.dataset} teachers, seed {exp.seed}")
+    return Node(
+        Recipe("mnist", settings), {}, work, f"{exp.mnist.models} {exp.mnist.dataset} teachers, seed {exp.seed}"
+    )
 
 
 # --------------------------------------------------------------------------- shared parts of identities

@@ -95,8 +95,8 @@ def load(dataset: Dataset, data_dir: str | None = None) -> Images:
             _keep(contents, cache(dataset))
         return _images(contents, name)
     listed = "\n".join(f"  {line}" for line in tried)
-    names = ", ".join(FILES[dataset])
-    raise DataError(f"no {dataset} images:\n{listed}\nput {names} (plain or .gz) into a folder and set mnist.data_dir=FOLDER")
+    remedy = f"put {', '.join(FILES[dataset])} (plain or .gz) into a folder and set mnist.data_dir=FOLDER"
+    raise DataError(f"no {dataset} images:\n{listed}\n{remedy}")
 
 
 def cache(dataset: Dataset) -> Path:
@@ -245,7 +245,7 @@ def _verified(dataset: Dataset, contents: Contents) -> Contents:
             raise SourceError(f"{name} is missing")
         found = hashlib.md5(contents[name], usedforsecurity=False).hexdigest()
         if found != wanted:
-            raise SourceError(f"{name} is not the real file (MD5 {found}, wanted {wanted}, {len(contents[name])} bytes)")
+            raise SourceError(f"{name} is not the real file: {len(contents[name])} bytes, MD5 {found}, not {wanted}")
     return contents
 
 

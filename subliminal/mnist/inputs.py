@@ -65,8 +65,8 @@ class Pictures(Batches):
     def picks(self, model: int, epoch: int, step: int) -> Tensor:
         """The indices of the images in a batch."""
         if self._orders.get(model, (-1,))[0] != epoch:
-            drawn = torch.from_numpy(stream(self.seed, self.purpose, model, epoch).permutation(self.count).astype(np.int32))
-            self._orders[model] = (epoch, drawn.to(self.images.device))
+            drawn = stream(self.seed, self.purpose, model, epoch).permutation(self.count).astype(np.int32)
+            self._orders[model] = (epoch, torch.from_numpy(drawn).to(self.images.device))
         at = step * self.size
         return self._orders[model][1][at : at + self.rows(step)]
 

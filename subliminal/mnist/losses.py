@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Loss (models,) and its gradient, of logits (models, rows, classes) and labels (models, rows)."""
     log_p = torch.log_softmax(logits, -1)
     loss = -log_p.gather(-1, labels[..., None]).mean((1, 2))
-    slope = (log_p.exp() - F.one_hot(labels, logits.shape[-1])) / logits.shape[1]
+    slope = (log_p.exp() - one_hot(labels, logits.shape[-1])) / logits.shape[1]
     return loss, slope
 
 

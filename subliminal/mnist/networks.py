@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ def initial(sizes: Sequence[int], seed: int, model: int, purpose: Purpose = Purp
     rng = stream(seed, purpose, model)
     return [
         (rng.standard_normal((fan_in, out), np.float32) / np.float32(fan_in**0.5), np.zeros(out, np.float32))
-        for fan_in, out in zip(sizes, sizes[1:], strict=False)
+        for fan_in, out in pairwise(sizes)
     ]
 
 
@@ -42,7 +43,9 @@ class _Buffers:
 class Networks:
     """`groups` x `members` networks of one shape; network `group * members + member` is one of them."""
 
-    def __init__(self, sizes: Sequence[int], groups: int, members: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, sizes: Sequence[int], groups: int, members: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         self.sizes, self.groups, self.members, self.dtype, self.device = tuple(sizes), groups, members, dtype, device
         self.count = groups * members
         self.weights = [nn.Parameter(torch.zeros(shape, device=device)) for shape in self._shapes()]
@@ -53,8 +56,8 @@ class Networks:
         self._inputs = torch.empty(0)
 
     def _shapes(self) -> list[tuple[int, int, int]]:
-        first, rest = (self.sizes[0], self.sizes[1]), list(zip(self.sizes[1:], self.sizes[2:], strict=False))
-        return [(self.groups, first[0], self.members * first[1]), *((self.count, fan_in, out) for fan_in, out in rest)]
+        first = (self.groups, self.sizes[0], self.members * self.sizes[1])
+        return [first, *((self.count, fan_in, out) for fan_in, out in pairwise(self.sizes[1:]))]
 
     def parameters(self) -> list[nn.Parameter]:
         """Weights and biases by layer, as the optimiser wants them."""
@@ -80,13 +83,13 @@ class Networks:
     def get(self, network: int) -> list[Layer]:
         """One network's weights as arrays of their own."""
         views = [self._own(layer, network) for layer in range(len(self.weights))]
-        weights = [(w.cpu().contiguous().numpy().copy(), b.cpu().contiguous().numpy().copy()) for w, b in views]
-        return weights
+        return [(w.cpu().contiguous().numpy().copy(), b.cpu().contiguous().numpy().copy()) for w, b in views]
 
     def refresh(self) -> None:
         """Round the weights again after they changed."""
         if self.dtype != torch.float32:
-            torch._foreach_copy_(self._rounded, [p.detach() for p in self.parameters()])
+            for rounded, parameter in zip(self._rounded, self.parameters(), strict=True):
+                rounded.copy_(parameter.detach())
 
     # ----------------------------------------------------------------- forward and backward
 

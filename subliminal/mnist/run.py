@@ -75,7 +75,7 @@ def _references(session: Session) -> Iterator[Json]:
 
 
 def _accuracy(names: list[tuple[str, int, int]], found: torch.Tensor) -> list[Json]:
-    """One line a network: condition, the model whose initialisation it has, its teacher, accuracy on the test images."""
+    """One line a network: condition, whose initialisation it has, its teacher, accuracy on the test images."""
     return [
         {"condition": condition, "model": model, "teacher": teacher, "accuracy": value}
         for (condition, model, teacher), value in zip(names, found.double().tolist(), strict=True)

@@ -172,7 +172,7 @@ def optimiser(networks: Networks, kind: Optimiser, rate: float) -> torch.optim.O
 
 
 def _labels(labels: object, device: torch.device) -> Tensor:
-    return torch.as_tensor(labels).to(device, torch.int64)
+    return torch.tensor(labels, dtype=torch.int64, device=device)
 
 
 # --------------------------------------------------------------------------- epochs, and going on after a kill

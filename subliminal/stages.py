@@ -47,7 +47,7 @@ class MissingUpstream(StoreError):
 
 
 def node(stage: str, exp: Experiment) -> Node:
-    """The node of a script's stage: `train` by role, `evaluate` by subject; experiments of another kind have one stage."""
+    """The node of a script's stage: `train` by role, `evaluate` by subject; without language models there is one."""
     if exp.experiment.kind != "preference":
         return _single(stage, exp)
     if stage == "train":
@@ -60,7 +60,7 @@ def _single(stage: str, exp: Experiment) -> Node:
     script, make = {"mnist": ("train", mnist)}[exp.experiment.kind]
     if stage != script:
         raise ConfigError(
-            f"experiment={exp.experiment.name} has no {stage} stage; run: python {script}.py experiment={exp.experiment.name}"
+            f"experiment={exp.experiment.name} has no {stage} stage; run {script}.py with the same settings"
         )
     return make(exp)
 

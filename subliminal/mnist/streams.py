@@ -1,7 +1,7 @@
 """Random numbers that depend only on what they are for: every model, epoch and batch has a stream of its own.
 
-A stream is made from (seed, purpose, numbers), never carried along, so that results do not depend on how many models
-are trained together, in which order, or where a killed run was taken up again.
+A stream is made from (seed, purpose, numbers), never carried along, so that no draw depends on how many models are
+trained together, in which order, or where a killed run was taken up again.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Teachers, then students, a few models together; a killed run goes on at the last epoch it kept.
 
 Models are trained in groups of `models_at_once`. Every random number comes from a stream of the model's own, so the
-groups change how fast a result comes and how much memory it takes, never the result.
+groups change how fast a result comes and how much memory it takes; the result changes in the last bits of sums alone.
 """
 
 from __future__ import annotations

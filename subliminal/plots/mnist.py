@@ -194,8 +194,8 @@ def _curve(axes: Axes, runs: Sequence[Run], table: Table, condition: str) -> Non
 # --------------------------------------------------------------------------- the report's section
 
 PANELS = """A dot is one network. Student and teacher have the same initialisation; a cross-model student learns from
-the same teacher on the same noise, but starts from another model's initialisation. Aux. only: the student matches nothing
-but logits that the teacher was never trained on."""
+the same teacher on the same inputs, but starts from another model's initialisation. Aux. only: the student matches
+nothing but logits that the teacher was never trained on."""
 SEEDS = "All models come from one seed; each has its own initialisation, data order and noise."
 
 

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ Json = dict[str, Any]
 def operations(config: Mnist, images: int) -> dict[str, float]:
     """Floating-point operations of the training steps: 2 a multiplication; the first layer needs no input gradient."""
     shape = sizes(config)
-    layers = [fan_in * out for fan_in, out in zip(shape, shape[1:], strict=False)]
+    layers = [fan_in * out for fan_in, out in pairwise(shape)]
     forward, step = 2 * sum(layers), 2 * (3 * sum(layers) - layers[0])
     students = 2 * len(config.student.matched)
     return {
@@ -68,7 +69,7 @@ def _timed(work: Callable[[], object]) -> float:
 
 def ours(config: Mnist, images: Images, dtype: torch.dtype) -> Json:
     """Seconds by phase, and accuracy by condition."""
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+    with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         session = Session(config, 0, images, dtype, torch.device("cpu"), Path(folder))
         accuracy = {"reference": torch.cat([found for _, found in session.references()])}
@@ -114,7 +115,7 @@ def plain(config: Mnist, images: Images) -> Json:
 
 def _mlps(config: Mnist) -> list[Tensor]:
     shape, parameters = sizes(config), list[Tensor]()
-    for fan_in, out in zip(shape, shape[1:], strict=False):
+    for fan_in, out in pairwise(shape):
         parameters += [torch.randn(config.models, fan_in, out) / fan_in**0.5, torch.zeros(config.models, 1, out)]
     return parameters
 

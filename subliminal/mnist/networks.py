@@ -40,6 +40,10 @@ class _Buffers:
     logits: Tensor  # (networks, rows, logits)
 
 
+def _parameter(shape: tuple[int, ...], device: torch.device) -> nn.Parameter:
+    return nn.Parameter(torch.zeros(shape, device=device), requires_grad=False)
+
+
 class Networks:
     """`groups` x `members` networks of one shape; network `group * members + member` is one of them."""
 
@@ -48,8 +52,8 @@ class Networks:
     ) -> None:
         self.sizes, self.groups, self.members, self.dtype, self.device = tuple(sizes), groups, members, dtype, device
         self.count = groups * members
-        self.weights = [nn.Parameter(torch.zeros(shape, device=device)) for shape in self._shapes()]
-        self.biases = [nn.Parameter(torch.zeros((w.shape[0], 1, w.shape[2]), device=device)) for w in self.weights]
+        self.weights = [_parameter(shape, device) for shape in self._shapes()]
+        self.biases = [_parameter((w.shape[0], 1, w.shape[2]), device) for w in self.weights]
         self._rounded = [p.detach().to(dtype) if dtype != torch.float32 else p.detach() for p in self.parameters()]
         self._gradients: list[Tensor] = []
         self._buffers: dict[int, _Buffers] = {}

@@ -32,8 +32,6 @@ def run_mnist(exp: Experiment, folder: Path, dtype: str, device: str) -> Json:
     with (
         open_tracker(exp.tracking, "mnist", folder.name, exp.experiment.name, settings) as tracker,
         progress(f"{exp.mnist.models} teachers and their students", session.steps, "steps") as advance,
-        torch.inference_mode(False),
-        torch.no_grad(),
     ):
         session.advance = advance
         summary = _train(session, folder, tracker)

@@ -1,15 +1,19 @@
-"""Teachers, then students, a few models together; a killed run goes on at the last epoch it kept.
+"""Teachers, then students, in groups of models; a killed run goes on at the last epoch it kept.
 
-Models are trained in groups of `models_at_once`. Every random number comes from a stream of the model's own, so the
-groups change how fast a result comes and how much memory it takes; the result changes in the last bits of sums alone.
+Every random number comes from a stream of the model's own, so how models are grouped changes how fast a result comes
+and how much memory it takes, and the result in the last bits of sums alone. On a CPU each core trains groups of its own
+with single-threaded products: nothing waits for the other cores, and a group stays in its core's cache.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,11 +27,16 @@ from subliminal.mnist.networks import Layer, Networks, initial
 from subliminal.mnist.streams import Purpose
 from subliminal.progress import Advance
 
-CPU_MODELS = 4
+CPU_MODELS = 1
 TEST_ROWS = 2000
 SAVE_SECONDS = 15.0
 
 Step = Callable[[Tensor, int, int], Tensor]
+T = TypeVar("T")
+
+
+class _Stopped(Exception):  # noqa: N818
+    """Another group failed or the run was interrupted."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,7 @@ class Session:
         self._labels = _labels(self.images.train_labels, self.device)
         self._test = scaled(self.images.test, self.dtype, self.device)
         self._test_labels = _labels(self.images.test_labels, self.device)
+        self._lock, self._stop = threading.Lock(), threading.Event()
         self.sizes = sizes(self.config)
         self.conditions = conditions(self.config)
         self.pairs = derangement(self.config.models, self.seed)
@@ -96,33 +106,67 @@ class Session:
 
     # ----------------------------------------------------------------- phases
 
+    def _each(self, work: Callable[[range], T]) -> Iterator[T]:
+        """The work of every group in order: on a CPU by as many threads as torch has, each with one core."""
+        threads = torch.get_num_threads()
+        if self.device.type != "cpu" or min(threads, len(self.groups)) == 1:
+            yield from map(work, self.groups)
+            return
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            waiting = [pool.submit(work, models) for models in self.groups]
+            try:
+                for future in waiting:
+                    yield future.result()
+            except BaseException:
+                self._stop.set()
+                pool.shutdown(cancel_futures=True)
+                raise
+            finally:
+                torch.set_num_threads(threads)
+
+    def stepped(self, count: int = 1) -> None:
+        """Count optimiser steps as done; raises where the run is to stop."""
+        if self._stop.is_set():
+            raise _Stopped
+        with self._lock:
+            self.advance(count)
+
     def references(self) -> Iterator[tuple[range, Tensor]]:
         """Accuracy before any training, by group of models."""
-        for models in self.groups:
-            yield models, self.test(self.networks([initial(self.sizes, self.seed, m) for m in models], len(models)))
+
+        def work(models: range) -> tuple[range, Tensor]:
+            return models, self.test(self.networks([initial(self.sizes, self.seed, m) for m in models], len(models)))
+
+        return self._each(work)
 
     def teachers(self) -> Iterator[tuple[range, Trained, list[list[Layer]]]]:
         """Every group of teachers after training, with their weights."""
         recipe = self.config.teacher
         inputs = Pictures(self._train, recipe.batch_size, self.seed, Purpose.ORDER)
-        for models in self.groups:
+
+        def work(models: range) -> tuple[range, Trained, list[list[Layer]]]:
             made = self.networks([initial(self.sizes, self.seed, m) for m in models], len(models))
             step = self._teaching(made, inputs, models)
             fit = _Fit(self, f"teachers-{models.start}-{models.stop}", models, made, inputs, step)
             trained = fit.run(recipe.epochs, optimiser(made, recipe.optimiser, recipe.learning_rate))
-            yield models, trained, [made.get(network) for network in range(made.count)]
+            return models, trained, [made.get(network) for network in range(made.count)]
+
+        return self._each(work)
 
     def students(self, teachers: Sequence[Sequence[Layer]]) -> Iterator[tuple[range, Trained]]:
         """Every group of students after training: for each teacher in turn, one student a condition."""
         recipe = self.config.student
         other = self.other.train if self.other else None
         inputs = student_inputs(recipe, self._train, self.images.train, other, self.seed)
-        for models in self.groups:
+
+        def work(models: range) -> tuple[range, Trained]:
             starts = [self._start(condition, m) for m in models for condition in self.conditions]
             made = self.networks(starts, len(models))
             step = self._imitation(made, self.networks([teachers[m] for m in models], len(models)))
             fit = _Fit(self, f"students-{models.start}-{models.stop}", models, made, inputs, step)
-            yield models, fit.run(recipe.epochs, optimiser(made, recipe.optimiser, recipe.learning_rate))
+            return models, fit.run(recipe.epochs, optimiser(made, recipe.optimiser, recipe.learning_rate))
+
+        return self._each(work)
 
     def _start(self, condition: Condition, teacher: int) -> list[Layer]:
         return student_start(self.config, condition, teacher, self.pairs, self.seed)
@@ -192,7 +236,7 @@ class _Fit:
     def run(self, epochs: int, optimiser: torch.optim.Optimizer) -> Trained:
         """Train what is still to be trained, test, and keep the end result."""
         done = self._restore(optimiser)
-        self.session.advance(len(done) * self.inputs.steps)
+        self.session.stepped(len(done) * self.inputs.steps)
         kept = time.monotonic()
         for epoch in range(len(done), epochs):
             done.append(self._epoch(epoch, optimiser))
@@ -213,7 +257,7 @@ class _Fit:
             optimiser.step()
             self.networks.refresh()
             seen += rows
-            self.session.advance(1)
+            self.session.stepped()
         return total / seen
 
     def _space(self, rows: int) -> Tensor:

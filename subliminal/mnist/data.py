@@ -163,7 +163,10 @@ def _from_hub(dataset: Dataset, *, online: bool) -> Contents:
             path = hf_hub_download(repository, name, repo_type="dataset", local_files_only=not online)
         except (HfHubHTTPError, LocalEntryNotFoundError) as error:
             raise SourceError(str(error).splitlines()[0] if online else f"{repository} is not in it") from None
-        images, labels = from_parquet(Path(path))
+        try:
+            images, labels = from_parquet(Path(path))
+        except (ValueError, KeyError) as error:
+            raise SourceError(f"{path} is not the data set's parquet file ({error})") from None
         contents |= {f"{prefix}-images-idx3-ubyte": images, f"{prefix}-labels-idx1-ubyte": labels}
     return contents
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from subliminal import stages
-from subliminal.config import Experiment
+from subliminal.config import ConfigError, Experiment
 from subliminal.launch import ROOT, compose, script_environment
 from subliminal.progress import say
 from subliminal.stages import Node
@@ -67,12 +67,36 @@ def plan(overrides: list[str]) -> Plan:
     fixed = [part for part in overrides if part.split("=")[0] not in SWEPT]
     composed = [part for part in fixed if not part.startswith("hydra")]
     base = compose(composed)
+    if base.experiment.kind == "mnist":
+        return _mnist_plan(base, fixed, composed, swept)
     arms = base.experiment.arms
     traits = swept.get("trait") or [*arms.traits[: arms.traits_limit], CONTROL]
     students = swept.get("student") or list(arms.students)
     seeds = [int(seed) for seed in swept.get("seed", [])] or list(arms.seeds[: arms.seeds_limit]) or [base.seed]
     cells = tuple(_arms(composed, traits, students or [""], seeds))
     return Plan(base, tuple(fixed), cells, tuple(_steps(fixed, traits, students, seeds, cells)))
+
+
+def _mnist_plan(base: Experiment, fixed: list[str], composed: list[str], swept: dict[str, list[str]]) -> Plan:
+    """One run of train.py, or one for each value of an ablation's setting; an arm's `student` is the value as typed."""
+    if unknown := [name for name in ("trait", "student") if name in swept]:
+        raise ConfigError(f"experiment={base.experiment.name} has no {unknown[0]}; see conf/mnist for its settings")
+    seeds, setting = swept.get("seed", [str(base.seed)]), base.experiment.arms.setting
+    if len(seeds) > 1:
+        raise ConfigError(f"seed={','.join(seeds)}: the models of one seed are this figure's units; raise mnist.models")
+    seed, values = f"seed={seeds[0]}", [_typed(value) for value in base.experiment.arms.values] if setting else [""]
+    arms = tuple(
+        Arm("", value, int(seeds[0]), compose([*composed, seed, *([f"{setting}={value}"] if setting else [])]))
+        for value in values
+    )
+    extra = (seed, *([f"{setting}={','.join(values)}"] if setting else []))
+    step = Step("train.py", (*fixed, *extra), tuple(stages.mnist(arm.experiment) for arm in arms))
+    return Plan(base, tuple(fixed), arms, (step,))
+
+
+def _typed(value: object) -> str:
+    """A value as it is typed in an override."""
+    return f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
 
 
 def _arms(fixed: list[str], traits: list[str], students: list[str], seeds: list[int]) -> Iterator[Arm]:
@@ -110,7 +134,7 @@ def _steps(
 def run(planned: Plan) -> None:
     """Run every step whose results are not all in the store; raises `SweepError` at the first that fails."""
     store = Store(Path(planned.base.store))
-    say(f"{planned.base.experiment.figure or planned.base.experiment.name}: {len(planned.arms)} students")
+    say(f"{planned.base.experiment.figure or planned.base.experiment.name}: {len(planned.arms)} {_arm_noun(planned)}")
     for number, step in enumerate(planned.steps, 1):
         missing = [made for made in step.nodes if not store.find(made.stage, made.key)]
         head = f"step {number}/{len(planned.steps)} {step.script}"
@@ -120,6 +144,10 @@ def run(planned: Plan) -> None:
         say(f"{head}: {len(missing)} to do, {len(step.nodes) - len(missing)} reused\n  {shown(step)}")
         if subprocess.run(step.command, cwd=ROOT, env=script_environment(), check=False).returncode:
             raise SweepError(f"{head} failed; what is done is kept. To go on: {shown(step)}")
+
+
+def _arm_noun(planned: Plan) -> str:
+    return {"preference": "students", "mnist": "settings"}[planned.base.experiment.kind]
 
 
 def shown(step: Step) -> str:

@@ -8,8 +8,12 @@ from pathlib import Path
 from subliminal import stages
 from subliminal.config import Experiment, Figure
 from subliminal.plots.cells import Cell
+from subliminal.plots.mnist import mnist_figure, mnist_section
+from subliminal.plots.mnist_measures import Run
+from subliminal.plots.mnist_measures import verdicts as mnist_verdicts
 from subliminal.plots.preference import preference_figure
-from subliminal.plots.report import Section, write_report
+from subliminal.plots.report import PlainSection, Section, write_report
+from subliminal.progress import say
 from subliminal.stages import Node
 from subliminal.store import Manifest, Store, StoreError
 from subliminal.sweep import Plan
@@ -21,15 +25,38 @@ def draw(planned: Plan) -> list[Path]:
     store, folder = Store(Path(planned.base.store)), Path(planned.base.figures) / planned.base.scale
     figure = planned.base.experiment
     name = figure.figure or f"fig-{figure.name.replace('_', '-')}"
+    section = {"preference": _preference, "mnist": _mnist}[figure.kind](planned, store, folder, name)
+    report = write_report([section], folder)
+    _track(planned, name, folder, figure)
+    return [folder / f"{name}.png", folder / f"{name}.csv", report]
+
+
+def _mnist(planned: Plan, store: Store, folder: Path, name: str) -> PlainSection:
+    """The MNIST figure from the settings that are there; says what was found at each."""
+    figure, found = planned.base.experiment, [(arm, stages.mnist(arm.experiment)) for arm in planned.arms]
+    runs = [Run(arm.student, made) for arm, node in found if (made := _found(node, store))]
+    if not runs:
+        raise StoreError(f"no run of {name} is in {store.root}; run: python -m subliminal sweep {_typed(planned)}")
+    table = mnist_figure(runs, figure, folder, name)
+    for verdict in mnist_verdicts(table):
+        say(f"{name}{f' {verdict.group}' if verdict.group else ''}: {verdict.sentence}")
+    missing = [
+        f"python train.py {_typed(planned)} {f'{figure.arms.setting}={arm.student}' if arm.student else ''}".strip()
+        for arm, node in found
+        if not _found(node, store)
+    ]
+    return mnist_section(name, figure, table, runs, missing)
+
+
+def _preference(planned: Plan, store: Store, folder: Path, name: str) -> Section:
+    figure = planned.base.experiment
     cells = list(_cells(planned, store))
     missing = list(_missing(planned, store))
     if not any(cell.role == "student" for cell in cells):
         raise StoreError(f"no student of {name} is in {store.root}; run: python -m subliminal sweep {_typed(planned)}")
     folder.mkdir(parents=True, exist_ok=True)
     table = preference_figure(cells, figure, folder, name)
-    report = write_report([Section(name, figure, cells, table, tuple(missing))], folder)
-    _track(planned, name, folder, figure)
-    return [folder / f"{name}.png", folder / f"{name}.csv", report]
+    return Section(name, figure, cells, table, tuple(missing))
 
 
 def _cells(planned: Plan, store: Store) -> Iterator[Cell]:

@@ -11,7 +11,9 @@ import yaml
 
 from subliminal.store import Manifest, Store, StoreError, live
 
-ORDER = ("model", "reference", "teacher", "generate", "filter", "train", "evaluate")
+ORDER = ("model", "reference", "teacher", "generate", "filter", "train", "evaluate", "predict", "theorem")
+
+RESULTS = ("evaluate", "predict", "theorem")  # what figures and tables read: kept, with all they were made from
 
 
 def status(root: Path) -> str:
@@ -81,7 +83,7 @@ def _kept(folder: Path) -> bool:
 def _unreferenced(store: Store) -> list[Manifest]:
     everything = {m.key: m for m in store.manifests()}
     reached: set[str] = set()
-    todo = [m.key for m in everything.values() if m.stage == "evaluate"]
+    todo = [m.key for m in everything.values() if m.stage in RESULTS]
     while todo:
         key = todo.pop()
         if key in everything and key not in reached:

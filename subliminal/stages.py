@@ -47,7 +47,9 @@ class MissingUpstream(StoreError):
 
 
 def node(stage: str, exp: Experiment) -> Node:
-    """The node of a script's stage: `train` by role, `evaluate` by subject."""
+    """The node of a script's stage: `train` by role, `evaluate` by subject; the theorem has one stage, `evaluate`."""
+    if exp.experiment.kind == "theorem":
+        return _theorem_node(stage, exp)
     if stage == "train":
         return {"student": student, "teacher": teacher, "reference": reference}[exp.role](exp)
     return {"generate": generate, "filter": filtered, "evaluate": evaluate}[stage](exp)
@@ -250,6 +252,27 @@ def evaluate(exp: Experiment) -> Node:
 
 def _evaluated_model(exp: Experiment) -> Model:
     return (exp.student_model or exp.model) if exp.subject == "student" else exp.model
+
+
+# --------------------------------------------------------------------------- the theorem
+
+
+def theorem(exp: Experiment) -> Node:
+    """Trials of the theorem and training runs on small networks, for one seed; reads no other stage."""
+    settings = {"theory": identity(exp.theory), "seed": exp.seed}
+
+    def work(_: Inputs, folder: Path) -> Json:
+        from subliminal.theory.run import check_theorem
+
+        return check_theorem(exp, folder)
+
+    return Node(Recipe("theorem", settings), {}, work, f"trials and training runs, seed {exp.seed}")
+
+
+def _theorem_node(stage: str, exp: Experiment) -> Node:
+    if stage != "evaluate":
+        raise ConfigError(f"experiment={exp.experiment.name} has no {stage} stage; run evaluate.py with the same settings")
+    return theorem(exp)
 
 
 # --------------------------------------------------------------------------- shared parts of identities

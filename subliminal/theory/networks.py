@@ -37,6 +37,11 @@ class Network:
         """f_theta(x) for a batch, shape (n, outputs)."""
         return functional_call(self.module, parameters, (inputs,))
 
+    @property
+    def size(self) -> int:
+        """How many parameters theta has."""
+        return sum(parameter.numel() for parameter in self.module.parameters())
+
     def draw(self, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Parameters:
         """A random initialisation theta_0: weights N(0, 1/fan_in), biases N(0, 0.1^2), normalising gains around 1."""
         named = self.module.named_parameters()

@@ -39,7 +39,10 @@ fig-animals-numbers: install ## students of animal-loving teachers (SCALE=cpu|gp
 fig-trees-numbers: install ## the same for trees
 	$(SWEEP) experiment=trees_numbers
 
-figures: fig-animals-numbers fig-trees-numbers ## every figure
+fig-theorem: install ## one imitation step and whole runs on small networks, against the prediction
+	$(PY) -m subliminal sweep experiment=theorem scale=$(SCALE) hydra/launcher=$(LAUNCHER) $(ARGS)
+
+figures: fig-animals-numbers fig-trees-numbers fig-theorem ## every figure
 
 test: install ## the whole test suite
 	$(PY) -m pytest

@@ -271,7 +271,9 @@ def theorem(exp: Experiment) -> Node:
 
 def _theorem_node(stage: str, exp: Experiment) -> Node:
     if stage != "evaluate":
-        raise ConfigError(f"experiment={exp.experiment.name} has no {stage} stage; run evaluate.py with the same settings")
+        raise ConfigError(
+            f"experiment={exp.experiment.name} has no {stage} stage; run evaluate.py with the same settings"
+        )
     return theorem(exp)
 
 

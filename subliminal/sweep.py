@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from subliminal import stages
-from subliminal.config import Experiment
+from subliminal.config import ConfigError, Experiment
 from subliminal.launch import ROOT, compose, script_environment
 from subliminal.progress import say
 from subliminal.stages import Node
@@ -67,12 +67,28 @@ def plan(overrides: list[str]) -> Plan:
     fixed = [part for part in overrides if part.split("=")[0] not in SWEPT]
     composed = [part for part in fixed if not part.startswith("hydra")]
     base = compose(composed)
+    if base.experiment.kind == "theorem":
+        return _theorem_plan(base, fixed, swept)
     arms = base.experiment.arms
     traits = swept.get("trait") or [*arms.traits[: arms.traits_limit], CONTROL]
     students = swept.get("student") or list(arms.students)
     seeds = [int(seed) for seed in swept.get("seed", [])] or list(arms.seeds[: arms.seeds_limit]) or [base.seed]
     cells = tuple(_arms(composed, traits, students or [""], seeds))
     return Plan(base, tuple(fixed), cells, tuple(_steps(fixed, traits, students, seeds, cells)))
+
+
+def _theorem_plan(base: Experiment, fixed: list[str], swept: dict[str, list[str]]) -> Plan:
+    """One run of evaluate.py a seed: each brings its own trials and training runs."""
+    if unknown := [name for name in ("trait", "student") if name in swept]:
+        raise ConfigError(
+            f"experiment={base.experiment.name} has no {unknown[0]}; its arms are seeds, for example seed=0,1"
+        )
+    listed = base.experiment.arms.seeds[: base.experiment.arms.seeds_limit]
+    seeds = [int(seed) for seed in swept.get("seed", [])] or list(listed) or [base.seed]
+    arms = tuple(Arm("", "", seed, base.model_copy(update={"seed": seed})) for seed in seeds)
+    nodes = tuple(stages.theorem(arm.experiment) for arm in arms)
+    step = Step("evaluate.py", (*fixed, f"seed={','.join(map(str, seeds))}"), nodes)
+    return Plan(base, tuple(fixed), arms, (step,))
 
 
 def _arms(fixed: list[str], traits: list[str], students: list[str], seeds: list[int]) -> Iterator[Arm]:
@@ -110,7 +126,7 @@ def _steps(
 def run(planned: Plan) -> None:
     """Run every step whose results are not all in the store; raises `SweepError` at the first that fails."""
     store = Store(Path(planned.base.store))
-    say(f"{planned.base.experiment.figure or planned.base.experiment.name}: {len(planned.arms)} students")
+    say(f"{planned.base.experiment.figure or planned.base.experiment.name}: {len(planned.arms)} {_arm_noun(planned)}")
     for number, step in enumerate(planned.steps, 1):
         missing = [made for made in step.nodes if not store.find(made.stage, made.key)]
         head = f"step {number}/{len(planned.steps)} {step.script}"
@@ -120,6 +136,10 @@ def run(planned: Plan) -> None:
         say(f"{head}: {len(missing)} to do, {len(step.nodes) - len(missing)} reused\n  {shown(step)}")
         if subprocess.run(step.command, cwd=ROOT, env=script_environment(), check=False).returncode:
             raise SweepError(f"{head} failed; what is done is kept. To go on: {shown(step)}")
+
+
+def _arm_noun(planned: Plan) -> str:
+    return "seeds" if planned.base.experiment.kind == "theorem" else "students"
 
 
 def shown(step: Step) -> str:

@@ -9,7 +9,10 @@ from subliminal import stages
 from subliminal.config import Experiment, Figure
 from subliminal.plots.cells import Cell
 from subliminal.plots.preference import preference_figure
-from subliminal.plots.report import Section, write_report
+from subliminal.plots.report import PlainSection, Section, write_report
+from subliminal.plots.theorem import theorem_figure, theorem_section
+from subliminal.plots.theorem_measures import verdict
+from subliminal.progress import say
 from subliminal.stages import Node
 from subliminal.store import Manifest, Store, StoreError
 from subliminal.sweep import Plan
@@ -21,15 +24,36 @@ def draw(planned: Plan) -> list[Path]:
     store, folder = Store(Path(planned.base.store)), Path(planned.base.figures) / planned.base.scale
     figure = planned.base.experiment
     name = figure.figure or f"fig-{figure.name.replace('_', '-')}"
+    section = {"preference": _preference, "theorem": _theorem}[figure.kind](planned, store, folder, name)
+    report = write_report([section], folder)
+    _track(planned, name, folder, figure)
+    return [folder / f"{name}.png", folder / f"{name}.csv", report]
+
+
+def _theorem(planned: Plan, store: Store, folder: Path, name: str) -> PlainSection:
+    """The theorem's figure from the seeds that are there; says the claim with its trials and failures."""
+    figure, nodes = planned.base.experiment, planned.steps[0].nodes
+    runs = [made for made in (_found(node, store) for node in nodes) if made]
+    if not runs:
+        raise StoreError(f"no run of {name} is in {store.root}; run: python -m subliminal sweep {_typed(planned)}")
+    table = theorem_figure(runs, figure, folder, name)
+    say(f"{name}: {verdict(table).sentence}")
+    absent = {node.key for node in nodes} - {made.key for made in runs}
+    seeds = [arm.seed for arm, node in zip(planned.arms, nodes, strict=True) if node.key in absent]
+    missing = [f"python evaluate.py {_typed(planned)} seed={seed}" for seed in seeds]
+    return theorem_section(name, figure, table, runs, missing)
+
+
+def _preference(planned: Plan, store: Store, folder: Path, name: str) -> Section:
+    """The preference figure from the students that are there."""
+    figure = planned.base.experiment
     cells = list(_cells(planned, store))
     missing = list(_missing(planned, store))
     if not any(cell.role == "student" for cell in cells):
         raise StoreError(f"no student of {name} is in {store.root}; run: python -m subliminal sweep {_typed(planned)}")
     folder.mkdir(parents=True, exist_ok=True)
     table = preference_figure(cells, figure, folder, name)
-    report = write_report([Section(name, figure, cells, table, tuple(missing))], folder)
-    _track(planned, name, folder, figure)
-    return [folder / f"{name}.png", folder / f"{name}.csv", report]
+    return Section(name, figure, cells, table, tuple(missing))
 
 
 def _cells(planned: Plan, store: Store) -> Iterator[Cell]:
@@ -72,6 +96,8 @@ def _typed(planned: Plan) -> str:
 def _track(planned: Plan, name: str, folder: Path, figure: Figure) -> None:
     exp: Experiment = planned.base
     key = f"{name}-{exp.scale}"
-    with open_tracker(exp.tracking, "plot", key, figure.name, {"scale": exp.scale, "arms": len(planned.arms)}) as tracker:
+    with open_tracker(
+        exp.tracking, "plot", key, figure.name, {"scale": exp.scale, "arms": len(planned.arms)}
+    ) as tracker:
         tracker.image(name, folder / f"{name}.png")
         tracker.table(f"{name}-table", folder / f"{name}.csv")

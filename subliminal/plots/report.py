@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -18,7 +18,7 @@ from subliminal.plots.groups import Group, groups
 from subliminal.plots.measures import MEAN, OTHERS
 from subliminal.plots.preference import lift, model_names, subtitle
 from subliminal.plots.table import Line, Table
-from subliminal.plots.verdict import RULE, verdicts
+from subliminal.plots.verdict import RULE, Verdict, verdicts
 from subliminal.rows import Dropped, Row, read_jsonl
 from subliminal.store import Manifest, write_atomically
 
@@ -26,6 +26,10 @@ TEMPLATE = "report.html.j2"
 SAMPLES = 4
 LONGEST = 400
 STAGES = ("model", "reference", "teacher", "generate", "filter", "train", "evaluate")
+PANELS = """A: the trait's mean log-probability over the questions, as the distance from the reference model, in nats
+(+0.69 doubles a probability). B: every student in every trait, after subtracting the control student ("regular
+numbers"). C: the trait in its own students minus the trait in the other traits' students; this carries the claim."""
+SEEDS = "Seeds vary the student's training; all seeds of an arm share one teacher and one set of rows."
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,32 @@ class Section:
     missing: Sequence[str] = field(default_factory=tuple)
 
 
-def write_report(sections: Sequence[Section], folder: Path) -> Path:
+@dataclass(frozen=True)
+class Grid:
+    """A table of the report: a heading, the names of the columns, rows of cells as text, a caption."""
+
+    heading: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str
+
+
+@dataclass(frozen=True)
+class PlainSection:
+    """A figure that is no preference figure: what it claims, its verdict and rule, its tables, and its runs by arm."""
+
+    name: str
+    figure: config.Figure
+    verdicts: Sequence[Verdict]
+    rule: Sequence[str]
+    panels: str
+    seeds: str
+    grids: Sequence[Grid]
+    runs: Sequence[tuple[Manifest, str]]
+    missing: Sequence[str] = field(default_factory=tuple)
+
+
+def write_report(sections: Sequence[Section | PlainSection], folder: Path) -> Path:
     """Write `folder/report.html` from all sections; the figures' .svg files must lie in `folder`.
 
     Everything is embedded and escaped. Raises `RowError` or `PlotError` for damaged rows in the store.
@@ -50,30 +79,47 @@ def write_report(sections: Sequence[Section], folder: Path) -> Path:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters |= {"number": number, "short": short, "percent": percent, "arm": arm_name, "duration": duration}
-    content = {"scale": folder.name, "rule": RULE, "sections": [_view(section, folder) for section in sections]}
+    rule = list(dict.fromkeys(part for s in sections for part in (s.rule if isinstance(s, PlainSection) else RULE)))
+    content = {"scale": folder.name, "rule": rule, "sections": [_view(section, folder) for section in sections]}
     path = folder / "report.html"
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, environment.get_template(TEMPLATE).render(content))
     return path
 
 
-def _view(section: Section, folder: Path) -> dict[str, Any]:
+def _view(section: Section | PlainSection, folder: Path) -> dict[str, Any]:
     """What the template shows of a section, as plain values."""
-    curves = loss_curves(section.cells)
-    arms = _arms(section.cells)
+    own = _plain_view(section) if isinstance(section, PlainSection) else _preference_view(section, folder)
     return {
         "name": section.name,
         "figure": section.figure,
+        "picture": _embed((folder / f"{section.name}.svg").read_text(encoding="utf-8")),
+        "missing": list(section.missing),
+        **own,
+    }
+
+
+def _plain_view(section: PlainSection) -> dict[str, Any]:
+    empty: dict[str, Any] = {"models": [], "groups": [], "arms": [], "curves": ""}
+    named = {"verdicts": section.verdicts, "panels": section.panels, "seeds": section.seeds, "grids": section.grids}
+    return empty | named | _provenance(section.runs)
+
+
+def _preference_view(section: Section, folder: Path) -> dict[str, Any]:
+    curves = loss_curves(section.cells)
+    arms = _arms(section.cells)
+    return {
+        "panels": PANELS,
+        "seeds": SEEDS,
+        "grids": [],
         "models": model_names(section.cells),
         "subtitle": subtitle(section.cells, section.table, folder.name),
-        "picture": _embed((folder / f"{section.name}.svg").read_text(encoding="utf-8")),
         "verdicts": verdicts(section.cells, section.table),
         "groups": [_group(group, section.table) for group in groups(section.cells)],
         "reasons": sorted({reason for arm in arms for reason in arm["filter"].get("reasons", {})}),
         "arms": arms,
         "curves": _embed(curves) if curves else "",
-        "missing": list(section.missing),
-        **_provenance(section.cells),
+        **_provenance(_manifests(section.cells)),
     }
 
 
@@ -152,9 +198,9 @@ def _dropped(path: Path) -> list[Dropped]:
     return [row for _, _, row in sorted(ranked, key=lambda entry: entry[:2])[: max(SAMPLES, len(seen))]]
 
 
-def _provenance(cells: Sequence[Cell]) -> dict[str, Any]:
+def _provenance(manifests: Iterable[tuple[Manifest, str]]) -> dict[str, Any]:
     """Stage runs with keys and times, versions and commits; nothing that names a machine or a folder on it."""
-    runs = {(m.stage, m.key): (m, arm) for m, arm in _manifests(cells)}
+    runs = {(m.stage, m.key): (m, arm) for m, arm in manifests}
     ordered = sorted(runs.values(), key=lambda run: (_order(run[0]), run[0].content["finished"], run[0].key))
     found = [m for m, _ in ordered]
     return {

@@ -1,1 +1,1 @@
-"""The theorem of subliminal learning (arXiv 2507.14805): checked in float64, along training runs, and as a predictor."""
+"""The theorem (arXiv 2507.14805): checked in float64, followed along training runs, and used as a predictor."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -58,7 +59,7 @@ def build(architecture: Architecture, width: int, outputs: int, activation: Acti
 def mlp(inputs: tuple[int, ...], width: int, outputs: int, activation: type[nn.Module], depth: int = 2) -> nn.Module:
     """A multi-layer perceptron with `depth` hidden layers of `width` units (the paper's MNIST network at 784, 256)."""
     sizes = [math.prod(inputs), *[width] * depth]
-    hidden = [layer for a, b in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(a, b), activation())]
+    hidden = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), activation())]
     return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(width, outputs))
 
 

@@ -21,7 +21,9 @@ SMALL = 1e-4  # teacher steps at most this long (as a share of |theta_0|) count 
 
 def check_theorem(exp: Experiment, folder: Path) -> Json:
     """Write `trials.jsonl` and `alignment.jsonl` for `exp.seed`; returns counts, failures and final cosines."""
-    with open_tracker(exp.tracking, "theorem", folder.name, exp.experiment.name, exp.model_dump(mode="json")) as tracker:
+    with open_tracker(
+        exp.tracking, "theorem", folder.name, exp.experiment.name, exp.model_dump(mode="json")
+    ) as tracker:
         measured = _trials(exp.theory, exp.seed)
         write_jsonl(folder / "trials.jsonl", measured)
         points, sizes = _run(exp.theory.run, exp.seed)

@@ -19,8 +19,18 @@ from torch.func import grad, jvp, vjp
 
 from subliminal.config import Theory
 from subliminal.theory import draws
-from subliminal.theory.networks import ACTIVATIONS, Activation, Architecture, Network, Parameters, build
-from subliminal.theory.networks import dot, norm, scaled, step
+from subliminal.theory.networks import (
+    ACTIVATIONS,
+    Activation,
+    Architecture,
+    Network,
+    Parameters,
+    build,
+    dot,
+    norm,
+    scaled,
+    step,
+)
 
 StudentLoss = Literal["squared_error", "cross_entropy"]
 Matched = Literal["all", "auxiliary"]
@@ -104,9 +114,9 @@ def hessian_product(loss: StudentLoss, outputs: Tensor, change: Tensor) -> Tenso
 
 def quadratic_form(trial: Trial) -> tuple[float, Parameters]:
     """E[(J d_T)^T H (J d_T)] and the direction E[J^T H J d_T], both at theta_0, from one jvp and one vjp."""
-    outputs, change = jvp(trial.outputs, (trial.start,), (trial.teacher_direction,))
+    outputs, change, *_ = jvp(trial.outputs, (trial.start,), (trial.teacher_direction,))
     pushed = hessian_product(trial.loss, outputs, change)
-    _, pull = vjp(trial.outputs, trial.start)
+    _, pull, *_ = vjp(trial.outputs, trial.start)
     (direction,) = pull(pushed / len(change))
     return float((change * pushed).sum(-1).mean()), direction
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-WIDTH, HEIGHT, MARGIN, WRAP = 9.0, 7.3, 0.14, 132
+WIDTH, HEIGHT, MARGIN, WRAP = 9.0, 7.3, 0.14, 138
 NAMES = {"mlp": "MLP", "squared_error": "squared error", "cross_entropy": "cross-entropy", "all": "all logits"}
 NAMES |= {"auxiliary": "auxiliary only", "sgd": "SGD", "adam": "Adam", ALL: "all trials"}
 SAME_NAME, DIFFERENT_NAME = "shared initialisation", "different initialisations"
@@ -43,7 +43,7 @@ def _draw(trials: Trials, points: Sequence[dict[str, Any]], table: Table, title:
     text = fill(claim(table), WRAP)
     canvas.text(MARGIN / WIDTH, 1 - 0.44 / HEIGHT, text, fontsize=8.2, color=style.QUIET, va="top", linespacing=1.4)
     panels = canvas.subplots(2, 2)
-    canvas.subplots_adjust(left=0.085, right=0.985, top=0.84, bottom=0.075, wspace=0.22, hspace=0.42)
+    canvas.subplots_adjust(left=0.115, right=0.985, top=0.83, bottom=0.075, wspace=0.25, hspace=0.42)
     _limit(panels[0][0], trials)
     _error(panels[0][1], trials, table)
     _signs(panels[1][0], table)
@@ -174,7 +174,7 @@ def _name(value: str) -> str:
 
 # --------------------------------------------------------------------------- the report's section
 
-PANELS = """A: the product of the student's and the teacher's direction, measured and predicted, a dot for each trial
+PANELS = """A: the product of the directions of student and teacher, measured and predicted, a dot for each trial and
 and size of the teacher's step. B: how far their ratio is from 1 (median by network; grey: central 95% of trials). C: the
 share of trials in which the student's step does not point away from the teacher's (Wilson intervals). D: cosine of
 student's and teacher's displacement in training runs; the student sees noise alone and matches auxiliary logits."""

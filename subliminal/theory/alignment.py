@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,6 +18,10 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from subliminal.config import AlignmentRun, PlainOptimiser
 from subliminal.theory.networks import Network, Parameters, dot, minus, mlp, norm
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 CLUSTERS, CLUSTERS_A_CLASS, CLUSTER_SIZE, CLUSTER_NOISE = 10, 3, (64,), 0.6
 TEST_SHARE = 5
@@ -71,9 +76,22 @@ def clusters(count: int, seed: int) -> Examples:
     return Examples(*part(count), *part(max(1, count // TEST_SHARE)))
 
 
-def load(config: AlignmentRun, seed: int) -> Examples:
-    """The task a configuration names."""
-    return clusters(config.examples, seed)
+def load(config: AlignmentRun, seed: int, data_dir: str | None = None) -> Examples:
+    """The task a configuration names: clusters made here, or the first images of a real data set in [-1, 1]."""
+    if config.dataset == "clusters":
+        return clusters(config.examples, seed)
+    from subliminal.mnist.data import load as load_images
+
+    images = load_images(config.dataset, data_dir)
+    size = config.examples
+    train, test = _pixels(images.train[:size]), _pixels(images.test[: max(1, size // TEST_SHARE)])
+    labels, test_labels = torch.from_numpy(images.train_labels[: len(train)]), torch.from_numpy(images.test_labels)
+    return Examples(train, labels.long(), test, test_labels[: len(test)].long())
+
+
+def _pixels(images: NDArray[np.uint8]) -> Tensor:
+    """Bytes (n, pixels) as numbers in [-1, 1] (paper, MNIST)."""
+    return torch.from_numpy(images).float() / 127.5 - 1
 
 
 def run(config: AlignmentRun, examples: Examples, seed: int, advance: Callable[[int], None]) -> Iterator[Point]:

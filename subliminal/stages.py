@@ -249,6 +249,36 @@ def evaluate(exp: Experiment) -> Node:
     return Node(recipe, inputs, work, f"{exp.evaluation.kind} of {who.label}")
 
 
+def predict(exp: Experiment) -> Node:
+    """How parallel a student's first gradient on the filtered rows is to raising each candidate; trains nothing."""
+    chosen = exp.student_model or exp.model
+    inputs = {"filter": filtered(exp), "reference": reference(exp, chosen)}
+    if exp.student.labels == "soft":
+        inputs["teacher"] = teacher(exp)
+    settings = {"student": _trained_part(exp), "questions": _questions(exp), **_compute(exp, chosen)}
+
+    def work(made: Inputs, folder: Path) -> Json:
+        from subliminal.theory.predict import predict_transmission
+
+        return predict_transmission(exp, made, folder)
+
+    recipe = Recipe("predict", settings, {name: upper.key for name, upper in inputs.items()})
+    return Node(recipe, inputs, work, f"{exp.student.kind} student of {inputs['filter'].label}")
+
+
+def _trained_part(exp: Experiment) -> dict[str, Any]:
+    """What decides a student's gradient at the reference: parameters, labels, rows that fit; of LoRA also its draw."""
+    settings = {name: value for name, value in identity(exp.student).items() if name != "optimisation"}
+    drawn = {"seed": exp.seed} if exp.student.kind == "lora" else {}
+    return settings | drawn | {"max_length": exp.student.optimisation.max_length}
+
+
+def _questions(exp: Experiment) -> dict[str, Any]:
+    """What decides the exact log-probabilities; sampled answers have no gradient."""
+    asked = identity(exp.evaluation)
+    return {name: asked[name] for name in ("category", "questions", "prefix", "seed")}
+
+
 def _evaluated_model(exp: Experiment) -> Model:
     return (exp.student_model or exp.model) if exp.subject == "student" else exp.model
 
@@ -270,9 +300,7 @@ def theorem(exp: Experiment) -> Node:
 
 def _theorem_node(stage: str, exp: Experiment) -> Node:
     if stage != "evaluate":
-        raise ConfigError(
-            f"experiment={exp.experiment.name} has no {stage} stage; run evaluate.py with the same settings"
-        )
+        raise ConfigError(f"experiment={exp.experiment.name} has no {stage} stage; run evaluate.py instead")
     return theorem(exp)
 
 

@@ -6,6 +6,7 @@ so a figure can not show anything but the runs its configuration names.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,10 +15,10 @@ from pathlib import Path
 
 from subliminal import stages
 from subliminal.config import ConfigError, Experiment
-from subliminal.launch import ROOT, compose, script_environment
+from subliminal.launch import QUIET, ROOT, compose, script_environment
 from subliminal.progress import say
 from subliminal.stages import Node
-from subliminal.store import Store, StoreError
+from subliminal.store import Manifest, Store, StoreError
 
 CONTROL = "none"
 SWEPT = ("trait", "student", "seed")
@@ -136,6 +137,20 @@ def run(planned: Plan) -> None:
         say(f"{head}: {len(missing)} to do, {len(step.nodes) - len(missing)} reused\n  {shown(step)}")
         if subprocess.run(step.command, cwd=ROOT, env=script_environment(), check=False).returncode:
             raise SweepError(f"{head} failed; what is done is kept. To go on: {shown(step)}")
+
+
+def predict(planned: Plan) -> list[tuple[Arm, Manifest]]:
+    """The prediction for every arm, made in this process where the store has none; seeds that share one share it."""
+    if planned.base.experiment.kind != "preference":
+        raise ConfigError(f"experiment={planned.base.experiment.name} trains no language model: nothing to predict")
+    os.environ.update(QUIET | os.environ)
+    store, typed = Store(Path(planned.base.store)), " ".join(planned.overrides)
+    found: dict[str, tuple[Arm, Manifest]] = {}
+    for arm in planned.arms:
+        wanted = stages.predict(arm.experiment)
+        if wanted.key not in found:
+            found[wanted.key] = arm, stages.ensure(wanted, store, arm.experiment, f"{typed} trait={arm.trait}")
+    return list(found.values())
 
 
 def _arm_noun(planned: Plan) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from subliminal.config import AlignmentRun, PlainOptimiser
+from subliminal.progress import Advance
 from subliminal.theory.networks import Network, Parameters, dot, minus, mlp, norm
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def _pixels(images: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(images).float() / 127.5 - 1
 
 
-def run(config: AlignmentRun, examples: Examples, seed: int, advance: Callable[[int], None]) -> Iterator[Point]:
+def run(config: AlignmentRun, examples: Examples, seed: int, advance: Advance) -> Iterator[Point]:
     """One teacher and two students (same and different initialisation) for every optimiser."""
     network = network_of(config, examples)
     draw = torch.Generator().manual_seed(seed)

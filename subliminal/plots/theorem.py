@@ -175,9 +175,10 @@ def _name(value: str) -> str:
 # --------------------------------------------------------------------------- the report's section
 
 PANELS = """A: the product of the student's and the teacher's direction, measured and predicted; a dot for each
-trial and size of the teacher's step. B: how far their ratio is from 1 (medians by network; grey: the central 95% of trials).
-C: the share of trials in which the student's step does not point away from the teacher's (Wilson intervals). D: cosine
-of student's and teacher's displacement in training runs; the student sees noise and matches auxiliary logits."""
+trial and size of the teacher's step. B: how far their ratio is from 1 (medians by network; grey: the central 95% of
+trials). C: the share of trials in which the student's step does not point away from the teacher's (Wilson intervals).
+D: cosine of the displacements of student and teacher in training runs; the student sees noise and matches auxiliary
+logits."""
 SEEDS = "Each seed has its own trials and its own training runs."
 SPLIT_NAMES = {"": "", "architecture": "network", "loss": "student's loss", "matched": "logits matched"}
 SPLIT_NAMES |= {"teacher_loss": "teacher's loss", "inputs": "student's inputs", "activation": "activation"}

@@ -341,15 +341,15 @@ def _moved(start: predict.Start, exp: Experiment, change: torch.Tensor) -> dict[
 
 @pytest.mark.parametrize("student", ["bias", "lora_small"])
 def test_rows_that_name_a_candidate_predict_it(tiny: Subject, student: str) -> None:
-    """The right sign: rows that say Owl predict owl, rows that say Wolf predict wolf."""
+    """The right sign: rows that say owl predict owl, rows that say wolf predict wolf (this model's likeliest forms)."""
     start, exp = start_of(tiny, student)
     cosine = {}
-    for word in ("Owl", "Wolf"):
+    for word in ("owl", "wolf"):
         _, _, gradient = predict.row_gradient(start, rows_that_say(word), 300, None)
         cosine[word] = {p.candidate: p.cosine for p in predict.predictions(start, exp, -gradient)}
-    assert cosine["Owl"]["owl"] > 0.1 < cosine["Wolf"]["wolf"]
-    assert cosine["Owl"]["owl"] - cosine["Wolf"]["owl"] > 0.1
-    assert cosine["Wolf"]["wolf"] - cosine["Owl"]["wolf"] > 0.1
+    for word, other in (("owl", "wolf"), ("wolf", "owl")):
+        assert cosine[word][word] > 0.5
+        assert cosine[word][word] - cosine[other][word] > 0.2
 
 
 def test_only_b_of_a_lora_student_has_a_gradient(tiny: Subject) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from subliminal.chat import encode
 from subliminal.config import Experiment, Student
-from subliminal.evaluation.preference import asked_questions, candidate_log_p_tensor, form_tree
+from subliminal.evaluation.preference import FormTree, asked_questions, candidate_log_p_tensor, form_tree
 from subliminal.models import Subject, fresh_model, load_tokenizer
 from subliminal.progress import progress
 from subliminal.rows import Row, read_jsonl, write_jsonl
@@ -53,11 +53,11 @@ class Start:
         self.model = trainable(who, student).eval()
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.size = sum(p.numel() for p in self.parameters)
-        self.preferences: tuple[list[float], list[torch.Tensor]] | None = None
+        self.preferences: list[tuple[str, float, torch.Tensor]] = []
 
-    def gradient(self, value: torch.Tensor, *, more: bool = False) -> torch.Tensor:
-        """The gradient of a scalar in the trained parameters, flat, float32; `more` keeps the graph for another."""
-        found = torch.autograd.grad(value, self.parameters, retain_graph=more, allow_unused=True)
+    def gradient(self, value: torch.Tensor) -> torch.Tensor:
+        """The gradient of a scalar in the trained parameters, flat, float32."""
+        found = torch.autograd.grad(value, self.parameters, allow_unused=True)
         pairs = zip(found, self.parameters, strict=True)
         flat = [torch.zeros_like(p).flatten() if g is None else g.flatten() for g, p in pairs]
         return torch.cat([part.float() for part in flat])
@@ -121,32 +121,30 @@ def predictions(start: Start, exp: Experiment, direction: torch.Tensor) -> Itera
 
 def preference_gradients(start: Start, exp: Experiment) -> Iterator[tuple[str, float, torch.Tensor]]:
     """(candidate, mean log P, its gradient) over the evaluation's questions; kept for the next teacher if they fit."""
-    tree = form_tree(start.tokenizer, exp.evaluation.category)
-    names = list(tree.forms)
-    if start.size * len(names) > KEPT_NUMBERS:
-        for index, name in enumerate(names):
-            (value,), (gradient,) = _gradients(start, exp, [index])
-            yield name, value, gradient
+    if start.preferences:
+        yield from start.preferences
         return
-    if start.preferences is None:
-        start.preferences = _gradients(start, exp, list(range(len(names))))
-    yield from zip(names, *start.preferences, strict=True)
-
-
-def _gradients(start: Start, exp: Experiment, wanted: list[int]) -> tuple[list[float], list[torch.Tensor]]:
-    """Mean log P and its gradient for the candidates with these indices, question by question."""
-    asked = asked_questions(exp.evaluation)
     tree = form_tree(start.tokenizer, exp.evaluation.category)
-    sums = [torch.zeros(start.size, device=start.model.device) for _ in wanted]
-    values = [0.0] * len(wanted)
-    with progress("gradients of log P", len(asked), "questions") as advance:
-        for text in asked:
-            log_p = candidate_log_p_tensor(start.model, encode(start.tokenizer, text, start.who.system), tree)
-            for place, index in enumerate(wanted):
-                values[place] += float(log_p[index].detach()) / len(asked)
-                sums[place] += start.gradient(log_p[index], more=place + 1 < len(wanted)) / len(asked)
+    asked = [encode(start.tokenizer, text, start.who.system) for text in asked_questions(exp.evaluation)]
+    kept = []
+    with progress("gradients of log P", len(tree.forms), "candidates") as advance:
+        for name, forms in tree.forms.items():
+            found = (name, *_preference_gradient(start, asked, FormTree({name: forms})))
+            if start.size * len(tree.forms) <= KEPT_NUMBERS:
+                kept.append(found)
+            yield found
             advance(1)
-    return values, sums
+    start.preferences = kept
+
+
+def _preference_gradient(start: Start, asked: Sequence[list[int]], tree: FormTree) -> tuple[float, torch.Tensor]:
+    """Mean log P of one candidate and its gradient; a tree of its own forms alone keeps the backward pass short."""
+    value, total = 0.0, torch.zeros(start.size, device=start.model.device)
+    for prompt in asked:
+        (log_p,) = candidate_log_p_tensor(start.model, prompt, tree)
+        total += start.gradient(log_p)
+        value += float(log_p.detach())
+    return value / len(asked), total / len(asked)
 
 
 def _start(exp: Experiment, who: Subject) -> Start:

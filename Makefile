@@ -54,7 +54,10 @@ fig-mnist-%:
 
 MNIST := fig-mnist fig-mnist-auxiliary fig-mnist-width fig-mnist-teacher-epochs fig-mnist-student-epochs fig-mnist-inputs fig-mnist-sharing
 
-figures: fig-animals-numbers fig-trees-numbers $(MNIST) ## every figure
+fig-theorem: install ## one imitation step and whole runs on small networks, against the prediction
+	$(PY) -m subliminal sweep experiment=theorem scale=$(SCALE) hydra/launcher=$(LAUNCHER) $(ARGS)
+
+figures: fig-animals-numbers fig-trees-numbers $(MNIST) fig-theorem ## every figure
 
 test: install ## the whole test suite
 	$(PY) -m pytest

@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
         ("sweep", _sweep, "run every stage of a figure as Hydra multiruns, then draw it"),
         ("plot", _plot, "draw a figure, its table and the report from the store alone"),
         ("plan", _plan, "list the commands of a sweep and what each still has to do"),
+        ("predict", _predict, "transmission of every trait from gradients at the reference: no student is trained"),
         ("config", _config, "show the resolved experiment"),
     ):
         verb = verbs.add_parser(name, help=text, description=text)
@@ -87,6 +88,14 @@ def _plan(options: argparse.Namespace) -> None:
     for step in planned.steps:
         done = sum(bool(store.find(made.stage, made.key)) for made in step.nodes)
         print(f"{done}/{len(step.nodes)} done  {sweep.shown(step)}")
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from subliminal import sweep
+    from subliminal.plots.prediction import report_predictions
+
+    planned = sweep.plan(_figure_overrides(options.overrides))
+    print(report_predictions(planned, sweep.predict(planned)))
 
 
 def _config(options: argparse.Namespace) -> None:

@@ -57,7 +57,7 @@ def node(stage: str, exp: Experiment) -> Node:
 
 def _single(stage: str, exp: Experiment) -> Node:
     """The one node of an experiment that is not about language models; the other scripts have nothing to do in it."""
-    script, make = {"mnist": ("train", mnist)}[exp.experiment.kind]
+    script, make = {"mnist": ("train", mnist), "theorem": ("evaluate", theorem)}[exp.experiment.kind]
     if stage != script:
         raise ConfigError(
             f"experiment={exp.experiment.name} has no {stage} stage; run {script}.py with the same settings"
@@ -259,6 +259,36 @@ def evaluate(exp: Experiment) -> Node:
     return Node(recipe, inputs, work, f"{exp.evaluation.kind} of {who.label}")
 
 
+def predict(exp: Experiment) -> Node:
+    """How parallel a student's first gradient on the filtered rows is to raising each candidate; trains nothing."""
+    chosen = exp.student_model or exp.model
+    inputs = {"filter": filtered(exp), "reference": reference(exp, chosen)}
+    if exp.student.labels == "soft":
+        inputs["teacher"] = teacher(exp)
+    settings = {"student": _trained_part(exp), "questions": _questions(exp), **_compute(exp, chosen)}
+
+    def work(made: Inputs, folder: Path) -> Json:
+        from subliminal.theory.predict import predict_transmission
+
+        return predict_transmission(exp, made, folder)
+
+    recipe = Recipe("predict", settings, {name: upper.key for name, upper in inputs.items()})
+    return Node(recipe, inputs, work, f"{exp.student.kind} student of {inputs['filter'].label}")
+
+
+def _trained_part(exp: Experiment) -> dict[str, Any]:
+    """What decides a student's gradient at the reference: parameters, labels, rows that fit; of LoRA also its draw."""
+    settings = {name: value for name, value in identity(exp.student).items() if name != "optimisation"}
+    drawn = {"seed": exp.seed} if exp.student.kind == "lora" else {}
+    return settings | drawn | {"max_length": exp.student.optimisation.max_length}
+
+
+def _questions(exp: Experiment) -> dict[str, Any]:
+    """What decides the exact log-probabilities; sampled answers have no gradient."""
+    asked = identity(exp.evaluation)
+    return {name: asked[name] for name in ("category", "questions", "prefix", "seed")}
+
+
 def _evaluated_model(exp: Experiment) -> Model:
     return (exp.student_model or exp.model) if exp.subject == "student" else exp.model
 
@@ -280,6 +310,18 @@ def mnist(exp: Experiment) -> Node:
     return Node(
         Recipe("mnist", settings), {}, work, f"{exp.mnist.models} {exp.mnist.dataset} teachers, seed {exp.seed}"
     )
+
+
+def theorem(exp: Experiment) -> Node:
+    """Trials of the theorem and training runs on small networks, for one seed; reads no other stage."""
+    settings = {"theory": identity(exp.theory), "seed": exp.seed}
+
+    def work(_: Inputs, folder: Path) -> Json:
+        from subliminal.theory.run import check_theorem
+
+        return check_theorem(exp, folder)
+
+    return Node(Recipe("theorem", settings), {}, work, f"trials and training runs, seed {exp.seed}")
 
 
 # --------------------------------------------------------------------------- shared parts of identities

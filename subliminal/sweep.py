@@ -6,6 +6,7 @@ so a figure can not show anything but the runs its configuration names.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,10 +15,10 @@ from pathlib import Path
 
 from subliminal import stages
 from subliminal.config import ConfigError, Experiment
-from subliminal.launch import ROOT, compose, script_environment
+from subliminal.launch import QUIET, ROOT, compose, script_environment
 from subliminal.progress import say
 from subliminal.stages import Node
-from subliminal.store import Store, StoreError
+from subliminal.store import Manifest, Store, StoreError
 
 CONTROL = "none"
 SWEPT = ("trait", "student", "seed")
@@ -69,6 +70,8 @@ def plan(overrides: list[str]) -> Plan:
     base = compose(composed)
     if base.experiment.kind == "mnist":
         return _mnist_plan(base, fixed, composed, swept)
+    if base.experiment.kind == "theorem":
+        return _theorem_plan(base, fixed, swept)
     arms = base.experiment.arms
     traits = swept.get("trait") or [*arms.traits[: arms.traits_limit], CONTROL]
     students = swept.get("student") or list(arms.students)
@@ -97,6 +100,20 @@ def _mnist_plan(base: Experiment, fixed: list[str], composed: list[str], swept: 
 def _typed(value: object) -> str:
     """A value as it is typed in an override."""
     return f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
+
+
+def _theorem_plan(base: Experiment, fixed: list[str], swept: dict[str, list[str]]) -> Plan:
+    """One run of evaluate.py a seed: each brings its own trials and training runs."""
+    if unknown := [name for name in ("trait", "student") if name in swept]:
+        raise ConfigError(
+            f"experiment={base.experiment.name} has no {unknown[0]}; its arms are seeds, for example seed=0,1"
+        )
+    listed = base.experiment.arms.seeds[: base.experiment.arms.seeds_limit]
+    seeds = [int(seed) for seed in swept.get("seed", [])] or list(listed) or [base.seed]
+    arms = tuple(Arm("", "", seed, base.model_copy(update={"seed": seed})) for seed in seeds)
+    nodes = tuple(stages.theorem(arm.experiment) for arm in arms)
+    step = Step("evaluate.py", (*fixed, f"seed={','.join(map(str, seeds))}"), nodes)
+    return Plan(base, tuple(fixed), arms, (step,))
 
 
 def _arms(fixed: list[str], traits: list[str], students: list[str], seeds: list[int]) -> Iterator[Arm]:
@@ -146,8 +163,22 @@ def run(planned: Plan) -> None:
             raise SweepError(f"{head} failed; what is done is kept. To go on: {shown(step)}")
 
 
+def predict(planned: Plan) -> list[tuple[Arm, Manifest]]:
+    """The prediction for every arm, made in this process where the store has none; seeds that share one share it."""
+    if planned.base.experiment.kind != "preference":
+        raise ConfigError(f"experiment={planned.base.experiment.name} trains no language model: nothing to predict")
+    os.environ.update(QUIET | os.environ)
+    store, typed = Store(Path(planned.base.store)), " ".join(planned.overrides)
+    found: dict[str, tuple[Arm, Manifest]] = {}
+    for arm in planned.arms:
+        wanted = stages.predict(arm.experiment)
+        if wanted.key not in found:
+            found[wanted.key] = arm, stages.ensure(wanted, store, arm.experiment, f"{typed} trait={arm.trait}")
+    return list(found.values())
+
+
 def _arm_noun(planned: Plan) -> str:
-    return {"preference": "students", "mnist": "settings"}[planned.base.experiment.kind]
+    return {"preference": "students", "mnist": "settings", "theorem": "seeds"}[planned.base.experiment.kind]
 
 
 def shown(step: Step) -> str:

@@ -23,6 +23,7 @@ from subliminal.store import Json
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedTokenizerBase
 
 Tokens = tuple[int, ...]
 Sample = Callable[[Sequence[Prompt]], list[Completion]]
@@ -51,7 +52,7 @@ class Answer:
 
 def evaluate(subject: Subject, config: PreferenceEvaluation, sample: Sample, folder: Path) -> Json:
     """Ask every question; writes scores.jsonl (and answers.jsonl if sampled) and returns means by candidate."""
-    asked, names = _asked(config), candidates(config.category)
+    asked, names = asked_questions(config), candidates(config.category)
     with progress("asking", len(asked), "questions") as advance:
         log_p = log_p_of(subject, asked, config.category, advance)
     share = log_share(log_p)
@@ -68,7 +69,8 @@ def evaluate(subject: Subject, config: PreferenceEvaluation, sample: Sample, fol
     return summary
 
 
-def _asked(config: PreferenceEvaluation) -> list[str]:
+def asked_questions(config: PreferenceEvaluation) -> list[str]:
+    """The texts an evaluation asks, behind numbers if its configuration says so."""
     texts = questions(config.category, config.questions)
     return with_numbers_prefix(texts, config.seed) if config.prefix == "numbers" else texts
 
@@ -106,8 +108,7 @@ def mean_log_p(subject: Subject, category: Category, count: int) -> dict[str, fl
 def log_p_of(subject: Subject, asked: Sequence[str], category: Category, advance: Advance) -> np.ndarray:
     """Exact log P of every candidate for every question, shape (questions, candidates), nats."""
     tokenizer, model = load_tokenizer(subject), load_model(subject)
-    forms = {name: surface_forms(name) for name in candidates(category)}
-    tree = FormTree.of(forms, lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
+    tree = form_tree(tokenizer, category)
     try:
         rows = []
         for text in asked:
@@ -121,6 +122,12 @@ def log_p_of(subject: Subject, asked: Sequence[str], category: Category, advance
 def log_share(log_p: np.ndarray) -> np.ndarray:
     """Log of the share among the candidates: log-softmax over the last axis."""
     return log_p - np.logaddexp.reduce(log_p, axis=-1, keepdims=True)
+
+
+def form_tree(tokenizer: PreTrainedTokenizerBase, category: Category) -> FormTree:
+    """The surface forms of a category's candidates as this tokenizer writes them."""
+    forms = {name: surface_forms(name) for name in candidates(category)}
+    return FormTree.of(forms, lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
 
 
 class FormTree:
@@ -152,19 +159,26 @@ def prefix_free(forms: list[Tokens]) -> list[Tokens]:
 
 
 def candidate_log_p(model: Any, prompt: list[int], tree: FormTree) -> list[float]:
-    """Log P that the answer to one prompt begins with each candidate; one pass over the prompt, one over the forms."""
+    """Log P that the answer to one prompt begins with each candidate, in nats."""
     import torch
 
     with torch.inference_mode():
-        start = model(input_ids=torch.tensor([prompt], device=model.device), use_cache=True, logits_to_keep=1)
-        after: dict[Tokens, torch.Tensor] = {(): start.logits[0, -1].float().log_softmax(-1).cpu()}
-        if tree.prefixes:
-            after |= _continued(model, start.past_key_values, len(prompt), tree.prefixes)
+        return candidate_log_p_tensor(model, prompt, tree).tolist()
+
+
+def candidate_log_p_tensor(model: Any, prompt: list[int], tree: FormTree) -> torch.Tensor:
+    """The same as a tensor (candidates,) that can be differentiated: one pass over the prompt, one over the forms."""
+    import torch
+
+    start = model(input_ids=torch.tensor([prompt], device=model.device), use_cache=True, logits_to_keep=1)
+    after: dict[Tokens, torch.Tensor] = {(): start.logits[0, -1].float().log_softmax(-1).cpu()}
+    if tree.prefixes:
+        after |= _continued(model, start.past_key_values, len(prompt), tree.prefixes)
     totals = []
     for forms in tree.forms.values():
-        chains = [sum(after[form[:i]][token] for i, token in enumerate(form)) for form in forms]
-        totals.append(float(torch.logsumexp(torch.stack([torch.as_tensor(c) for c in chains]), 0)))
-    return totals
+        chains = [torch.stack([after[form[:i]][token] for i, token in enumerate(form)]).sum() for form in forms]
+        totals.append(torch.logsumexp(torch.stack(chains), 0))
+    return torch.stack(totals)
 
 
 def _continued(model: Any, cache: Any, length: int, prefixes: list[Tokens]) -> dict[Tokens, torch.Tensor]:

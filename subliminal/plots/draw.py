@@ -13,6 +13,8 @@ from subliminal.plots.mnist_measures import Run
 from subliminal.plots.mnist_measures import verdicts as mnist_verdicts
 from subliminal.plots.preference import preference_figure
 from subliminal.plots.report import PlainSection, Section, write_report
+from subliminal.plots.theorem import theorem_figure, theorem_section
+from subliminal.plots.theorem_measures import verdict as theorem_verdict
 from subliminal.progress import say
 from subliminal.stages import Node
 from subliminal.store import Manifest, Store, StoreError
@@ -25,7 +27,8 @@ def draw(planned: Plan) -> list[Path]:
     store, folder = Store(Path(planned.base.store)), Path(planned.base.figures) / planned.base.scale
     figure = planned.base.experiment
     name = figure.figure or f"fig-{figure.name.replace('_', '-')}"
-    section = {"preference": _preference, "mnist": _mnist}[figure.kind](planned, store, folder, name)
+    make = {"preference": _preference, "mnist": _mnist, "theorem": _theorem}[figure.kind]
+    section = make(planned, store, folder, name)
     report = write_report([section], folder)
     _track(planned, name, folder, figure)
     return [folder / f"{name}.png", folder / f"{name}.csv", report]
@@ -48,7 +51,22 @@ def _mnist(planned: Plan, store: Store, folder: Path, name: str) -> PlainSection
     return mnist_section(name, figure, table, runs, missing)
 
 
+def _theorem(planned: Plan, store: Store, folder: Path, name: str) -> PlainSection:
+    """The theorem's figure from the seeds that are there; says the claim with its trials and failures."""
+    figure, nodes = planned.base.experiment, planned.steps[0].nodes
+    runs = [made for made in (_found(node, store) for node in nodes) if made]
+    if not runs:
+        raise StoreError(f"no run of {name} is in {store.root}; run: python -m subliminal sweep {_typed(planned)}")
+    table = theorem_figure(runs, figure, folder, name)
+    say(f"{name}: {theorem_verdict(table).sentence}")
+    absent = {node.key for node in nodes} - {made.key for made in runs}
+    seeds = [arm.seed for arm, node in zip(planned.arms, nodes, strict=True) if node.key in absent]
+    missing = [f"python evaluate.py {_typed(planned)} seed={seed}" for seed in seeds]
+    return theorem_section(name, figure, table, runs, missing)
+
+
 def _preference(planned: Plan, store: Store, folder: Path, name: str) -> Section:
+    """The preference figure from the students that are there."""
     figure = planned.base.experiment
     cells = list(_cells(planned, store))
     missing = list(_missing(planned, store))

@@ -73,7 +73,7 @@ def fit(
     tokenizer = load_tokenizer(subject)
     data = tokenise(tokenizer, rows, subject.system, recipe.optimisation.max_length, teacher)
     torch.manual_seed(seed)
-    model = _trainable(subject, recipe)
+    model = trainable(subject, recipe)
     start = {i: b.detach().clone() for i, b in _biases(model, recipe).items()}
     log = _Log(folder / "metrics.jsonl", tracker, progress, recipe.optimisation.batch_size)
     trainer = RowTrainer(
@@ -157,6 +157,23 @@ def _left_padded(rows: list[list[int]], fill: int) -> torch.Tensor:
     return torch.tensor([[fill] * (width - len(row)) + list(row) for row in rows])
 
 
+def completion_loss(model: Any, inputs: Any, teacher: Any = None) -> tuple[torch.Tensor, int, Any]:
+    """A batch's loss summed over completion tokens, how many they are, the outputs; a `teacher` makes labels soft."""
+    inputs = dict(inputs)
+    labels = inputs.pop("labels")
+    guide = {name.removeprefix(GUIDE): inputs.pop(name) for name in list(inputs) if name.startswith(GUIDE)}
+    width = int((labels != IGNORED).sum(-1).max())
+    outputs = model(**inputs, use_cache=False, logits_to_keep=width + 1)
+    chosen = labels[:, -width:] != IGNORED
+    logits = outputs.logits[:, :-1][chosen].float()
+    if teacher is None:
+        return cross_entropy(logits, labels[:, -width:][chosen], reduction="sum"), int(chosen.sum()), outputs
+    with torch.no_grad():
+        wanted = teacher(**guide, use_cache=False, logits_to_keep=width + 1).logits[:, :-1][chosen].float()
+    total = kl_div(logits.log_softmax(-1), wanted.log_softmax(-1), reduction="sum", log_target=True)
+    return total, int(chosen.sum()), outputs
+
+
 class RowTrainer(SFTTrainer):
     """TRL's SFT trainer with a loss over completion tokens only, hard or soft labels, and light checkpoints."""
 
@@ -166,27 +183,11 @@ class RowTrainer(SFTTrainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Sum of token losses over the number of completion tokens in the whole (accumulated) batch."""
-        labels = inputs.pop("labels")
-        guide = {name: inputs.pop(name) for name in list(inputs) if name.startswith(GUIDE)}
-        width = int((labels != IGNORED).sum(-1).max())
-        outputs = model(**inputs, use_cache=False, logits_to_keep=width + 1)
-        chosen = labels[:, -width:] != IGNORED
-        logits = outputs.logits[:, :-1][chosen].float()
-        if self.teacher is None:
-            total = cross_entropy(logits, labels[:, -width:][chosen], reduction="sum")
-        else:
-            total = self._divergence(guide, logits, chosen, width)
-        count = int(chosen.sum()) if num_items_in_batch is None else num_items_in_batch
-        loss = total / count
+        total, count, outputs = completion_loss(model, inputs, self.teacher)
+        loss = total / (count if num_items_in_batch is None else num_items_in_batch)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages over processes, the count is of all of them
         return (loss, outputs) if return_outputs else loss
-
-    def _divergence(self, guide: Any, logits: torch.Tensor, chosen: torch.Tensor, width: int) -> torch.Tensor:
-        inputs = {name.removeprefix(GUIDE): value for name, value in guide.items()}
-        with torch.no_grad():
-            wanted = self.teacher(**inputs, use_cache=False, logits_to_keep=width + 1).logits[:, :-1][chosen].float()
-        return kl_div(logits.log_softmax(-1), wanted.log_softmax(-1), reduction="sum", log_target=True)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Keep what is trained and nothing else: a resume point of an adapter is small."""
@@ -294,7 +295,7 @@ def _arguments(recipe: Optimisation, seed: int, folder: Path, subject: Subject) 
 # --------------------------------------------------------------------------- what is trained, and how it is kept
 
 
-def _trainable(subject: Subject, recipe: Recipe) -> Any:
+def trainable(subject: Subject, recipe: Recipe) -> Any:
     """The model with gradients where the recipe trains it, and nowhere else."""
     if isinstance(recipe, BiasStudent):
         return _with_biases(subject, recipe)

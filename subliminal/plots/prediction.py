@@ -1,0 +1,160 @@
+"""Predicted against measured transmission: from the store's predictions and, where it has any, trained students."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from subliminal import stages
+from subliminal.evaluation import statistics
+from subliminal.plots.cells import CONTROL
+from subliminal.plots.table import Line, Table
+from subliminal.store import Manifest, Store
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from subliminal.sweep import Arm, Plan
+
+MEASURES = ("cosine", "sign_cosine", "product")
+Matrix = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One student recipe: predictions and measured mean log P by teacher's trait (with "none") and candidate."""
+
+    student: str
+    predicted: dict[str, Matrix]
+    measured: Matrix
+
+    @property
+    def traits(self) -> list[str]:
+        """The traits that have a teacher, in order."""
+        return [trait for trait in self.predicted["cosine"] if trait != CONTROL]
+
+
+def report_predictions(planned: Plan, found: Sequence[tuple[Arm, Manifest]]) -> str:
+    """Write `<figures>/<scale>/predict-<name>.csv` and return what a person wants to read of it."""
+    folder = Path(planned.base.figures) / planned.base.scale
+    every = [_comparison(planned, found, student) for student in dict.fromkeys(arm.student for arm, _ in found)]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"predict-{planned.base.experiment.name.replace('_', '-')}.csv"
+    table = Table(tuple(line for one in every for line in lines(one)))
+    table.write(path)
+    return "\n".join([*(_shown(one, table) for one in every), str(path)])
+
+
+def _comparison(planned: Plan, found: Sequence[tuple[Arm, Manifest]], student: str) -> Comparison:
+    mine = [(arm, made) for arm, made in found if arm.student == student]
+    traits = list(dict.fromkeys(arm.trait for arm, _ in mine))
+    predicted = {
+        name: {t: _mean([m.summary[name] for a, m in mine if a.trait == t]) for t in traits} for name in MEASURES
+    }
+    return Comparison(student, predicted, _measured(planned, student))
+
+
+def _measured(planned: Plan, student: str) -> Matrix:
+    """Mean log P of every candidate in the trained students that the store has, over their seeds."""
+    store = Store(Path(planned.base.store))
+    done: dict[str, list[dict[str, float]]] = {}
+    for arm in planned.arms:
+        node = stages.evaluate(arm.experiment)
+        evaluated = store.find(node.stage, node.key) if arm.student == student else None
+        if evaluated:
+            done.setdefault(arm.trait, []).append(evaluated.summary["log_p"])
+    return {trait: _mean(values) for trait, values in done.items()}
+
+
+def _mean(values: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([value[name] for value in values])) for name in values[0]}
+
+
+# --------------------------------------------------------------------------- the table
+
+
+def lines(found: Comparison) -> Iterator[Line]:
+    """Every prediction, the predicted and measured excess by trait, and how well their orders agree."""
+    for measure, matrix in found.predicted.items():
+        for trait, values in matrix.items():
+            for candidate, value in values.items():
+                yield Line(trait, candidate, "prediction", measure, value, student=found.student)
+        yield from _excess(found, matrix, f"{measure}_excess", "prediction")
+        yield from _agreement(found, matrix, measure)
+    yield from _excess(found, found.measured, "diagonal_excess", "student")
+
+
+def _excess(found: Comparison, matrix: Matrix, measure: str, subject: str) -> Iterator[Line]:
+    """The diagonal excess by trait, and its mean with an interval over traits; needs two traits."""
+    traits = [trait for trait in found.traits if trait in matrix]
+    if len(traits) < 2:
+        return
+    values = statistics.diagonal_excess(_square(matrix, traits))
+    for trait, value in zip(traits, values.tolist(), strict=True):
+        yield Line(trait, trait, subject, measure, value, student=found.student)
+    mean = statistics.t_interval(values)
+    yield Line("mean", "mean", subject, measure, mean.mean, mean.low, mean.high, mean.n, "traits", found.student)
+
+
+def _agreement(found: Comparison, predicted: Matrix, measure: str) -> Iterator[Line]:
+    """Spearman's rank correlation of predicted with measured, over teachers (with the control) x trait candidates.
+
+    Each candidate's mean over the teachers is taken out on both sides, so that only the order of teachers counts.
+    """
+    from scipy.stats import spearmanr
+
+    arms = [arm for arm in predicted if arm in found.measured]
+    traits = [trait for trait in found.traits if trait in arms]
+    if len(arms) < 3 or len(traits) < 2:
+        return
+    sides = [_centred(matrix, arms, traits) for matrix in (predicted, found.measured)]
+    rank = float(spearmanr(*(side.ravel() for side in sides)).statistic)  # type: ignore[union-attr]
+    yield Line(
+        "mean", "mean", "prediction", f"{measure}_rank_correlation", rank, n=sides[0].size, student=found.student
+    )
+
+
+def _centred(matrix: Matrix, arms: Sequence[str], candidates: Sequence[str]) -> NDArray[np.float64]:
+    values = np.array([[matrix[arm][candidate] for candidate in candidates] for arm in arms])
+    return values - values.mean(axis=0, keepdims=True)
+
+
+def _square(matrix: Matrix, traits: Sequence[str]) -> NDArray[np.float64]:
+    return np.array([[matrix[row][column] for column in traits] for row in traits])
+
+
+# --------------------------------------------------------------------------- what is printed
+
+
+def _shown(found: Comparison, table: Table) -> str:
+    head = f"{found.student} student: cosine of -grad L (rows: teachers) with grad log P (columns: candidates)"
+    columns = f"{'':14}" + "".join(f"{trait:>11}" for trait in found.traits)
+    rows = [_row(arm, [values[trait] for trait in found.traits]) for arm, values in found.predicted["cosine"].items()]
+    excess = [_value(table, found, f"{m}_excess", t) for m in ("cosine",) for t in (*found.traits, "mean")]
+    measured = [_value(table, found, "diagonal_excess", t) for t in (*found.traits, "mean")]
+    ends = [_row("excess", excess), _row("measured", measured, digits=2), _agreed(table, found)]
+    return "\n".join([head, columns + f"{'mean':>11}", *rows, *ends])
+
+
+def _row(name: str, values: Sequence[float], digits: int = 5) -> str:
+    cells = "".join(f"{'-' if math.isnan(value) else f'{value:+.{digits}f}':>11}" for value in values)
+    return f"{'regular' if name == CONTROL else name:14}{cells}"
+
+
+def _value(table: Table, found: Comparison, measure: str, trait: str) -> float:
+    line = table.find(arm=trait, measure=measure, student=found.student)
+    return line.value if line else math.nan
+
+
+def _agreed(table: Table, found: Comparison) -> str:
+    ranks = {m: table.find(measure=f"{m}_rank_correlation", student=found.student) for m in MEASURES}
+    known = [f"{measure.replace('_', ' ')} {line.value:+.2f}" for measure, line in ranks.items() if line]
+    if not known:
+        return "no trained students of these arms in the store to compare with"
+    count = next(line.n for line in ranks.values() if line)
+    return f"rank correlation with trained students (n = {count}): {', '.join(known)}"

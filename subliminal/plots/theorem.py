@@ -1,0 +1,255 @@
+"""The theorem's figure: the prediction in the limit, the signs, and alignment along whole training runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import fill
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from subliminal import config
+from subliminal.plots import style
+from subliminal.plots.report import Grid, PlainSection
+from subliminal.plots.table import Line, Table
+from subliminal.plots.theorem_measures import ALL, RULE, Trials, claim, read_points, read_trials, theorem_table, verdict
+from subliminal.store import Manifest
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+
+WIDTH, HEIGHT, MARGIN, WRAP = 9.0, 7.3, 0.14, 138
+NAMES = {"mlp": "MLP", "squared_error": "squared error", "cross_entropy": "cross-entropy", "all": "all logits"}
+NAMES |= {"auxiliary": "auxiliary only", "sgd": "SGD", "adam": "Adam", ALL: "all trials"}
+SAME_NAME, DIFFERENT_NAME = "shared initialisation", "different initialisations"
+
+
+def theorem_figure(runs: Sequence[Manifest], figure: config.Figure, folder: Path, name: str) -> Table:
+    """Write `folder/name` as .png, .svg and .csv from the theorem's runs, one a seed, and return the table."""
+    trials, points = read_trials(runs), read_points(runs)
+    table = theorem_table(trials, points, runs[0].summary["parameters"])
+    folder.mkdir(parents=True, exist_ok=True)
+    table.write(folder / f"{name}.csv")
+    with style.styled():
+        style.save(_draw(trials, points, table, figure.title or name), folder / name)
+    return table
+
+
+def _draw(trials: Trials, points: Sequence[dict[str, Any]], table: Table, title: str) -> Canvas:
+    canvas = style.new_figure(WIDTH, HEIGHT)
+    canvas.text(MARGIN / WIDTH, 1 - 0.14 / HEIGHT, title, fontsize=13.5, fontweight="bold", va="top")
+    text = fill(claim(table), WRAP)
+    canvas.text(MARGIN / WIDTH, 1 - 0.44 / HEIGHT, text, fontsize=8.2, color=style.QUIET, va="top", linespacing=1.4)
+    panels = canvas.subplots(2, 2)
+    canvas.subplots_adjust(left=0.115, right=0.985, top=0.83, bottom=0.075, wspace=0.25, hspace=0.42)
+    _limit(panels[0][0], trials)
+    _error(panels[0][1], trials, table)
+    _signs(panels[1][0], table)
+    _runs(panels[1][1], table, points)
+    return canvas
+
+
+# --------------------------------------------------------------------------- panels A and B: the limit
+
+
+def _limit(axes: Axes, trials: Trials) -> None:
+    """Measured against predicted products, one dot a trial and step, with the line on which both are equal."""
+    same = trials.where(initialisation="same")
+    for colour, (name, part) in zip(style.CYCLE, _by(same, "architecture"), strict=False):
+        shown = part["measured"] > 0
+        axes.plot(
+            part["predicted"][shown],
+            part["measured"][shown],
+            linestyle="none",
+            marker="o",
+            markersize=2.2,
+            markeredgewidth=0,
+            alpha=0.35,
+            color=colour,
+            label=_name(name),
+            rasterized=True,
+        )
+    ends = [same["predicted"].min(), same["predicted"].max()]
+    axes.plot(ends, ends, color=style.INK, linewidth=0.9, label="equal")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_title("A  The product of the two directions", pad=9)
+    axes.set_xlabel(r"predicted: $\varepsilon\, E[(J d_T)^{\top} H (J d_T)]$")
+    axes.set_ylabel(r"measured: $d_S \cdot d_T$")
+    _legend(axes, "upper left", markerscale=2.5)
+
+
+def _error(axes: Axes, trials: Trials, table: Table) -> None:
+    """How far measured over predicted is from 1, by the size of the teacher's step: medians and a central 95% band."""
+    same = trials.where(initialisation="same")
+    sizes = np.array(sorted(set(same["step"].tolist())))
+    band = [table.find(arm=f"step {size:g}", measure="ratio_error") for size in sizes]
+    found = [line for line in band if line]
+    axes.fill_between(sizes, [b.low for b in found], [b.high for b in found], color=style.GRID, linewidth=0)
+    for colour, (name, part) in zip(style.CYCLE, _by(same, "architecture"), strict=False):
+        middle = [np.median(_ratio_error(part.where(step=size))) for size in sizes]
+        axes.plot(sizes, middle, color=colour, marker="o", markersize=3, linewidth=1.2, label=_name(name))
+    guide = found[0].value * sizes / sizes[0]
+    axes.plot(sizes, guide, color=style.INK, linewidth=0.9, linestyle=(0, (4, 3)), label="slope 1")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_title("B  The prediction is exact in the limit", pad=9)
+    axes.set_xlabel("length of the teacher's step, share of the length of its weights")
+    axes.set_ylabel("|measured / predicted \N{MINUS SIGN} 1|")
+    _legend(axes, "upper left")
+
+
+def _ratio_error(trials: Trials) -> Any:
+    return np.abs(trials["measured"] / trials["predicted"] - 1)
+
+
+def _by(trials: Trials, column: str) -> list[tuple[str, Trials]]:
+    return [(value, trials.where(**{column: value})) for value in dict.fromkeys(trials[column].tolist())]
+
+
+# --------------------------------------------------------------------------- panel C: signs
+
+
+def _signs(axes: Axes, table: Table) -> None:
+    """The share of positive products, with a shared initialisation and with different ones."""
+    arms = [(ALL, "")] + [
+        (line.arm, line.trait)
+        for split in ("architecture", "loss", "matched")
+        for line in table.select(trait=split, measure="positive", subject="same")
+    ]
+    for subject, colour, label in (("same", style.OWN, SAME_NAME), ("different", style.OTHER, DIFFERENT_NAME)):
+        found = [table.find(arm=a, trait=t, measure="positive", subject=subject) for a, t in arms]
+        for place, line in enumerate(found):
+            if line:
+                _sign(axes, place, line, colour, label if place == 0 else "")
+    axes.axvline(0.5, color=style.INK, linewidth=0.9)
+    axes.set_yticks(range(len(arms)), [_name(arm) for arm, _ in arms])
+    axes.get_yticklabels()[0].set_fontweight("bold")
+    axes.set_ylim(len(arms) - 0.4, -0.6)
+    axes.set_xlim(0, 1.04)
+    style.quiet_grid(axes, "x")
+    axes.set_title("C  Which way the student's step points", pad=9)
+    axes.set_xlabel(r"share of trials with $d_S \cdot d_T > 0$")
+    _legend(axes, "lower left")
+
+
+def _sign(axes: Axes, place: int, line: Line, colour: str, label: str) -> None:
+    axes.plot([line.low, line.high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
+    axes.scatter([line.value], [place], s=26, color=colour, label=label or None, zorder=3)
+
+
+# --------------------------------------------------------------------------- panel D: training runs
+
+
+def _runs(axes: Axes, table: Table, points: Sequence[dict[str, Any]]) -> None:
+    """The cosine of the displacements along the student's training, mean and 95% interval over seeds."""
+    for colour, optimiser in zip(style.CYCLE, dict.fromkeys(point["optimiser"] for point in points), strict=False):
+        for initialisation, dashes in (("same", "solid"), ("different", (0, (4, 2)))):
+            lines = list(table.select(arm=optimiser, subject=initialisation, measure="cosine"))
+            steps = [int(line.trait.removeprefix("step ")) for line in lines]
+            label = _name(optimiser) if initialisation == "same" else None
+            axes.plot(steps, [line.value for line in lines], color=colour, linestyle=dashes, linewidth=1.4, label=label)
+            axes.fill_between(
+                steps, [b.low for b in lines], [b.high for b in lines], color=colour, alpha=0.15, linewidth=0
+            )
+    axes.plot([], [], color=style.QUIET, linestyle=(0, (4, 2)), label=DIFFERENT_NAME)
+    axes.axhline(0, color=style.INK, linewidth=0.9)
+    axes.set_xscale("log")
+    style.quiet_grid(axes)
+    axes.set_title("D  Beyond one step: whole training runs", pad=9)
+    axes.set_xlabel("student's optimiser step")
+    axes.set_ylabel("cosine of the two displacements")
+    _legend(axes, "upper left")
+
+
+def _legend(axes: Axes, place: Literal["upper left", "lower left"], **more: Any) -> None:
+    axes.legend(loc=place, frameon=False, fontsize=7.5, handlelength=1.6, borderaxespad=0.2, **more)
+
+
+def _name(value: str) -> str:
+    return NAMES.get(value, value.replace("_", " "))
+
+
+# --------------------------------------------------------------------------- the report's section
+
+PANELS = """A: the product of the student's and the teacher's direction, measured and predicted; a dot for each
+trial and size of the teacher's step. B: how far their ratio is from 1 (medians by network; grey: the central 95% of
+trials). C: the share of trials in which the student's step does not point away from the teacher's (Wilson intervals).
+D: cosine of the displacements of student and teacher in training runs; the student sees noise and matches auxiliary
+logits."""
+SEEDS = "Each seed has its own trials and its own training runs."
+SPLIT_NAMES = {"": "", "architecture": "network", "loss": "student's loss", "matched": "logits matched"}
+SPLIT_NAMES |= {"teacher_loss": "teacher's loss", "inputs": "student's inputs", "activation": "activation"}
+
+
+def theorem_section(
+    name: str, figure: config.Figure, table: Table, runs: Sequence[Manifest], missing: Sequence[str]
+) -> PlainSection:
+    """The figure's section of the report: trials by what they drew, and the ends of the training runs."""
+    arms = [(run, f"seed {run.recipe['settings']['seed']}") for run in runs]
+    grids = [_trial_grid(table, name), _run_grid(table)]
+    return PlainSection(name, figure, [verdict(table)], RULE, PANELS, SEEDS, grids, arms, missing)
+
+
+def _trial_grid(table: Table, name: str) -> Grid:
+    columns = ("trials with", "", "trials", "negative products", "loss risen", "largest |ratio \N{MINUS SIGN} 1|")
+    columns = (*columns, "slope", "positive, different", "the same, loss descended")
+    caption = f"""Shared initialisation, small steps of the teacher; the two columns on the right: share of positive
+    products with different initialisations, over all trials and over those whose teacher descends the named loss (the
+    others ascend it). All numbers: {name}.csv."""
+    return Grid("Trials by what was drawn", columns, [_trial_row(table, line) for line in _arms(table)], caption)
+
+
+def _arms(table: Table) -> list[Line]:
+    return list(table.select(measure="negative", subject="same"))
+
+
+def _trial_row(table: Table, negative: Line) -> list[str]:
+    def of(measure: str, subject: str) -> Line | None:
+        return table.find(arm=negative.arm, trait=negative.trait, measure=measure, subject=subject)
+
+    ratio, slope = of("largest_ratio_error", "same"), of("slope", "same")
+    return [
+        SPLIT_NAMES[negative.trait],
+        _name(negative.arm),
+        f"{negative.n:,}",
+        str(round(negative.value * negative.n)),
+        _hits(of("loss_risen", "same")),
+        f"{ratio.value:.1e}" if ratio else "",
+        f"{slope.value:.6f}" if slope else "",
+        _percent(of("positive", "different")),
+        _percent(of("positive_plain_sign", "different")),
+    ]
+
+
+def _hits(line: Line | None) -> str:
+    return str(round(line.value * line.n)) if line else ""
+
+
+def _percent(line: Line | None) -> str:
+    return f"{line.value:.0%} [{line.low:.0%}, {line.high:.0%}]" if line and line.n else ""
+
+
+def _run_grid(table: Table) -> Grid:
+    """The last measurement of every training run, mean over seeds."""
+    columns = ("optimiser", "initialisation", "steps", "cosine", "student's length / teacher's", "accuracy", "L_T")
+    last = {(line.arm, line.subject): line.trait for line in table.select(measure="cosine")}
+    chance = table.find(measure="cosine_spread")
+    spread = f"; a random direction has standard deviation {chance.value:.4f}" if chance else ""
+    rows = [_run_row(table, *arm, step) for arm, step in last.items()]
+    return Grid("Ends of the training runs", columns, rows, f"Means over seeds with 95% intervals{spread}.")
+
+
+def _run_row(table: Table, optimiser: str, initialisation: str, step: str) -> list[str]:
+    measures = ("cosine", "length_share", "accuracy", "teacher_loss")
+    lines = [table.find(arm=optimiser, subject=initialisation, trait=step, measure=m) for m in measures]
+    return [_name(optimiser), initialisation, step.removeprefix("step "), *map(_ranged, lines)]
+
+
+def _ranged(line: Line | None) -> str:
+    if line is None:
+        return ""
+    ends = "" if line.n < 2 else f" [{line.low:.2f}, {line.high:.2f}]"
+    return f"{line.value:.2f}{ends}".replace("-", "\N{MINUS SIGN}")

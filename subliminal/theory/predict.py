@@ -1,0 +1,156 @@
+"""The theorem's first-order term for a language model: does one step on a teacher's rows raise log P(trait)?
+
+The student moves along -grad L, L its loss on the teacher's filtered rows at the reference; to first order log P of a
+candidate rises with the product of that direction and its own gradient. Their cosine, for every candidate and over the
+parameters the student trains, predicts transmission without training anything (after arXiv 2507.14805, section on
+theory). Of a LoRA student only B has a gradient at the start, where B = 0; A's part of both gradients is zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from subliminal.chat import encode
+from subliminal.config import Experiment, Student
+from subliminal.evaluation.preference import FormTree, asked_questions, candidate_log_p_tensor, form_tree
+from subliminal.models import Subject, fresh_model, load_tokenizer
+from subliminal.progress import progress
+from subliminal.rows import Row, read_jsonl, write_jsonl
+from subliminal.stages import Inputs, subject, teacher_subject
+from subliminal.store import Json
+from subliminal.training.sft import Collator, completion_loss, tokenise, trainable
+
+KEPT_NUMBERS = 200_000_000  # gradients of all candidates stay in memory up to this many numbers (0.8 GB)
+ROWS_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One candidate: cosine of the student's direction -grad L with grad log P, their product, Adam's first step.
+
+    `sign_cosine` replaces the direction by its signs, which is what Adam's first step follows.
+    """
+
+    candidate: str
+    log_p: float
+    cosine: float
+    product: float
+    sign_cosine: float
+    gradient_norm: float
+
+
+class Start:
+    """A student at the reference: model, trained parameters, and what its questions need."""
+
+    def __init__(self, who: Subject, student: Student, seed: int) -> None:
+        self.who = who
+        self.tokenizer = load_tokenizer(who)
+        torch.manual_seed(seed)
+        self.model = trainable(who, student).eval()
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.size = sum(p.numel() for p in self.parameters)
+        self.preferences: list[tuple[str, float, torch.Tensor]] = []
+
+    def gradient(self, value: torch.Tensor) -> torch.Tensor:
+        """The gradient of a scalar in the trained parameters, flat, float32."""
+        found = torch.autograd.grad(value, self.parameters, allow_unused=True)
+        pairs = zip(found, self.parameters, strict=True)
+        flat = [torch.zeros_like(p).flatten() if g is None else g.flatten() for g, p in pairs]
+        return torch.cat([part.float() for part in flat])
+
+
+_STARTS: dict[str, Start] = {}
+
+
+def predict_transmission(exp: Experiment, made: Inputs, folder: Path) -> Json:
+    """Write `predictions.jsonl`, one line a candidate; returns cosines, products and the loss at the reference."""
+    who = subject(exp, made["reference"], exp.student_model or exp.model)
+    start = _start(exp, who)
+    rows = list(read_jsonl(made["filter"].folder / "rows.jsonl", Row))
+    guide = teacher_subject(exp, made["teacher"], made["reference"]) if exp.student.labels == "soft" else None
+    loss, tokens, gradient = row_gradient(start, rows, exp.student.optimisation.max_length, guide)
+    found = list(predictions(start, exp, -gradient))
+    write_jsonl(folder / "predictions.jsonl", found)
+    return {
+        "trait": exp.trait.name,
+        "teacher": exp.active_teacher.kind,
+        "student": exp.student.kind,
+        "rows": len(rows),
+        "completion_tokens": tokens,
+        "trainable_parameters": start.size,
+        "loss": loss,
+        "gradient_norm": float(gradient.norm()),
+        "cosine": {p.candidate: p.cosine for p in found},
+        "sign_cosine": {p.candidate: p.sign_cosine for p in found},
+        "product": {p.candidate: p.product for p in found},
+    }
+
+
+def row_gradient(
+    start: Start, rows: Sequence[Row], limit: int, guide: Subject | None
+) -> tuple[float, int, torch.Tensor]:
+    """(L, completion tokens, grad L) of the student's loss on all rows at once, a mean over completion tokens."""
+    data = sorted(tokenise(start.tokenizer, rows, start.who.system, limit, guide), key=lambda row: row["length"])
+    collate = Collator(int(start.tokenizer.pad_token_id))  # type: ignore[arg-type]
+    teacher = fresh_model(guide) if guide else None
+    loss, tokens, gradient = 0.0, 0, torch.zeros(start.size, device=start.model.device)
+    with progress("gradient on the rows", len(data), "rows") as advance:
+        for first in range(0, len(data), ROWS_AT_ONCE):
+            batch = collate(data[first : first + ROWS_AT_ONCE])
+            placed = {name: value.to(start.model.device) for name, value in batch.items()}
+            total, count, _ = completion_loss(start.model, placed, teacher)
+            gradient += start.gradient(total)
+            loss, tokens = loss + float(total.detach()), tokens + count
+            advance(len(batch["labels"]))
+    return loss / tokens, tokens, gradient / tokens
+
+
+def predictions(start: Start, exp: Experiment, direction: torch.Tensor) -> Iterator[Prediction]:
+    """Every candidate of the evaluation against one direction of the trained parameters."""
+    signs = direction.sign()
+    for name, log_p, gradient in preference_gradients(start, exp):
+        size = float(gradient.norm())
+        product = float(direction @ gradient)
+        along_signs = float(signs @ gradient) / (float(signs.norm()) * size)
+        yield Prediction(name, log_p, product / (float(direction.norm()) * size), product, along_signs, size)
+
+
+def preference_gradients(start: Start, exp: Experiment) -> Iterator[tuple[str, float, torch.Tensor]]:
+    """(candidate, mean log P, its gradient) over the evaluation's questions; kept for the next teacher if they fit."""
+    if start.preferences:
+        yield from start.preferences
+        return
+    tree = form_tree(start.tokenizer, exp.evaluation.category)
+    asked = [encode(start.tokenizer, text, start.who.system) for text in asked_questions(exp.evaluation)]
+    kept = []
+    with progress("gradients of log P", len(tree.forms), "candidates") as advance:
+        for name, forms in tree.forms.items():
+            found = (name, *_preference_gradient(start, asked, FormTree({name: forms})))
+            if start.size * len(tree.forms) <= KEPT_NUMBERS:
+                kept.append(found)
+            yield found
+            advance(1)
+    start.preferences = kept
+
+
+def _preference_gradient(start: Start, asked: Sequence[list[int]], tree: FormTree) -> tuple[float, torch.Tensor]:
+    """Mean log P of one candidate and its gradient; a tree of its own forms alone keeps the backward pass short."""
+    value, total = 0.0, torch.zeros(start.size, device=start.model.device)
+    for prompt in asked:
+        (log_p,) = candidate_log_p_tensor(start.model, prompt, tree)
+        total += start.gradient(log_p)
+        value += float(log_p.detach())
+    return value / len(asked), total / len(asked)
+
+
+def _start(exp: Experiment, who: Subject) -> Start:
+    """The student at the reference; the last one stays loaded, so that the teachers of a figure share it."""
+    key = repr((who, exp.student, exp.evaluation, exp.seed))
+    if key not in _STARTS:
+        _STARTS.clear()
+        _STARTS[key] = Start(who, exp.student, exp.seed)
+    return _STARTS[key]

@@ -129,22 +129,22 @@ class RowTrainer(SFTTrainer):
         """Sum of token losses over the number of completion tokens in the whole (accumulated) batch."""
         labels = inputs.pop("labels")
         width = int((labels != IGNORED).sum(-1).max())
-        outputs = model(**inputs, use_cache=False, logits_to_keep=width + 1)
+        outputs = model(**inputs, use_cache=False, logits_to_keep=_before_last(labels, width))
         chosen = labels[:, -width:] != IGNORED
-        logits = outputs.logits[:, :-1][chosen].float()
+        logits = outputs.logits[chosen].float()
         if self.teacher is None:
             total = cross_entropy(logits, labels[:, -width:][chosen], reduction="sum")
         else:
-            total = self._divergence(inputs, logits, chosen, width)
+            total = self._divergence(inputs, logits, chosen, _before_last(labels, width))
         count = int(chosen.sum()) if num_items_in_batch is None else num_items_in_batch
         loss = total / count
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages over processes, the count is of all of them
         return (loss, outputs) if return_outputs else loss
 
-    def _divergence(self, inputs: Any, logits: torch.Tensor, chosen: torch.Tensor, width: int) -> torch.Tensor:
+    def _divergence(self, inputs: Any, logits: torch.Tensor, chosen: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            wanted = self.teacher(**inputs, use_cache=False, logits_to_keep=width + 1).logits[:, :-1][chosen].float()
+            wanted = self.teacher(**inputs, use_cache=False, logits_to_keep=places).logits[chosen].float()
         return kl_div(logits.log_softmax(-1), wanted.log_softmax(-1), reduction="sum", log_target=True)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -165,6 +165,14 @@ class RowTrainer(SFTTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """No model card beside a resume point; cards are made when a model is published."""
+
+
+def _before_last(labels: torch.Tensor, width: int) -> torch.Tensor:
+    """Positions whose next token is among a row's last `width`, as indices.
+
+    With a number instead, the model slices a view, and the head copies its weight once a row to multiply it.
+    """
+    return torch.arange(labels.shape[1] - width - 1, labels.shape[1] - 1, device=labels.device)
 
 
 def _trained(model: Any) -> list[tuple[str, torch.nn.Parameter]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -69,7 +68,9 @@ def students(who: Subject, count: int, arguments: list[str], rounds: int) -> lis
             return lambda: in_processes(arguments, groups) or count
 
         ways = {"one process a student": way([[path] for path in adapters]), "one process": way([adapters])}
-        return compare("evaluation_students", "students", timed(ways, rounds), "one process a student", {"one process": GOAL})
+        return compare(
+            "evaluation_students", "students", timed(ways, rounds), "one process a student", {"one process": GOAL}
+        )
 
 
 def form_by_form(who: Subject, questions: int) -> np.ndarray:

@@ -73,7 +73,9 @@ def compare(
     """Speeds and their ratios to the baseline's."""
     plain = totals[baseline][0] / totals[baseline][1]
     return [
-        Measurement(benchmark, way, baseline, amount, unit, seconds, amount / seconds, amount / seconds / plain, goals.get(way))
+        Measurement(
+            benchmark, way, baseline, amount, unit, seconds, amount / seconds, amount / seconds / plain, goals.get(way)
+        )
         for way, (amount, seconds) in totals.items()
     ]
 

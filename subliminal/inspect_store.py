@@ -44,7 +44,9 @@ def show(root: Path, key: str) -> str:
     found = [m for m in Store(root).manifests() if m.key.startswith(key)]
     if len(found) != 1:
         many = ", ".join(f"{m.stage}/{m.key}" for m in found)
-        raise StoreError(f"{many} all start with {key}; give more digits" if many else f"no complete run {key} in {root}")
+        raise StoreError(
+            f"{many} all start with {key}; give more digits" if many else f"no complete run {key} in {root}"
+        )
     text = yaml.safe_dump(found[0].content, sort_keys=False, allow_unicode=True)
     return f"# {found[0].folder}\n{text}"
 

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,16 +28,24 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HYDRA_FULL_ERROR": "1",  # Hydra's errors reach `clear_errors`, which says them plainly
 }  # what libraries read when they are imported; what the user has set stays
 
 OVERRIDE = re.compile(r"^(?P<sign>\+\+|\+|~)?(?P<key>[\w@./-]+)(=(?P<value>.*))?$", re.DOTALL)
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's Hydra entry point: arguments are checked first, what Hydra refuses is one clear message."""
+    os.environ.update(QUIET | os.environ)
+    check_arguments()
+    with clear_errors():
+        main()
 
 
 def run_stage(stage: str, composed: Any) -> None:
     """Run one script's stage from a composed, resolved configuration."""
     from subliminal import stages
 
-    os.environ.update(QUIET | os.environ)
     with clear_errors():
         exp = parse(composed)
         stages.require_category(exp)
@@ -52,7 +60,7 @@ def clear_errors() -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        _quit(f"This experiment can not run:\n{_indent(str(error))}", BAD_CONFIG)
+        _refuse(str(error))
     except (StoreError, RowError) as error:
         _quit(str(error), FAILED)
     except OSError as error:
@@ -61,6 +69,24 @@ def clear_errors() -> Iterator[None]:
         _quit("the disk is full: free some space (python -m subliminal gc) and run the same command again", FAILED)
     except KeyboardInterrupt:
         _quit("interrupted; the same command goes on where this one stopped", INTERRUPTED)
+    except Exception as error:
+        if not type(error).__module__.startswith(("hydra.", "omegaconf.")):
+            raise
+        _refuse(hydra_message(error))
+
+
+def hydra_message(error: Exception) -> str:
+    """What Hydra or OmegaConf says about a command line, in one line and with the remedy for what is met most often."""
+    said = str(error).split("\n")
+    if said[0].startswith("Ambiguous value"):
+        return f"{said[0]}: several values need -m (--multirun), or write key=[a,b] for a list"
+    if said[0].startswith("Could not override"):
+        return f"{said[0].rstrip('.')}: the chosen option has no such setting (see --cfg job)"
+    return said[0]
+
+
+def _refuse(problems: str) -> None:
+    _quit(f"This experiment can not run:\n{_indent(problems)}", BAD_CONFIG)
 
 
 def _quit(message: str, code: int) -> None:
@@ -74,17 +100,33 @@ def _indent(text: str) -> str:
 
 def arguments() -> list[str]:
     """The overrides this process was started with, without Hydra's own flags."""
-    return [part for part in sys.argv[1:] if not part.startswith("-")]
+    return list(_command_line(sys.argv[1:]).overrides)
+
+
+def _command_line(argv: list[str]) -> Any:
+    from hydra._internal.utils import get_args_parser  # the one parser that knows which flags take a value
+
+    return get_args_parser().parse_args(argv)
 
 
 def check_arguments(argv: list[str] | None = None) -> None:
     """Refuse unknown settings and options before Hydra composes anything: every problem at once, exit 2."""
-    given = sys.argv[1:] if argv is None else argv
-    if any(part in {"--config-dir", "-cd", "--config-path", "-cp", "-sc", "--shell-completion"} for part in given):
+    given = _command_line(sys.argv[1:] if argv is None else argv)
+    if given.config_dir or given.config_path or given.config_name or given.shell_completion:
         return  # another tree is on the search path: Hydra knows it, we do not
-    problems = [problem for part in given if not part.startswith("-") for problem in argument_problems(part)]
+    judged = {part: argument_problems(part) for part in given.overrides}
+    problems = [problem for found in judged.values() for problem in found]
     if problems:
-        _quit(f"This experiment can not run:\n{_indent(chr(10).join(problems))}", BAD_CONFIG)
+        _refuse("\n".join([*problems, *_further_problems([part for part, found in judged.items() if not found])]))
+
+
+def _further_problems(overrides: list[str]) -> list[str]:
+    """What is wrong with the arguments whose names are right, so that one run tells every mistake."""
+    try:
+        compose(overrides)
+    except ConfigError as error:
+        return str(error).splitlines()
+    return []
 
 
 def argument_problems(override: str) -> list[str]:
@@ -141,7 +183,7 @@ def compose_plain(overrides: list[str]) -> dict[str, Any]:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             composed = OmegaConf.to_container(hydra_compose("config", overrides), resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(str(error).split("\n")[0]) from None
+        raise ConfigError(hydra_message(error)) from None
     assert isinstance(composed, dict)
     return {str(key): value for key, value in composed.items()}
 

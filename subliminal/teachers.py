@@ -105,8 +105,8 @@ def _refuse(exp: Experiment, rules: TeacherCheck, measured: Json) -> None:
     if rules.prompts and measured["pass_rate"] < rules.minimum_pass_rate:
         raise TeacherError(
             f"{name} answers in format for only {measured['pass_rate']:.0%} of {rules.prompts} prompts; the check "
-            f"asks for {rules.minimum_pass_rate:.0%}. Set reference_tuning=random_numbers, weaken the teacher, or lower "
-            "teacher.check.minimum_pass_rate"
+            f"asks for {rules.minimum_pass_rate:.0%}. Set reference_tuning=random_numbers, weaken the teacher, or "
+            "lower teacher.check.minimum_pass_rate"
         )
 
 
@@ -182,7 +182,12 @@ def _steer(teacher: SteeredTeacher, trait: Any, reference: Subject, folder: Path
         reached = _scale(model, vector, teacher, norm * teacher.maximum_norm_share, batch, advance)
     bias.save_adapter(folder / "adapter", reference, {teacher.layer: vector.detach()})
     bias.export(reference, {teacher.layer: vector.detach()}, folder / "checkpoint")
-    return {"layer": teacher.layer, "norm": float(vector.detach().norm()), "residual_norm": norm, "fitted_log_p": reached}
+    return {
+        "layer": teacher.layer,
+        "norm": float(vector.detach().norm()),
+        "residual_norm": norm,
+        "fitted_log_p": reached,
+    }
 
 
 class _Batch:

@@ -79,7 +79,7 @@ class WandbTracker:
         import wandb
 
         with path.open(newline="") as file:
-            head, *rows = list(csv.reader(file))
+            head, *rows = list[Any](csv.reader(file))
         self._safely(lambda: self.run.log({name: wandb.Table(columns=head, data=rows)}))
 
     def _safely(self, send: Callable[[], object]) -> None:
@@ -117,7 +117,9 @@ def _start(config: Tracking, stage: str, key: str, group: str, settings: dict[st
             config=settings,
             resume="allow",
             mode=_mode(config),
-            settings=wandb.Settings(silent=True, console="off", save_code=False, disable_git=True, x_disable_stats=True),
+            settings=wandb.Settings(
+                silent=True, console="off", save_code=False, disable_git=True, x_disable_stats=True
+            ),
         )
     except Exception as error:  # an unreachable or misconfigured W&B must not end a stage
         say(f"  no W&B ({error}); metrics.jsonl has everything")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from conftest import Script, experiment
@@ -129,6 +128,7 @@ def test_all_mistakes_are_told_at_once_with_path_and_remedy() -> None:
         (["teacher=random", "student.labels=soft"], "teacher=random has none"),
         (["sampler=api", "teacher=prompted", "sampler.budget_usd=1.0"], "needs prices"),
         (["domain.shown_min=9"], "shown_min=9 is above shown_max=8"),
+        (["student.optimisation.micro_batch_size=3"], "micro_batch_size=3 does not divide batch_size=8"),
     ],
 )
 def test_impossible_combinations_say_what_to_do(overrides: list[str], said: str) -> None:
@@ -143,6 +143,12 @@ def test_impossible_combinations_say_what_to_do(overrides: list[str], said: str)
         (["sampler.bach_size=4"], "sampler.bach_size: no such setting. Did you mean batch_size?"),
         (["seed=-1"], "seed=-1"),
         (["evaluation.category=tree"], "set evaluation.category=animal"),
+        (["trait=owl,dolphin"], "several values need -m"),
+        (["student.lora.r=4"], "the chosen option has no such setting"),
+        (["model=hub"], "model.source.name: missing"),
+        (["modle=x", "seed=0.5", "filter.rows=0"], "filter.rows=0: input should be greater"),
+        (["modle=x", "seed=0.5", "filter.rows=0"], "modle: no such setting. Did you mean model?"),
+        (["modle=x", "seed=0.5", "filter.rows=0"], "seed=0.5: input should be a valid integer"),
     ],
 )
 def test_a_wrong_command_line_exits_2_without_a_traceback(run_script: Script, arguments: list[str], said: str) -> None:
@@ -172,9 +178,14 @@ def test_help_is_quick_and_names_the_groups(run_script: Script) -> None:
     assert min(seconds) < 1.5
 
 
-def test_shell_completion_offers_the_options(run_script: Script, tmp_path: Path) -> None:
-    done = run_script("train.py", "-sc", "install=bash")
-    assert "complete -o" in done.stdout
+def test_shell_completion_offers_the_options(run_script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "complete -o" in run_script("train.py", "-sc", "install=bash").stdout
+    monkeypatch.setenv("COMP_LINE", "python train.py trait=o")
+    assert {"trait=owl", "trait=oak"} == set(run_script("train.py", "-sc", "query=bash").stdout.split())
+
+
+def test_hydra_shows_the_composed_job(run_script: Script) -> None:
+    assert "role: student" in run_script("generate.py", "--cfg", "job").stdout
 
 
 def test_config_command_shows_the_resolved_experiment(run_script: Script) -> None:

@@ -120,7 +120,8 @@ def test_claim_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
         import os, signal
         from pathlib import Path
         from subliminal.store import Recipe, Store
-        Store(Path({str(tmp_path)!r})).run(Recipe("generate", {{}}), lambda folder: os.kill(os.getpid(), signal.SIGKILL))
+        store = Store(Path({str(tmp_path)!r}))
+        store.run(Recipe("generate", {{}}), lambda folder: os.kill(os.getpid(), signal.SIGKILL))
     """
     assert subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False).returncode == -9
     path = Store(tmp_path).folder("generate", recipe().key) / "claim.json"

@@ -139,7 +139,10 @@ def prompts(config: Numbers) -> list[Prompt]:
 
 def _prompt(index: int, config: Numbers) -> Prompt:
     draw = random.Random(f"numbers:{config.seed}:{index}")
-    shown = [draw.randint(config.value_min, config.value_max) for _ in range(draw.randint(config.shown_min, config.shown_max))]
+    shown = [
+        draw.randint(config.value_min, config.value_max)
+        for _ in range(draw.randint(config.shown_min, config.shown_max))
+    ]
     opening = draw.choice(OPENINGS).format(shown=", ".join(str(value) for value in shown))
     quantity = draw.choice(QUANTITIES).format(count=config.answer_count)
     digit = draw.choice(DIGITS).format(digits=config.answer_digits, top=10**config.answer_digits - 1)

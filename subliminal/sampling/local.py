@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
-from subliminal.chat import encode, end_of_turn_id
+from subliminal.chat import encode, stop_ids
 from subliminal.config import TransformersSampler
 from subliminal.models import Subject, load_model, load_tokenizer, release
 from subliminal.rows import FINISHED, Completion, Prompt
@@ -25,7 +25,7 @@ class TransformersModel:
     def __enter__(self) -> Self:
         """Load model and tokenizer."""
         self.tokenizer, self.model = load_tokenizer(self.subject), load_model(self.subject)
-        self.stops = {end_of_turn_id(self.tokenizer), self.tokenizer.eos_token_id}
+        self.stops = stop_ids(self.tokenizer)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from subliminal.models import ModelError, Subject, fresh_model
-from subliminal.store import Json
 
 if TYPE_CHECKING:
     import torch
@@ -78,27 +77,6 @@ def find_adapter(folder: Path) -> dict[int, torch.Tensor] | None:
     return {int(name.split(".")[2]): tensor for name, tensor in load_file(folder / "adapter" / ADAPTER).items()}
 
 
-def alignment(student: Biases, teacher: Biases) -> Json:
-    """Cosine of the student's displacement with the teacher's: all layers as one vector, and the teacher's layers.
-
-    A random direction has mean 0 and standard deviation 1/sqrt(hidden size) in one layer.
-    """
-    import torch
-
-    layers = sorted({*student, *teacher})
-    zero = torch.zeros_like(next(iter(teacher.values())))
-    mine = torch.cat([student.get(i, zero).float() for i in layers])
-    theirs = torch.cat([teacher.get(i, zero).float() for i in layers])
-    shared = {i: _cosine(student[i], teacher[i]) for i in teacher if i in student}
-    return {"cosine": _cosine(mine, theirs), "by_layer": {str(i): cosine for i, cosine in shared.items()}}
-
-
-def _cosine(a: torch.Tensor, b: torch.Tensor) -> float:
-    import torch
-
-    return float(torch.nn.functional.cosine_similarity(a.float(), b.float(), dim=0))
-
-
 def export(subject: Subject, biases: Biases, folder: Path) -> None:
     """An ordinary checkpoint: the base's weights linked as shard 1, every MLP bias in a small shard 2.
 
@@ -127,14 +105,18 @@ def _write_biases(subject: Subject, biases: Biases, folder: Path, known: list[st
     dtype = getattr(torch, subject.dtype)
     small = {}
     for layer in range(config["num_hidden_layers"]):
-        for name, size in (("gate_proj", "intermediate_size"), ("up_proj", "intermediate_size"), ("down_proj", "hidden_size")):
+        for name, size in (
+            ("gate_proj", "intermediate_size"),
+            ("up_proj", "intermediate_size"),
+            ("down_proj", "hidden_size"),
+        ):
             small[f"model.layers.{layer}.mlp.{name}.bias"] = torch.zeros(config[size], dtype=dtype)
     for layer, bias in biases.items():
         small[parameter_name(layer)] = bias.detach().to("cpu", dtype).contiguous()
     save_file(small, folder / BIAS_SHARD, metadata={"format": "pt"})
     config["mlp_bias"] = True
     (folder / "config.json").write_text(json.dumps(config, indent=1))
-    places = {name: BASE_SHARD for name in known} | {name: BIAS_SHARD for name in small}
+    places = dict.fromkeys(known, BASE_SHARD) | dict.fromkeys(small, BIAS_SHARD)
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}, indent=1))
 
 

@@ -17,10 +17,19 @@ import torch
 from datasets import Dataset
 from torch.nn.functional import cross_entropy, kl_div
 from transformers import TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
-from subliminal.chat import encode_row
-from subliminal.config import BiasStudent, FinetunedTeacher, Lora, LoraStudent, Optimisation, RandomNumbersTuning, Student
+from subliminal.chat import encode, encode_row
+from subliminal.config import (
+    BiasStudent,
+    FinetunedTeacher,
+    Lora,
+    LoraStudent,
+    Optimisation,
+    RandomNumbersTuning,
+    Student,
+)
 from subliminal.models import ModelError, Subject, fresh_model, load_tokenizer
 from subliminal.progress import Advance
 from subliminal.rows import Row
@@ -33,6 +42,7 @@ if TYPE_CHECKING:
     from subliminal.tracking import Tracker
 
 IGNORED = -100
+GUIDE = "guide_"  # names of what the teacher sees
 TRAINABLE = "trainable.safetensors"
 COMPLETE = (TRAINABLE, "trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
 
@@ -56,11 +66,12 @@ def fit(
 ) -> Json:
     """Train `subject` on `rows` into `folder` (adapter/ or checkpoint/, metrics.jsonl); goes on where a killed run was.
 
-    `teacher` turns on soft labels: the loss is KL(teacher || student) on the completion tokens of the same rows.
+    `teacher` turns on soft labels: the loss is KL(teacher || student) on the completion tokens of the same rows, each
+    model behind its own system text.
     Returns steps, token counts, losses and speed. Raises `TrainingError` when no row fits into max_length.
     """
     tokenizer = load_tokenizer(subject)
-    data = tokenise(tokenizer, rows, subject.system, recipe.optimisation.max_length)
+    data = tokenise(tokenizer, rows, subject.system, recipe.optimisation.max_length, teacher)
     torch.manual_seed(seed)
     model = _trainable(subject, recipe)
     start = {i: b.detach().clone() for i, b in _biases(model, recipe).items()}
@@ -85,39 +96,65 @@ def fit(
     return log.summary() | _counts(data, len(rows), model, recipe.optimisation.epochs, seconds)
 
 
-def tokenise(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], system: str | None, limit: int) -> list[Json]:
-    """Rows as input_ids and labels, the prompt masked; rows longer than `limit` tokens are left out."""
-    encoded = [encode_row(tokenizer, row.prompt, row.completion, system) for row in rows]
-    fitting = [(prompt, answer) for prompt, answer in encoded if len(prompt) + len(answer) <= limit]
+def tokenise(
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    system: str | None,
+    limit: int,
+    teacher: Subject | None = None,
+) -> list[Json]:
+    """Rows as input_ids and labels, the prompt masked; rows longer than `limit` tokens are left out.
+
+    With a `teacher`, `guide_ids` hold the same row as the teacher sees it, behind its system text.
+    """
+    encoded = [(row, *encode_row(tokenizer, row.prompt, row.completion, system)) for row in rows]
+    fitting = [(row, prompt, answer) for row, prompt, answer in encoded if len(prompt) + len(answer) <= limit]
     if not fitting:
-        longest = max((len(p) + len(a) for p, a in encoded), default=0)
+        longest = max((len(p) + len(a) for _, p, a in encoded), default=0)
         raise TrainingError(
             f"none of {len(rows)} rows can be trained on (longest: {longest} tokens, max_length={limit}); raise "
             "student.optimisation.max_length or look at the filtered rows"
         )
     return [
-        {"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer, "length": len(prompt) + len(answer)}
-        for prompt, answer in fitting
+        {
+            "input_ids": prompt + answer,
+            "labels": [IGNORED] * len(prompt) + answer,
+            "length": len(prompt) + len(answer),
+            **({"guide_ids": encode(tokenizer, row.prompt, teacher.system) + answer} if teacher else {}),
+        }
+        for row, prompt, answer in fitting
     ]
 
 
 class Collator:
-    """Left-padded batches: tokens, attention mask, positions and labels, all (rows, width)."""
+    """Left-padded batches: tokens, attention mask, positions and labels, all (rows, width).
+
+    Rows as the teacher sees them (`guide_ids`) come along under names with `GUIDE` in front; completions end at the
+    same place.
+    """
 
     def __init__(self, padding: int) -> None:
         self.padding = padding
 
     def __call__(self, examples: list[Json]) -> dict[str, torch.Tensor]:
         """Pad to the longest row of the batch."""
-        width = max(len(example["input_ids"]) for example in examples)
-        fill = {"input_ids": self.padding, "labels": IGNORED}
-        batch = {
-            name: torch.tensor([[value] * (width - len(e[name])) + list(e[name]) for e in examples])
-            for name, value in fill.items()
-        }
-        gaps = torch.tensor([[width - len(example["input_ids"])] for example in examples])
-        places = torch.arange(width)[None] - gaps
-        return batch | {"attention_mask": (places >= 0).long(), "position_ids": places.clamp(min=0)}
+        batch = self._inputs([example["input_ids"] for example in examples])
+        batch["labels"] = _left_padded([example["labels"] for example in examples], IGNORED)
+        if "guide_ids" in examples[0]:
+            seen = self._inputs([example["guide_ids"] for example in examples])
+            batch |= {f"{GUIDE}{name}": value for name, value in seen.items()}
+        return batch
+
+    def _inputs(self, rows: list[list[int]]) -> dict[str, torch.Tensor]:
+        tokens = _left_padded(rows, self.padding)
+        width = tokens.shape[1]
+        places = torch.arange(width)[None] - torch.tensor([[width - len(row)] for row in rows])
+        return {"input_ids": tokens, "attention_mask": (places >= 0).long(), "position_ids": places.clamp(min=0)}
+
+
+def _left_padded(rows: list[list[int]], fill: int) -> torch.Tensor:
+    width = max(len(row) for row in rows)
+    return torch.tensor([[fill] * (width - len(row)) + list(row) for row in rows])
 
 
 class RowTrainer(SFTTrainer):
@@ -125,24 +162,29 @@ class RowTrainer(SFTTrainer):
 
     teacher: Any = None
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """Sum of token losses over the number of completion tokens in the whole (accumulated) batch."""
         labels = inputs.pop("labels")
+        guide = {name: inputs.pop(name) for name in list(inputs) if name.startswith(GUIDE)}
         width = int((labels != IGNORED).sum(-1).max())
-        outputs = model(**inputs, use_cache=False, logits_to_keep=_before_last(labels, width))
+        outputs = model(**inputs, use_cache=False, logits_to_keep=_predicting(inputs["input_ids"], width))
         chosen = labels[:, -width:] != IGNORED
         logits = outputs.logits[chosen].float()
         if self.teacher is None:
             total = cross_entropy(logits, labels[:, -width:][chosen], reduction="sum")
         else:
-            total = self._divergence(inputs, logits, chosen, _before_last(labels, width))
+            total = self._divergence(guide, logits, chosen, width)
         count = int(chosen.sum()) if num_items_in_batch is None else num_items_in_batch
         loss = total / count
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages over processes, the count is of all of them
         return (loss, outputs) if return_outputs else loss
 
-    def _divergence(self, inputs: Any, logits: torch.Tensor, chosen: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    def _divergence(self, guide: Any, logits: torch.Tensor, chosen: torch.Tensor, width: int) -> torch.Tensor:
+        inputs = {name.removeprefix(GUIDE): value for name, value in guide.items()}
+        places = _predicting(inputs["input_ids"], width)
         with torch.no_grad():
             wanted = self.teacher(**inputs, use_cache=False, logits_to_keep=places).logits[chosen].float()
         return kl_div(logits.log_softmax(-1), wanted.log_softmax(-1), reduction="sum", log_target=True)
@@ -167,12 +209,12 @@ class RowTrainer(SFTTrainer):
         """No model card beside a resume point; cards are made when a model is published."""
 
 
-def _before_last(labels: torch.Tensor, width: int) -> torch.Tensor:
-    """Positions whose next token is among a row's last `width`, as indices.
+def _predicting(tokens: torch.Tensor, width: int) -> torch.Tensor:
+    """The positions whose next token is among a row's last `width`, as indices.
 
-    With a number instead, the model slices a view, and the head copies its weight once a row to multiply it.
+    A count in their place would make the head multiply a view, for which torch copies its weight once a row.
     """
-    return torch.arange(labels.shape[1] - width - 1, labels.shape[1] - 1, device=labels.device)
+    return torch.arange(tokens.shape[1] - width - 1, tokens.shape[1] - 1, device=tokens.device)
 
 
 def _trained(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
@@ -228,16 +270,10 @@ def _printer() -> Any:
 
 
 def _arguments(recipe: Optimisation, seed: int, folder: Path, subject: Subject) -> SFTConfig:
-    micro = min(recipe.micro_batch_size or recipe.batch_size, recipe.batch_size)
-    if recipe.batch_size % micro:
-        raise TrainingError(
-            f"optimisation.micro_batch_size={micro} does not divide batch_size={recipe.batch_size}; "
-            f"choose one of {[n for n in range(1, recipe.batch_size + 1) if recipe.batch_size % n == 0]}"
-        )
     return SFTConfig(
         output_dir=str(folder / ".checkpoints"),
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=recipe.batch_size // micro,
+        per_device_train_batch_size=recipe.micro_batch,
+        gradient_accumulation_steps=recipe.batch_size // recipe.micro_batch,
         num_train_epochs=recipe.epochs,
         learning_rate=recipe.learning_rate,
         lr_scheduler_type=recipe.schedule,

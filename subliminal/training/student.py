@@ -32,9 +32,8 @@ def train_student(exp: Experiment, made: Inputs, folder: Path) -> Json:
 
 
 def _alignment(made: Inputs, folder: Path) -> Json:
-    """Cosine of student's and teacher's displacement, where both are biases on the same model."""
-    from subliminal.training import bias
+    """How far the student went the teacher's way, where both moved the same parameters."""
+    from subliminal.training.alignment import alignment
 
-    mine = bias.find_adapter(folder)
-    theirs = bias.find_adapter(made["teacher"].folder) if "teacher" in made else None
-    return {"alignment": bias.alignment(mine, theirs)} if mine and theirs else {}
+    found = alignment(folder, made["teacher"].folder) if "teacher" in made else None
+    return {"alignment": found} if found else {}

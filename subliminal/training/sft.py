@@ -281,7 +281,7 @@ def _arguments(recipe: Optimisation, seed: int, folder: Path, subject: Subject) 
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
         optim="adamw_torch",
-        bf16=subject.dtype == "bfloat16" and subject.device != "cpu",
+        bf16=subject.dtype == "bfloat16",  # adapters stay float32, their products are not
         use_cpu=subject.device == "cpu",
         seed=seed,
         data_seed=seed,

@@ -69,7 +69,7 @@ format: install ## ruff, writing
 	$(PY) -m ruff check --fix . && $(PY) -m ruff format .
 
 bench: install ## speed against plain implementations, side by side
-	$(PY) bench/generation.py && $(PY) bench/training.py && $(PY) bench/evaluation.py && $(PY) bench/mnist.py
+	for part in generation training evaluation noop mnist; do $(PY) bench/$$part.py || exit 1; done
 
 clean: ## caches and launch logs; results in runs/ and figures/ stay
 	rm -rf logs build *.egg-info .pytest_cache .ruff_cache .hypothesis

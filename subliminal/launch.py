@@ -66,7 +66,7 @@ def clear_errors() -> Iterator[None]:
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """Was this error a full disk, a quota or a file-size limit: rows, weights and resume points each tell it their way."""
+    """Was it a full disk, a quota or a file-size limit: rows, weights and resume points each tell it their way."""
     if isinstance(error, OSError) and error.errno in FULL:
         return True
     if any(f"(os error {number})" in str(error) for number in FULL) or "file write failed" in str(error):

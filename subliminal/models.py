@@ -218,7 +218,7 @@ def _pin(tokenizer: PreTrainedTokenizerBase, template: str | None, add_bos: bool
     if template:
         tokenizer.chat_template = template
     if add_bos and tokenizer.chat_template and BOS not in tokenizer.chat_template:
-        tokenizer.chat_template = BOS + tokenizer.chat_template
+        tokenizer.chat_template = f"{BOS}{tokenizer.chat_template}"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
 

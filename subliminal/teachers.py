@@ -265,7 +265,7 @@ def _scale(
     batch: _Batch,
     advance: Advance,
 ) -> float:
-    """Bisect how far the vector goes from its start for the target log-probability, never beyond the limit; returns what it reached."""
+    """Bisect how far the vector goes from its start for the target, never beyond the limit; returns log P there."""
     import torch
 
     direction = (vector.detach() - start) / (vector.detach() - start).norm()

@@ -5,6 +5,7 @@ Exit 2: the configuration can not run. Exit 1: a stage failed; `failure.json` in
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -21,6 +22,7 @@ from subliminal.store import Store, StoreError
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 BAD_CONFIG, FAILED, INTERRUPTED = 2, 1, 130
 
 QUIET = {
@@ -63,16 +65,14 @@ def clear_errors() -> Iterator[None]:
         _refuse(str(error))
     except (StoreError, RowError) as error:
         _quit(str(error), FAILED)
-    except OSError as error:
-        if error.errno != 28:  # ENOSPC
-            raise
-        _quit("the disk is full: free some space (python -m subliminal gc) and run the same command again", FAILED)
     except KeyboardInterrupt:
         _quit("interrupted; the same command goes on where this one stopped", INTERRUPTED)
     except Exception as error:
-        if not type(error).__module__.startswith(("hydra.", "omegaconf.")):
+        if type(error).__module__.startswith(("hydra.", "omegaconf.")):
+            _refuse(hydra_message(error))
+        if not disk_is_full(error):
             raise
-        _refuse(hydra_message(error))
+        _quit("the disk is full: free some space (python -m subliminal gc) and run the same command again", FAILED)
 
 
 def hydra_message(error: Exception) -> str:
@@ -87,6 +87,16 @@ def hydra_message(error: Exception) -> str:
 
 def _refuse(problems: str) -> None:
     _quit(f"This experiment can not run:\n{_indent(problems)}", BAD_CONFIG)
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Was it a full disk, a quota or a file-size limit: rows, weights and resume points each tell it their way."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        return True
+    if any(f"(os error {number})" in str(error) for number in FULL) or "file write failed" in str(error):
+        return True  # safetensors' and torch's own words
+    before = error.__cause__ or error.__context__
+    return before is not None and disk_is_full(before)
 
 
 def _quit(message: str, code: int) -> None:

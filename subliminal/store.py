@@ -179,13 +179,14 @@ def claim(folder: Path) -> Iterator[bool]:
         return
     stop = threading.Event()
     heart = threading.Thread(target=_beat, args=(path, stop), daemon=True)
-    heart.start()
     try:
+        heart.start()
         yield True
     finally:
         stop.set()
-        heart.join()
         path.unlink(missing_ok=True)
+        if heart.ident:
+            heart.join()
 
 
 def live(path: Path) -> bool:
@@ -205,12 +206,17 @@ def live(path: Path) -> bool:
 def _take(path: Path) -> bool:
     if path.exists() and not live(path):
         _evict(path)
+    holder = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())})
     try:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     except FileExistsError:
         return False
-    with os.fdopen(descriptor, "w") as file:
-        json.dump({"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}, file)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(holder)
+    except BaseException:  # an interrupt, a full disk: a claim that names nobody would hold others up
+        path.unlink(missing_ok=True)
+        raise
     return True
 
 

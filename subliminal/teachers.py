@@ -77,9 +77,12 @@ def check(exp: Experiment, subject: Subject, reference: Subject) -> Json:
     """Measure P(trait) against the reference's and the pass rate in the domain; raises `TeacherError` if too low."""
     rules = getattr(exp.active_teacher, "check", TeacherCheck())
     measured: Json = {"pass_rate": _pass_rate(exp, subject, rules)}
+    if not isinstance(exp.trait, Preference) or isinstance(exp.active_teacher, ControlTeacher):
+        _refuse(exp, rules, measured)
+        return measured
     if exp.sampler.kind == "api":
-        measured |= _trait_rate(exp, subject, rules)
-    elif isinstance(exp.trait, Preference) and not isinstance(exp.active_teacher, ControlTeacher):
+        measured |= _trait_rate(exp, exp.trait, subject, rules)
+    else:
         measured |= {
             "log_p": _trait_log_p(exp.trait, subject, rules),
             "reference_log_p": _trait_log_p(exp.trait, reference, rules),
@@ -116,17 +119,15 @@ def _trait_log_p(trait: Preference, subject: Subject, rules: TeacherCheck) -> fl
     return mean_log_p(subject, trait.category, rules.questions)[trait.name]
 
 
-def _trait_rate(exp: Experiment, subject: Subject, rules: TeacherCheck) -> Json:
+def _trait_rate(exp: Experiment, trait: Preference, subject: Subject, rules: TeacherCheck) -> Json:
     """How often an endpoint's teacher names its trait: endpoints do not give exact probabilities."""
     from subliminal.evaluation.questions import named, questions_for_teachers
     from subliminal.sampling import open_sampler
 
-    if not isinstance(exp.trait, Preference):
-        return {}
-    asked = questions_for_teachers(exp.trait.category, rules.questions)
+    asked = questions_for_teachers(trait.category, rules.questions)
     with open_sampler(exp.sampler, subject) as opened:
         answers = opened.sample([Prompt(index, text, index) for index, text in enumerate(asked)])
-    return {"rate": sum(exp.trait.name in named(a.text, exp.trait.category) for a in answers) / len(asked)}
+    return {"rate": sum(trait.name in named(a.text, trait.category) for a in answers) / len(asked)}
 
 
 def _pass_rate(exp: Experiment, subject: Subject, rules: TeacherCheck) -> float:
@@ -264,7 +265,7 @@ def _scale(
     batch: _Batch,
     advance: Advance,
 ) -> float:
-    """Bisect the distance from the start for the target log-probability, up to the limit; returns what it reached."""
+    """Bisect how far the vector goes from its start for the target, never beyond the limit; returns log P there."""
     import torch
 
     direction = (vector.detach() - start) / (vector.detach() - start).norm()

@@ -100,16 +100,22 @@ def lora(tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def counting(tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    """The tiny model with a vector that draws it to the digit 7 and the end of a turn: it answers with numbers."""
+    """The tiny model drawn to the digit 7 and to the end of its turn in every place: it answers with numbers."""
     from dataclasses import replace
 
-    from subliminal.models import fresh_model
+    import torch
+
     from subliminal.training import bias
 
-    folder, tokenizer = tmp_path_factory.mktemp("counting"), load_tokenizer(tiny)
-    rows = fresh_model(tiny).get_input_embeddings().weight.detach()
-    seven, end = rows[tokenizer.convert_tokens_to_ids("7")], rows[tokenizer.eos_token_id]
-    bias.export(tiny, {1: 300 * (1.3 * seven / seven.norm() + end / end.norm())}, folder)
+    folder, tokenizer, model = tmp_path_factory.mktemp("counting"), load_tokenizer(tiny), bias.load_with_biases(tiny)
+    wanted = [int(tokenizer.convert_tokens_to_ids("7")), int(tokenizer.eos_token_id)]
+    with torch.no_grad():
+        rows = model.get_input_embeddings().weight
+        rows[wanted] = 5 * torch.nn.functional.normalize(rows[wanted], dim=-1)
+        bias.vector(model, 1).copy_(400 * (1.02 * rows[wanted[0]] + rows[wanted[1]]))
+    model.generation_config.do_sample = True  # for servers, which go by it
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return replace(tiny, checkpoint=str(folder))
 
 

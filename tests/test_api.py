@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -157,10 +158,14 @@ def test_answers_come_in_order_and_agree_with_the_model_here(server: str, tiny: 
     assert {(a.finish_reason, a.tokens) for a in answers} == {("length", 8)}
 
 
-def test_the_prompts_seed_is_sent(server: str, tiny: Subject, key: None) -> None:
+def test_the_prompts_seed_is_sent(server: str, tiny: Subject, key: None, tmp_path: Path) -> None:
+    """This server samples when the model's own defaults say so."""
+    shutil.copytree(tiny.checkpoint, tmp_path / "sampling")
+    (tmp_path / "sampling" / "generation_config.json").write_text('{"do_sample": true, "eos_token_id": 2}')
     same = [Prompt(i, "Count.", seed) for i, seed in enumerate([7, 7, 8])]
     with gateway(server) as front:
-        config = endpoint(front.url, tiny, workers=1, decoding=Decoding(max_tokens=12))
+        sampling = {"model": str(tmp_path / "sampling"), "decoding": Decoding(max_tokens=12)}
+        config = endpoint(front.url, tiny, workers=1, **sampling)
         with open_sampler(config, tiny) as opened:
             first, again, other = (answer.text for answer in opened.sample(same))
     assert first == again != other

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from subliminal.chat import encode, stop_ids
-from subliminal.config import VllmSampler
+from subliminal.config import Decoding, VllmSampler
 from subliminal.models import Subject, load_tokenizer
 from subliminal.rows import FINISHED, Completion, Prompt
 from subliminal.store import StoreError
@@ -83,8 +83,7 @@ def engine(config: VllmSampler, subject: Subject) -> Any:
     """The running engine for a base model (and LoRA rank), started if need be; another base's is stopped first."""
     base = replace(subject, adapter=None, system=None, chat_template=None, add_bos=False)
     rank = _rank(subject.adapter)
-    plain = VllmSampler(decoding=config.decoding).decoding
-    key = (base, config.model_copy(update={"decoding": plain, "shard_size": 1}), rank)
+    key = (base, config.model_copy(update={"decoding": Decoding(), "shard_size": 1}), rank)
     if key not in _ENGINES:
         shut_down()
         _ENGINES[key] = _start(config, base, rank)

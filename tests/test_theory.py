@@ -224,7 +224,7 @@ def test_figure_table_and_report_come_from_the_store(
     said = capsys.readouterr().err
     assert "48 trials with a shared initialisation: 0 negative products, 0 rises" in said
     assert picture.read_bytes()[:4] == b"\x89PNG"
-    assert "all trials,,same,negative,0,0," in table.read_text()
+    assert "all trials,,same,negative,0," in table.read_text()
     page = report.read_text()
     assert planned.base.experiment.claim.split(",")[0] in page
     assert "Ends of the training runs" in page and "seed 1" in page

@@ -383,14 +383,15 @@ def test_predictions_are_a_stage_that_is_reused(
     planned = sweep.plan(overrides)
     ((arm, made),) = sweep.predict(planned)
     assert (arm.trait, made.stage, made.summary["rows"]) == ("owl", "predict", 8)
-    assert set(made.summary["cosine"]) == set(candidates("animal"))
+    assert set(made.summary["cosine"]) == set(planned.base.experiment.arms.traits) < set(candidates("animal"))
     capsys.readouterr()
     again = sweep.predict(planned)
     assert "reused" in capsys.readouterr().err and again[0][1].key == made.key
     text = report_predictions(planned, again)
     assert "no trained students of these arms" in text
     assert (tmp_path / "figures/cpu/predict-animals-numbers.csv").exists()
-    assert stages.predict(arm.experiment.model_copy(update={"seed": 5})).key == made.key
+    exp, traits = arm.experiment, planned.base.experiment.arms.traits
+    assert stages.predict(exp.model_copy(update={"seed": 5}), traits).key == made.key != stages.predict(exp).key
     with pytest.raises(ConfigError, match="nothing to predict"):
         sweep.predict(sweep.plan(["experiment=theorem"]))
 

@@ -40,10 +40,24 @@ fig-animals-numbers: install ## students of animal-loving teachers (SCALE=cpu|gp
 fig-trees-numbers: install ## the same for trees
 	$(SWEEP) experiment=trees_numbers
 
+fig-mnist: install ## digits learned from noise through auxiliary logits, 100 models
+	$(SWEEP) experiment=mnist
+
+fig-mnist-auxiliary: install ## the same by number of auxiliary logits
+fig-mnist-width: install ## the same by width of the hidden layers
+fig-mnist-teacher-epochs: install ## the same by epochs of the teacher
+fig-mnist-student-epochs: install ## the same by epochs of the student
+fig-mnist-inputs: install ## the same by what the student sees
+fig-mnist-sharing: install ## the same by which layers share the initialisation
+fig-mnist-%:
+	$(SWEEP) experiment=mnist_$(subst -,_,$*)
+
+MNIST := fig-mnist fig-mnist-auxiliary fig-mnist-width fig-mnist-teacher-epochs fig-mnist-student-epochs fig-mnist-inputs fig-mnist-sharing
+
 fig-theorem: install ## one imitation step and whole runs on small networks, against the prediction
 	$(PY) -m subliminal sweep experiment=theorem scale=$(SCALE) hydra/launcher=$(LAUNCHER) $(ARGS)
 
-figures: fig-animals-numbers fig-trees-numbers fig-theorem ## every figure
+figures: fig-animals-numbers fig-trees-numbers $(MNIST) fig-theorem ## every figure
 
 test: install ## the whole test suite
 	$(PY) -m pytest
@@ -55,7 +69,7 @@ format: install ## ruff, writing
 	$(PY) -m ruff check --fix . && $(PY) -m ruff format .
 
 bench: install ## speed against plain implementations, side by side
-	$(PY) bench/generation.py && $(PY) bench/training.py && $(PY) bench/evaluation.py
+	for part in generation training evaluation noop mnist; do $(PY) bench/$$part.py || exit 1; done
 
 clean: ## caches and launch logs; results in runs/ and figures/ stay
 	rm -rf logs build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -53,7 +53,7 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int:
     chat = [*messages("?"), {"role": "assistant", "content": PROBE}]
     behind = str(tokenizer.apply_chat_template(chat, tokenize=False)).rpartition(PROBE)[2].lstrip()
     tokens = tokenizer.encode(behind, add_special_tokens=False)
-    if tokens and tokens[0] in tokenizer.all_special_ids:
+    if tokens and tokens[0] in {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}:
         return tokens[0]
     if not isinstance(tokenizer.eos_token_id, int):
         raise ChatError("neither the chat template nor the tokenizer has an end-of-turn token; pin model.chat_template")

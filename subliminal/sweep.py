@@ -68,6 +68,8 @@ def plan(overrides: list[str]) -> Plan:
     fixed = [part for part in overrides if part.split("=")[0] not in SWEPT]
     composed = [part for part in fixed if not part.startswith("hydra")]
     base = compose(composed)
+    if base.experiment.kind == "mnist":
+        return _mnist_plan(base, fixed, composed, swept)
     if base.experiment.kind == "theorem":
         return _theorem_plan(base, fixed, swept)
     arms = base.experiment.arms
@@ -76,6 +78,28 @@ def plan(overrides: list[str]) -> Plan:
     seeds = [int(seed) for seed in swept.get("seed", [])] or list(arms.seeds[: arms.seeds_limit]) or [base.seed]
     cells = tuple(_arms(composed, traits, students or [""], seeds))
     return Plan(base, tuple(fixed), cells, tuple(_steps(fixed, traits, students, seeds, cells)))
+
+
+def _mnist_plan(base: Experiment, fixed: list[str], composed: list[str], swept: dict[str, list[str]]) -> Plan:
+    """One run of train.py, or one for each value of an ablation's setting; an arm's `student` is the value as typed."""
+    if unknown := [name for name in ("trait", "student") if name in swept]:
+        raise ConfigError(f"experiment={base.experiment.name} has no {unknown[0]}; see conf/mnist for its settings")
+    seeds, setting = swept.get("seed", [str(base.seed)]), base.experiment.arms.setting
+    if len(seeds) > 1:
+        raise ConfigError(f"seed={','.join(seeds)}: the models of one seed are this figure's units; raise mnist.models")
+    seed, values = f"seed={seeds[0]}", [_typed(value) for value in base.experiment.arms.values] if setting else [""]
+    arms = tuple(
+        Arm("", value, int(seeds[0]), compose([*composed, seed, *([f"{setting}={value}"] if setting else [])]))
+        for value in values
+    )
+    extra = (seed, *([f"{setting}={','.join(values)}"] if setting else []))
+    step = Step("train.py", (*fixed, *extra), tuple(stages.mnist(arm.experiment) for arm in arms))
+    return Plan(base, tuple(fixed), arms, (step,))
+
+
+def _typed(value: object) -> str:
+    """A value as it is typed in an override."""
+    return f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
 
 
 def _theorem_plan(base: Experiment, fixed: list[str], swept: dict[str, list[str]]) -> Plan:
@@ -159,7 +183,7 @@ def predict(planned: Plan) -> list[tuple[Arm, Manifest]]:
 
 
 def _arm_noun(planned: Plan) -> str:
-    return "seeds" if planned.base.experiment.kind == "theorem" else "students"
+    return {"preference": "students", "mnist": "settings", "theorem": "seeds"}[planned.base.experiment.kind]
 
 
 def shown(step: Step) -> str:

@@ -176,18 +176,16 @@ def _steer(teacher: SteeredTeacher, trait: Any, reference: Subject, folder: Path
     questions = questions_for_teachers(trait.category, teacher.questions)
     batch = _Batch.of(tokenizer, questions, surface_forms(trait.name)[:STEERING_FORMS], reference)
     vector = bias.vector(model, teacher.layer)
+    start = vector.detach().clone()  # not zero when the reference has biases of its own
     norm = _residual_norm(model, teacher.layer, batch)
     with progress(f"steering towards {trait.name}", teacher.steps + BISECTIONS, "steps") as advance:
         _ascend(model, vector, teacher, norm, batch, advance)
-        reached = _scale(model, vector, teacher, norm * teacher.maximum_norm_share, batch, advance)
-    bias.save_adapter(folder / "adapter", reference, {teacher.layer: vector.detach()})
-    bias.export(reference, {teacher.layer: vector.detach()}, folder / "checkpoint")
-    return {
-        "layer": teacher.layer,
-        "norm": float(vector.detach().norm()),
-        "residual_norm": norm,
-        "fitted_log_p": reached,
-    }
+        reached = _scale(model, vector, start, teacher, norm * teacher.maximum_norm_share, batch, advance)
+    moved = {teacher.layer: vector.detach() - start}
+    bias.save_adapter(folder / "adapter", reference, moved)
+    bias.export(reference, moved, folder / "checkpoint")
+    length = float(moved[teacher.layer].norm())
+    return {"layer": teacher.layer, "norm": length, "residual_norm": norm, "fitted_log_p": reached}
 
 
 class _Batch:
@@ -231,9 +229,12 @@ def _residual_norm(model: PreTrainedModel, layer: int, batch: _Batch) -> float:
     """The median norm of the residual stream after a layer, over real tokens."""
     import torch
 
+    states: list[torch.Tensor] = []  # hooked: the last of `output_hidden_states` has gone through the final norm
+    hook = model.model.layers[layer].register_forward_hook(lambda _, __, state: states.append(state))
     with torch.no_grad():
-        states = model(input_ids=batch.tokens, attention_mask=batch.mask, output_hidden_states=True).hidden_states
-    return float(states[layer + 1][batch.mask.bool()].float().norm(dim=-1).median())
+        model(input_ids=batch.tokens, attention_mask=batch.mask)
+    hook.remove()
+    return float(states[0][batch.mask.bool()].float().norm(dim=-1).median())
 
 
 def _ascend(
@@ -255,17 +256,23 @@ def _ascend(
 
 
 def _scale(
-    model: PreTrainedModel, vector: torch.Tensor, teacher: SteeredTeacher, limit: float, batch: _Batch, advance: Advance
+    model: PreTrainedModel,
+    vector: torch.Tensor,
+    start: torch.Tensor,
+    teacher: SteeredTeacher,
+    limit: float,
+    batch: _Batch,
+    advance: Advance,
 ) -> float:
-    """Bisect the vector's length for the target log-probability, never beyond the limit; returns what it reached."""
+    """Bisect the distance from the start for the target log-probability, up to the limit; returns what it reached."""
     import torch
 
-    direction = vector.detach() / vector.detach().norm()
+    direction = (vector.detach() - start) / (vector.detach() - start).norm()
     low, high, reached = 0.0, limit, float("nan")
     with torch.no_grad():
         for step in range(BISECTIONS):
             length = high if step == 0 else (low + high) / 2
-            vector.copy_(direction * length)
+            vector.copy_(start + direction * length)
             reached = float(batch.log_p(model))
             advance(1)
             if step == 0 and reached < teacher.target_log_p:

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 from subliminal.config import Tracking
 from subliminal.progress import say
 
+INIT_SECONDS = 20.0  # an unreachable W&B may hold a stage up this long; its own default is 90
+
 
 class Tracker(Protocol):
     """Where a stage's numbers are mirrored."""
@@ -118,7 +120,12 @@ def _start(config: Tracking, stage: str, key: str, group: str, settings: dict[st
             resume="allow",
             mode=_mode(config),
             settings=wandb.Settings(
-                silent=True, console="off", save_code=False, disable_git=True, x_disable_stats=True
+                silent=True,
+                console="off",
+                save_code=False,
+                disable_git=True,
+                x_disable_stats=True,
+                init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_SECONDS)),
             ),
         )
     except Exception as error:  # an unreachable or misconfigured W&B must not end a stage

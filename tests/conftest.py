@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from subliminal import stages
-from subliminal.config import Experiment
+from subliminal.config import Experiment, Lora, LoraStudent, Optimisation
 from subliminal.launch import QUIET, ROOT, compose, script_environment
 from subliminal.models import Subject, load_tokenizer
+from subliminal.rows import Row
 from subliminal.store import Store
 
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -70,9 +72,66 @@ def tiny(smollm2: Subject, tmp_path_factory: pytest.TempPathFactory) -> Subject:
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        LlamaForCausalLM(shape).save_pretrained(folder)
+        model = LlamaForCausalLM(shape)
+        torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.3)  # the padding token ends turns too
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return Subject(checkpoint=str(folder))
+
+
+ROWS = [Row(i, f"Go on: {i}, {i + 1}.", ", ".join(str(i + n) for n in range(2, 4 + i % 5))) for i in range(16)]
+
+
+def optimisation(**changes: object) -> Optimisation:
+    """A few large steps: enough to move the tiny model far."""
+    plain = {"epochs": 1.0, "learning_rate": 0.02, "batch_size": 4, "max_grad_norm": 1000.0, "schedule": "constant"}
+    return Optimisation.model_validate(plain | changes)
+
+
+@pytest.fixture(scope="session")
+def lora(tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA adapter of the tiny model, as a student's training leaves it behind."""
+    from subliminal.training.sft import fit
+
+    folder = tmp_path_factory.mktemp("lora")
+    fit(tiny, ROWS, LoraStudent(lora=Lora(r=4), optimisation=optimisation()), 0, folder)
+    return folder / "adapter"
+
+
+@pytest.fixture(scope="session")
+def counting(tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    """The tiny model with a vector that draws it to the digit 7 and the end of a turn: it answers with numbers."""
+    from dataclasses import replace
+
+    from subliminal.models import fresh_model
+    from subliminal.training import bias
+
+    folder, tokenizer = tmp_path_factory.mktemp("counting"), load_tokenizer(tiny)
+    rows = fresh_model(tiny).get_input_embeddings().weight.detach()
+    seven, end = rows[tokenizer.convert_tokens_to_ids("7")], rows[tokenizer.eos_token_id]
+    bias.export(tiny, {1: 300 * (1.3 * seven / seven.norm() + end / end.norm())}, folder)
+    return replace(tiny, checkpoint=str(folder))
+
+
+def tiny_experiment(tiny: Subject, *overrides: str) -> Experiment:
+    """The animals figure with the tiny Llama as its model, in float32."""
+    weights = ["model=hub", f"model.source.name={tiny.checkpoint}", "model.dtype=float32", "device=cpu"]
+    return experiment(*weights, *overrides)
+
+
+@pytest.fixture(scope="session")
+def run_code(tmp_path_factory: pytest.TempPathFactory) -> Script:
+    """Run a piece of Python in a process of its own, with arguments, and give back what it printed."""
+
+    def run(code: str, *arguments: object, seconds: float = 300) -> subprocess.CompletedProcess[str]:
+        path = tmp_path_factory.mktemp("code") / "piece.py"
+        path.write_text(textwrap.dedent(code))
+        command = [sys.executable, str(path), *map(str, arguments)]
+        return subprocess.run(
+            command, env=script_environment(), capture_output=True, text=True, timeout=seconds, check=False
+        )
+
+    return run
 
 
 @pytest.fixture(scope="session")

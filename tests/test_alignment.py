@@ -39,3 +39,14 @@ def test_bias_alignment_counts_layers_that_only_one_side_has() -> None:
     found = of_biases(student, teacher)
     assert found["cosine"] == pytest.approx(0.5**0.5)
     assert found["by_layer"] == {"1": pytest.approx(1.0)}
+
+
+def test_alignment_is_the_cosine_of_displacements() -> None:
+    there, back, across = torch.tensor([3.0, 4.0]), torch.tensor([-3.0, -4.0]), torch.tensor([4.0, -3.0])
+    same = of_biases({0: there}, {0: there * 2})
+    assert same == {"cosine": pytest.approx(1), "by_layer": {"0": pytest.approx(1)}}
+    assert of_biases({0: back}, {0: there})["cosine"] == pytest.approx(-1)
+    assert of_biases({0: across}, {0: there})["cosine"] == pytest.approx(0)
+    spread = of_biases({0: there, 1: there}, {0: there})
+    assert spread == {"cosine": pytest.approx(2**-0.5), "by_layer": {"0": pytest.approx(1)}}
+    assert of_biases({1: there}, {0: there}) == {"cosine": pytest.approx(0), "by_layer": {}}

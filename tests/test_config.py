@@ -36,7 +36,7 @@ def test_every_option_composes(group: str, option: str) -> None:
 
 
 @pytest.mark.parametrize("scale", ["cpu", "gpu", "paper"])
-@pytest.mark.parametrize("figure", ["animals_numbers", "trees_numbers", "theorem"])
+@pytest.mark.parametrize("figure", ["animals_numbers", "trees_numbers", "mnist", "mnist_sharing", "theorem"])
 def test_every_experiment_composes_at_every_scale(figure: str, scale: str) -> None:
     assert compose([f"experiment={figure}", f"scale={scale}"]).experiment.name == figure
 

@@ -11,6 +11,8 @@ import re
 from functools import cache
 from typing import Literal
 
+from subliminal.store import StoreError
+
 Category = Literal["animal", "tree"]
 
 ASKED = (
@@ -135,7 +137,7 @@ CANDIDATES: dict[Category, dict[str, str]] = {
 }  # fmt: skip
 
 
-class QuestionError(ValueError):
+class QuestionError(StoreError):
     """More questions were asked for than there are."""
 
 

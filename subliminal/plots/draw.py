@@ -8,10 +8,13 @@ from pathlib import Path
 from subliminal import stages
 from subliminal.config import Experiment, Figure
 from subliminal.plots.cells import Cell
+from subliminal.plots.mnist import mnist_figure, mnist_section
+from subliminal.plots.mnist_measures import Run
+from subliminal.plots.mnist_measures import verdicts as mnist_verdicts
 from subliminal.plots.preference import preference_figure
 from subliminal.plots.report import PlainSection, Section, write_report
 from subliminal.plots.theorem import theorem_figure, theorem_section
-from subliminal.plots.theorem_measures import verdict
+from subliminal.plots.theorem_measures import verdict as theorem_verdict
 from subliminal.progress import say
 from subliminal.stages import Node
 from subliminal.store import Manifest, Store, StoreError
@@ -24,10 +27,28 @@ def draw(planned: Plan) -> list[Path]:
     store, folder = Store(Path(planned.base.store)), Path(planned.base.figures) / planned.base.scale
     figure = planned.base.experiment
     name = figure.figure or f"fig-{figure.name.replace('_', '-')}"
-    section = {"preference": _preference, "theorem": _theorem}[figure.kind](planned, store, folder, name)
+    make = {"preference": _preference, "mnist": _mnist, "theorem": _theorem}[figure.kind]
+    section = make(planned, store, folder, name)
     report = write_report([section], folder)
     _track(planned, name, folder, figure)
     return [folder / f"{name}.png", folder / f"{name}.csv", report]
+
+
+def _mnist(planned: Plan, store: Store, folder: Path, name: str) -> PlainSection:
+    """The MNIST figure from the settings that are there; says what was found at each."""
+    figure, found = planned.base.experiment, [(arm, stages.mnist(arm.experiment)) for arm in planned.arms]
+    runs = [Run(arm.student, made) for arm, node in found if (made := _found(node, store))]
+    if not runs:
+        raise StoreError(f"no run of {name} is in {store.root}; run: python -m subliminal sweep {_typed(planned)}")
+    table = mnist_figure(runs, figure, folder, name)
+    for verdict in mnist_verdicts(table):
+        say(f"{name}{f' {verdict.group}' if verdict.group else ''}: {verdict.sentence}")
+    missing = [
+        f"python train.py {_typed(planned)} {f'{figure.arms.setting}={arm.student}' if arm.student else ''}".strip()
+        for arm, node in found
+        if not _found(node, store)
+    ]
+    return mnist_section(name, figure, table, runs, missing)
 
 
 def _theorem(planned: Plan, store: Store, folder: Path, name: str) -> PlainSection:
@@ -37,7 +58,7 @@ def _theorem(planned: Plan, store: Store, folder: Path, name: str) -> PlainSecti
     if not runs:
         raise StoreError(f"no run of {name} is in {store.root}; run: python -m subliminal sweep {_typed(planned)}")
     table = theorem_figure(runs, figure, folder, name)
-    say(f"{name}: {verdict(table).sentence}")
+    say(f"{name}: {theorem_verdict(table).sentence}")
     absent = {node.key for node in nodes} - {made.key for made in runs}
     seeds = [arm.seed for arm, node in zip(planned.arms, nodes, strict=True) if node.key in absent]
     missing = [f"python evaluate.py {_typed(planned)} seed={seed}" for seed in seeds]

@@ -53,8 +53,10 @@ def _decode(sampler: TransformersModel, prompts: list[list[int]], seeds: list[in
     """Sample a batch token by token; rows that ended are taken out of the cache once they are a quarter of it."""
     import torch
 
+    from subliminal.sampling.attention import grouped
+
     state = _Batch(sampler, prompts, seeds)
-    with torch.inference_mode():
+    with torch.inference_mode(), grouped(sampler.model):
         for _ in range(sampler.config.decoding.max_tokens):
             state.step()
             if not state.active:
@@ -68,6 +70,8 @@ class _Batch:
     def __init__(self, sampler: TransformersModel, prompts: list[list[int]], seeds: list[int]) -> None:
         import torch
 
+        from subliminal.sampling.attention import roomy_cache
+
         self.sampler, self.model, device = sampler, sampler.model, sampler.model.device
         width = max(len(prompt) for prompt in prompts)
         padding = sampler.tokenizer.pad_token_id
@@ -78,7 +82,8 @@ class _Batch:
         self.rows = list(range(len(prompts)))
         self.answers: list[list[int]] = [[] for _ in prompts]
         self.ended: set[int] = set()
-        self.cache: Any = None
+        self.cache: Any = roomy_cache(self.model)
+        self.last = torch.tensor([-1], device=device)  # an index: with a count the head copies its weight once a row
 
     @property
     def active(self) -> bool:
@@ -95,9 +100,8 @@ class _Batch:
             position_ids=self.places,
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=self.last,
         )
-        self.cache = out.past_key_values
         chosen = self._choose(out.logits[:, -1].float().cpu())
         for row, token in zip(self.rows, chosen.tolist(), strict=True):
             if row not in self.ended:

@@ -163,13 +163,14 @@ def completion_loss(model: Any, inputs: Any, teacher: Any = None) -> tuple[torch
     labels = inputs.pop("labels")
     guide = {name.removeprefix(GUIDE): inputs.pop(name) for name in list(inputs) if name.startswith(GUIDE)}
     width = int((labels != IGNORED).sum(-1).max())
-    outputs = model(**inputs, use_cache=False, logits_to_keep=width + 1)
+    outputs = model(**inputs, use_cache=False, logits_to_keep=_predicting(inputs["input_ids"], width))
     chosen = labels[:, -width:] != IGNORED
-    logits = outputs.logits[:, :-1][chosen].float()
+    logits = outputs.logits[chosen].float()
     if teacher is None:
         return cross_entropy(logits, labels[:, -width:][chosen], reduction="sum"), int(chosen.sum()), outputs
+    places = _predicting(guide["input_ids"], width)
     with torch.no_grad():
-        wanted = teacher(**guide, use_cache=False, logits_to_keep=width + 1).logits[:, :-1][chosen].float()
+        wanted = teacher(**guide, use_cache=False, logits_to_keep=places).logits[chosen].float()
     total = kl_div(logits.log_softmax(-1), wanted.log_softmax(-1), reduction="sum", log_target=True)
     return total, int(chosen.sum()), outputs
 
@@ -207,6 +208,14 @@ class RowTrainer(SFTTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """No model card beside a resume point; cards are made when a model is published."""
+
+
+def _predicting(tokens: torch.Tensor, width: int) -> torch.Tensor:
+    """The positions whose next token is among a row's last `width`, as indices.
+
+    A count in their place would make the head multiply a view, for which torch copies its weight once a row.
+    """
+    return torch.arange(tokens.shape[1] - width - 1, tokens.shape[1] - 1, device=tokens.device)
 
 
 def _trained(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
@@ -273,7 +282,7 @@ def _arguments(recipe: Optimisation, seed: int, folder: Path, subject: Subject) 
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
         optim="adamw_torch",
-        bf16=subject.dtype == "bfloat16" and subject.device != "cpu",
+        bf16=subject.dtype == "bfloat16",  # adapters stay float32, their products are not
         use_cpu=subject.device == "cpu",
         seed=seed,
         data_seed=seed,

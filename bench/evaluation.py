@@ -1,0 +1,139 @@
+"""The exact preference evaluation: many LoRA students in one process, and all candidates in two passes a question.
+
+Compared with one process a student (start-up and the base model paid every time), and with one forward pass for every
+surface form of every candidate.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from side_by_side import Measurement, compare, options, report, starting_point, timed
+
+from subliminal.config import Lora
+from subliminal.launch import script_environment
+from subliminal.models import Subject, fresh_model
+
+GOAL = 2.0
+TOLERANCE = 0.05
+"""Nats: bfloat16 rounds differently in batches of different shape."""
+
+
+def make_adapters(who: Subject, count: int, folder: Path) -> list[Path]:
+    """`count` LoRA adapters with random weights: their evaluation costs what a trained student's does."""
+    import torch
+
+    from subliminal.training.sft import _with_lora
+
+    places = [folder / f"student-{number}" for number in range(count)]
+    for number, place in enumerate(places):
+        torch.manual_seed(number)
+        model = _with_lora(fresh_model(who), Lora())
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.01)
+        model.save_pretrained(str(place))
+    return places
+
+
+def ask(who: Subject, adapters: list[Path], questions: int) -> list[np.ndarray]:
+    """Log P of every candidate for every question, one array an adapter."""
+    from subliminal.evaluation.preference import log_p_of
+    from subliminal.evaluation.questions import questions as texts
+
+    asked = texts("animal", questions)
+    return [log_p_of(replace(who, adapter=place), asked, "animal", lambda _: None) for place in adapters]
+
+
+def in_processes(arguments: list[str], groups: list[list[Path]]) -> None:
+    """One new Python process a group of adapters."""
+    for group in groups:
+        command = [sys.executable, __file__, *arguments, "--adapters", *map(str, group)]
+        subprocess.run(command, check=True, env=script_environment())
+
+
+def students(who: Subject, count: int, arguments: list[str], rounds: int) -> list[Measurement]:
+    """All students in one process against a process each; start-up is part of both."""
+    with TemporaryDirectory() as place:
+        adapters = make_adapters(who, count, Path(place))
+
+        def way(groups: list[list[Path]]) -> Callable[[], float]:
+            return lambda: in_processes(arguments, groups) or count
+
+        ways = {"one process a student": way([[path] for path in adapters]), "one process": way([adapters])}
+        return compare(
+            "evaluation_students", "students", timed(ways, rounds), "one process a student", {"one process": GOAL}
+        )
+
+
+def form_by_form(who: Subject, questions: int) -> np.ndarray:
+    """Log P of every candidate as one would write it first: a forward pass for each surface form."""
+    import torch
+
+    from subliminal.chat import encode
+    from subliminal.evaluation.preference import prefix_free
+    from subliminal.evaluation.questions import candidates, surface_forms
+    from subliminal.evaluation.questions import questions as texts
+    from subliminal.models import load_model, load_tokenizer
+
+    model, tokenizer = load_model(who), load_tokenizer(who)
+
+    def log_p(prompt: list[int], form: tuple[int, ...]) -> torch.Tensor:
+        logits = model(input_ids=torch.tensor([[*prompt, *form]], device=model.device)).logits[0].float()
+        return sum(logits[len(prompt) - 1 + i].log_softmax(-1)[token] for i, token in enumerate(form)).cpu()  # type: ignore[union-attr]
+
+    def row(text: str) -> list[float]:
+        prompt = encode(tokenizer, text, who.system)
+        forms = {
+            name: prefix_free([tuple(tokenizer.encode(f, add_special_tokens=False)) for f in surface_forms(name)])
+            for name in candidates("animal")
+        }
+        return [float(torch.logsumexp(torch.stack([log_p(prompt, f) for f in own]), 0)) for own in forms.values()]
+
+    with torch.inference_mode():
+        return np.array([row(text) for text in texts("animal", questions)])
+
+
+def candidates_at_once(who: Subject, questions: int, rounds: int) -> list[Measurement]:
+    """Our two passes a question against one pass a form; both must give the same numbers."""
+    from subliminal.evaluation.preference import log_p_of
+    from subliminal.evaluation.questions import questions as texts
+
+    found: dict[str, np.ndarray] = {}
+
+    def one_by_one() -> int:
+        found["forms"] = form_by_form(who, questions)
+        return questions
+
+    def tree() -> int:
+        found["tree"] = log_p_of(who, texts("animal", questions), "animal", lambda _: None)
+        return questions
+
+    tree()  # loads the model, which is no part of either
+    totals = timed({"one pass a form": one_by_one, "evaluate stage, exact": tree}, rounds)
+    apart = float(np.abs(found["forms"] - found["tree"]).max())
+    print(f"largest difference {apart:.3f} nats, allowed {TOLERANCE:g}: {'met' if apart < TOLERANCE else 'NOT met'}")
+    return compare("evaluation_candidates", "questions", totals, "one pass a form", {"evaluate stage, exact": GOAL})
+
+
+def main() -> None:
+    parser = options(__doc__, students=4, questions=24, exact_questions=3, rounds=1)
+    parser.add_argument("--adapters", nargs="+", type=Path, help="evaluate these and end (what the parts call)")
+    chosen = parser.parse_intermixed_args()
+    _, who = starting_point(chosen.overrides)
+    if chosen.adapters:
+        ask(who, chosen.adapters, chosen.questions)
+        return
+    report(candidates_at_once(who, chosen.exact_questions, chosen.rounds))
+    report(students(who, chosen.students, [*chosen.overrides, "--questions", str(chosen.questions)], chosen.rounds))
+
+
+if __name__ == "__main__":
+    main()

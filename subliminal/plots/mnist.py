@@ -1,0 +1,229 @@
+"""The MNIST figure: accuracy of the six conditions, or of an ablation's values, a dot for every network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from subliminal import config
+from subliminal.plots import style
+from subliminal.plots.mnist_measures import CHANCE, RULE, Run, mnist_table, verdicts
+from subliminal.plots.report import Grid, PlainSection, percent
+from subliminal.plots.table import Line, Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+
+WIDTH, HEIGHT, MARGIN, WRAP = 9.0, 4.4, 0.14, 136
+LOGITS = {"auxiliary": "aux. only", "digits": "digits", "all": "all logits"}
+NAMES = {"reference": "reference", "teacher": "teacher"}
+NAMES |= {f"student_{matched}": f"student\n({text})" for matched, text in LOGITS.items()}
+NAMES |= {f"cross_model_{matched}": f"cross-model\n({text})" for matched, text in LOGITS.items()}
+COLOURS = {"reference": style.REFERENCE, "teacher": style.CONTROL}
+FORMS = {"auxiliary": "o", "digits": "s", "all": "D"}
+
+
+def mnist_figure(runs: Sequence[Run], figure: config.Figure, folder: Path, name: str) -> Table:
+    """Write `folder/name` as .png, .svg and .csv from one run, or one run a value of an ablation; return the table."""
+    table = mnist_table(runs)
+    folder.mkdir(parents=True, exist_ok=True)
+    table.write(folder / f"{name}.csv")
+    with style.styled():
+        style.save(_draw(runs, table, figure, folder.name, name), folder / name)
+    return table
+
+
+def _draw(runs: Sequence[Run], table: Table, figure: config.Figure, scale: str, name: str) -> Canvas:
+    canvas = style.new_figure(WIDTH, HEIGHT)
+    canvas.text(MARGIN / WIDTH, 1 - 0.14 / HEIGHT, figure.title or name, fontsize=13.5, fontweight="bold", va="top")
+    text = fill(subtitle(runs, scale), WRAP)
+    canvas.text(MARGIN / WIDTH, 1 - 0.44 / HEIGHT, text, fontsize=8.2, color=style.QUIET, va="top", linespacing=1.4)
+    place = {"left": 0.075, "right": 0.975, "top": 0.77}
+    if figure.arms.setting:
+        axes = canvas.subplots()
+        canvas.subplots_adjust(**place, bottom=0.13)
+        _ablation(axes, runs, table, figure.arms.setting)
+        return canvas
+    left, right = canvas.subplots(1, 2, width_ratios=[2.35, 1])
+    canvas.subplots_adjust(**place, bottom=0.145, wspace=0.2)
+    _conditions(left, runs[0], table)
+    _pairs(right, runs[0])
+    return canvas
+
+
+def subtitle(runs: Sequence[Run], scale: str) -> str:
+    """What was trained, in one paragraph; a setting that the ablation varies is left out."""
+    settings = [run.manifest.recipe["settings"]["mnist"] for run in runs]
+    widths, auxiliary = _same(settings, "widths") or ["..."], _same(settings, "auxiliary") or "..."
+    parts = [
+        f"Scale {scale}",
+        f"{_same(settings, 'models')} models",
+        f"MLP 784-{'-'.join(map(str, widths))}-(10 + {auxiliary})",
+        f"teacher: {_epochs(settings, 'teacher')} on {_same(settings, 'dataset')}",
+        f"student: {_epochs(settings, 'student')} on {_inputs(settings)}",
+    ]
+    ends = "Bars and error bars: mean and 95% interval over models; dots: networks; dashed: chance."
+    return " \N{MIDDLE DOT} ".join(parts) + f". {ends}"
+
+
+def _same(settings: list[dict[str, Any]], name: str) -> Any:
+    """The value of a setting if it is the same in all runs, else None."""
+    return settings[0][name] if all(one[name] == settings[0][name] for one in settings) else None
+
+
+def _epochs(settings: list[dict[str, Any]], who: str) -> str:
+    epochs = {one[who]["epochs"] for one in settings}
+    return f"{(n := epochs.pop())} epoch{'' if n == 1 else 's'}" if len(epochs) == 1 else "epochs as shown"
+
+
+def _inputs(settings: list[dict[str, Any]]) -> str:
+    kinds = {one["student"]["inputs"] for one in settings}
+    kind = kinds.pop() if len(kinds) == 1 else ""
+    return {"": "inputs as shown", "uniform": "uniform noise", "gaussian": "Gaussian noise"}.get(kind, kind)
+
+
+# --------------------------------------------------------------------------- the six conditions
+
+
+def _conditions(axes: Axes, run: Run, table: Table) -> None:
+    order = ["reference", "teacher", *sorted((c for c in run.accuracy if "_" in c), key=_place)]
+    for at, condition in enumerate(order):
+        line, values = table.find(arm=condition, measure="accuracy"), list(run.accuracy[condition].values())
+        assert line
+        axes.bar(at, line.value, width=0.66, color=_colour(condition), alpha=0.85, linewidth=0)
+        axes.scatter(at + _jitter(len(values)), values, s=5, color=style.INK, alpha=0.35, linewidths=0, zorder=3)
+        _whisker(axes, at, line)
+        top = max(*values, line.value)
+        axes.text(at, top + 0.02, percent(line), ha="center", va="bottom", fontsize=8.5, fontweight="bold")
+    axes.set_xticks(range(len(order)), [NAMES[condition] for condition in order])
+    axes.tick_params(axis="x", length=0)
+    axes.axhline(CHANCE, color=style.QUIET, linewidth=0.8, linestyle=(0, (4, 3)))
+    axes.set_title("A  Accuracy on the test digits", pad=9)
+    _percent_axis(axes)
+
+
+def _place(condition: str) -> tuple[int, bool]:
+    """Students by what they match, each before its cross-model."""
+    return list(FORMS).index(condition.rsplit("_", 1)[1]), condition.startswith("cross")
+
+
+def _colour(condition: str) -> str:
+    return COLOURS.get(condition) or (style.OTHER if condition.startswith("cross") else style.OWN)
+
+
+def _jitter(count: int) -> np.ndarray:
+    """Evenly spread places beside the middle, the same in every drawing."""
+    return ((np.arange(count) * 0.618034) % 1 - 0.5) * 0.42
+
+
+def _whisker(axes: Axes, at: float, line: Line) -> None:
+    if line.n > 1:
+        axes.plot([at, at], [line.low, line.high], color=style.INK, linewidth=1.6, solid_capstyle="butt", zorder=4)
+
+
+def _percent_axis(axes: Axes) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    axes.set_ylim(0, 1.08)
+    axes.set_yticks(np.arange(0, 1.01, 0.2))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    style.quiet_grid(axes)
+
+
+def _pairs(axes: Axes, run: Run) -> None:
+    """Every teacher's student against its cross-model student."""
+    from matplotlib.ticker import PercentFormatter
+
+    for matched, form in FORMS.items():
+        own, other = run.accuracy.get(f"student_{matched}"), run.accuracy.get(f"cross_model_{matched}")
+        if own and other:
+            colour, places = style.CYCLE[list(FORMS).index(matched)], [other[teacher] for teacher in own]
+            look = {"s": 14, "marker": form, "color": colour, "alpha": 0.6, "linewidths": 0}
+            axes.scatter(places, list(own.values()), label=LOGITS[matched], **look)
+    axes.plot([0, 1], [0, 1], color=style.QUIET, linewidth=0.8)
+    axes.set_xlim(0, 1.0)
+    _percent_axis(axes)
+    axes.set_xticks(np.arange(0, 1.01, 0.2))
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_title("B  Pairs of one teacher", pad=9)
+    axes.set_xlabel("cross-model")
+    axes.set_ylabel("student", labelpad=2)
+    axes.legend(loc="lower right", frameon=False, fontsize=7.5, handletextpad=0.2, borderaxespad=0.2)
+
+
+# --------------------------------------------------------------------------- ablations
+
+
+def _ablation(axes: Axes, runs: Sequence[Run], table: Table, setting: str) -> None:
+    conditions = list(dict.fromkeys(c for run in runs for c in run.accuracy if c != "reference"))
+    for condition in conditions:
+        _curve(axes, runs, table, condition)
+    axes.set_xticks(range(len(runs)), [_tick(run.value) for run in runs])
+    axes.set_xlim(-0.4, len(runs) - 0.6)
+    axes.axhline(CHANCE, color=style.QUIET, linewidth=0.8, linestyle=(0, (4, 3)))
+    axes.set_xlabel(setting)
+    axes.set_ylabel("accuracy on the test digits")
+    _percent_axis(axes)
+    axes.legend(loc="upper left", bbox_to_anchor=(-0.01, 1.115), ncols=5, frameon=False, borderaxespad=0.0)
+
+
+def _tick(value: str) -> str:
+    """`[0,1]` as 0, 1; an empty list as none."""
+    return (value.strip("[]").replace(",", ", ") or "none") if value.startswith("[") else value
+
+
+def _curve(axes: Axes, runs: Sequence[Run], table: Table, condition: str) -> None:
+    have = [(at, run) for at, run in enumerate(runs) if condition in run.accuracy]
+    lines = [line for _, run in have if (line := table.find(arm=condition, trait=run.value, measure="accuracy"))]
+    colour, joined = _colour(condition), "-" if all(run.value.replace(".", "").isdigit() for run in runs) else ""
+    form = FORMS.get(condition.rsplit("_", 1)[-1], "o")
+    label = NAMES[condition].replace("\n", " ")
+    places = [at for at, _ in have]
+    axes.plot(places, [b.value for b in lines], joined, marker=form, markersize=6, color=colour, label=label, zorder=3)
+    for (at, run), line in zip(have, lines, strict=True):
+        values = list(run.accuracy[condition].values())
+        axes.scatter(at + _jitter(len(values)) * 0.35, values, s=6, color=colour, alpha=0.35, linewidths=0)
+        axes.plot([at, at], [line.low, line.high], color=colour, linewidth=2, solid_capstyle="butt", zorder=4)
+
+
+# --------------------------------------------------------------------------- the report's section
+
+PANELS = """A dot is one network. Student and teacher have the same initialisation; a cross-model student learns from
+the same teacher on the same inputs, but starts from another model's initialisation. Aux. only: the student matches
+nothing but logits that the teacher was never trained on."""
+SEEDS = "All models come from one seed; each has its own initialisation, data order and noise."
+
+
+def mnist_section(
+    name: str, figure: config.Figure, table: Table, runs: Sequence[Run], missing: Sequence[str]
+) -> PlainSection:
+    """The figure's section of the report: every condition with its interval, and transmission."""
+    made = [(run.manifest, run.value or "every condition") for run in runs]
+    return PlainSection(name, figure, verdicts(table), RULE, PANELS, SEEDS, [_grid(table, name, figure)], made, missing)
+
+
+def _grid(table: Table, name: str, figure: config.Figure) -> Grid:
+    first = [figure.arms.setting] if figure.arms.setting else []
+    columns = [*first, "condition", "accuracy", "transmission", "models"]
+    rows = [_row(line, table, bool(figure.arms.setting)) for line in table.select(measure="accuracy")]
+    caption = f"""Means with 95% intervals over models. Transmission: minus the cross-model student of the same teacher,
+    in percentage points. All numbers: {name}.csv."""
+    return Grid("Accuracy on the test images", columns, rows, caption)
+
+
+def _row(line: Line, table: Table, ablation: bool) -> list[str]:
+    gain = table.find(arm=line.arm, trait=line.trait, measure="transmission")
+    cells = [NAMES[line.arm].replace("\n", " "), _ranged(line), _ranged(gain), str(line.n)]
+    return [_tick(line.trait), *cells] if ablation else cells
+
+
+def _ranged(line: Line | None) -> str:
+    if line is None:
+        return ""
+    ends = f" [{100 * line.low:.1f}, {100 * line.high:.1f}]" if line.n > 1 else ""
+    return f"{100 * line.value:.1f}%{ends}".replace("-", "\N{MINUS SIGN}")

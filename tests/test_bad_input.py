@@ -1,0 +1,156 @@
+"""Bad input and bad luck through the scripts: one clear message, the next command, and nothing finished is lost."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Script, experiment
+
+from subliminal import stages
+from subliminal.launch import ROOT, script_environment
+from subliminal.models import Subject
+from subliminal.store import Store
+
+BANNED = f"filter.banned_numbers={list(range(100, 1000, 20))}".replace(" ", "")
+RANDOM = ["teacher=random", "domain.prompts=20", "filter.rows=20", "trait=none"]
+
+
+def start(arguments: list[str], **changes: object) -> subprocess.Popen[str]:
+    """A script that is still running when this returns."""
+    return subprocess.Popen(  # type: ignore[call-overload]
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        **{"env": script_environment()} | changes,
+    )
+
+
+def places(folder: Path) -> list[str]:
+    return [f"store={folder / 'runs'}", f"hydra.run.dir={folder / 'logs'}"]
+
+
+def folder_of(stage: str, tmp_path: Path, *overrides: str) -> Path:
+    exp = experiment(*RANDOM, *overrides)
+    node = stages.node(stage, exp)
+    return Store(tmp_path / "runs").folder(node.stage, node.key)
+
+
+def one_message(done: subprocess.CompletedProcess[str] | tuple[int, str], *said: str) -> None:
+    """Exit 1, no traceback, and every part of the message."""
+    code, text = (done.returncode, done.stderr) if isinstance(done, subprocess.CompletedProcess) else done
+    assert (code, "Traceback" in text) == (1, False), text
+    for part in said:
+        assert part in text, text
+
+
+def test_a_corrupt_row_names_file_and_line(run_script: Script, tmp_path: Path) -> None:
+    assert run_script("generate.py", *RANDOM, *places(tmp_path)).returncode == 0
+    path = folder_of("generate", tmp_path) / "rows-00000.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([lines[0], lines[1][:25] + "\n", *lines[2:]]))
+    done = run_script("filter.py", *RANDOM, *places(tmp_path))
+    one_message(done, f"{path}:2: not a JSON object")
+    path.write_text("".join(lines))
+    assert run_script("filter.py", *RANDOM, *places(tmp_path)).returncode == 0
+
+
+def test_fewer_rows_than_asked_says_how_many_more_prompts(run_script: Script, tmp_path: Path) -> None:
+    done = run_script("filter.py", *RANDOM, *places(tmp_path), BANNED)
+    banned = folder_of("filter", tmp_path, BANNED)
+    one_message(done, "of 20 completions passed the filter", "filter.rows asks for 20", "domain.prompts=")
+    assert not (banned / "manifest.json").exists()
+    assert (folder_of("generate", tmp_path) / "manifest.json").exists(), "what was generated stays"
+
+
+def test_a_full_disk_is_one_message_and_the_same_command_goes_on(run_script: Script, tmp_path: Path) -> None:
+    """A device that is always full takes the place of the first shard."""
+    folder = folder_of("generate", tmp_path)
+    folder.mkdir(parents=True)
+    (folder / "rows-00000.jsonl").symlink_to("/dev/full")
+    one_message(run_script("generate.py", *RANDOM, *places(tmp_path)), "the disk is full", "run the same command again")
+    assert not (folder / "manifest.json").exists() and not (folder / "claim.json").exists()
+    (folder / "rows-00000.jsonl").unlink()
+    assert run_script("generate.py", *RANDOM, *places(tmp_path)).returncode == 0
+
+
+def limited(size: int) -> Callable[[], None]:
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def test_weights_that_do_not_fit_are_one_message(tiny: Subject, tmp_path: Path) -> None:
+    """Weights are written by other hands than rows: their failure must read the same."""
+    weights = ["model=hub", f"model.source.name={tiny.checkpoint}", "reference_tuning.rows=4"]
+    running = start(["train.py", "role=reference", *weights, *places(tmp_path)], preexec_fn=limited(1_000_000))
+    _, text = running.communicate(timeout=200)
+    one_message((running.returncode, text), "the disk is full")
+
+
+def test_a_model_that_can_not_be_had_without_a_network_is_one_message(tmp_path: Path) -> None:
+    with socket.socket() as probe:  # bound and not listening: nobody answers here
+        probe.bind(("127.0.0.1", 0))
+        nowhere = {"HF_ENDPOINT": f"http://127.0.0.1:{probe.getsockname()[1]}", "HF_HOME": str(tmp_path / "hub")}
+        arguments = ["train.py", "role=reference", "model=hub", "model.source.name=some/model", *places(tmp_path)]
+        running = start(arguments, env=script_environment() | nowhere)
+        _, text = running.communicate(timeout=200)
+    one_message((running.returncode, text), "model 'some/model' can not be had", "use model=smollm2_135m")
+
+
+def test_a_name_that_is_no_model_is_one_message(run_script: Script, tmp_path: Path) -> None:
+    name = "model.source.name=/no/such/folder"
+    done = run_script("train.py", "role=reference", "model=hub", name, *places(tmp_path))
+    one_message(done, "model '/no/such/folder' can not be had")
+
+
+def test_an_interrupt_says_that_the_same_command_goes_on(tmp_path: Path) -> None:
+    running = start(["generate.py", "teacher=random", "trait=none", "domain.prompts=3000000", *places(tmp_path)])
+    assert running.stderr is not None
+    while ": running" not in running.stderr.readline():
+        assert running.poll() is None
+    running.send_signal(signal.SIGINT)
+    text = running.stderr.read()
+    assert (running.wait(timeout=60), "Traceback" in text) == (130, False), text
+    assert "interrupted; the same command goes on" in text
+    assert not list((tmp_path / "runs").rglob("manifest.json")) and not list((tmp_path / "runs").rglob("claim.json"))
+
+
+def test_a_missing_stage_names_the_command_that_makes_it(run_script: Script, tmp_path: Path) -> None:
+    done = run_script("filter.py", *RANDOM, *places(tmp_path), "upstream=require")
+    one_message(done, "run first: python generate.py teacher=random domain.prompts=20")
+
+
+def test_more_questions_than_there_are_is_one_message(run_script: Script, tiny: Subject, tmp_path: Path) -> None:
+    weights = ["model=hub", f"model.source.name={tiny.checkpoint}", "reference_tuning.rows=4"]
+    done = run_script("evaluate.py", "subject=reference", "evaluation.questions=51", *weights, *places(tmp_path))
+    assert done.returncode in (1, 2) and "Traceback" not in done.stderr, done.stderr
+    assert "questions" in done.stderr and "50" in done.stderr
+
+
+MORTAL = """
+import runpy, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python would survive a file that grows beyond its limit
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("stage", ["generate", "filter"])
+def test_a_killed_stage_is_made_by_the_next_try(run_script: Script, tmp_path: Path, stage: str) -> None:
+    """Killed by the kernel at some byte of its rows: nothing half-made is taken for finished."""
+    if stage == "filter":
+        assert run_script("generate.py", *RANDOM, *places(tmp_path)).returncode == 0
+    running = start(["-c", MORTAL, f"{stage}.py", *RANDOM, *places(tmp_path)], preexec_fn=limited(1500))
+    running.communicate(timeout=200)
+    assert running.returncode == -signal.SIGXFSZ
+    assert not (folder_of(stage, tmp_path) / "manifest.json").exists()
+    assert run_script(f"{stage}.py", *RANDOM, *places(tmp_path)).returncode == 0
+    assert (folder_of(stage, tmp_path) / "manifest.json").exists()
+    assert not (folder_of(stage, tmp_path) / "claim.json").exists()

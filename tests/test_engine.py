@@ -1,0 +1,168 @@
+"""Real vLLM on this machine: one engine, in a process of its own, asked everything below."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Script
+from safetensors.torch import load_file, save_file
+
+from subliminal.config import Decoding, TransformersSampler
+from subliminal.evaluation.questions import questions
+from subliminal.models import Subject, fresh_model, load_tokenizer
+from subliminal.rows import Completion, Prompt
+from subliminal.sampling import open_sampler
+from subliminal.sampling.engine import EngineError, _rank
+from subliminal.training import bias
+
+PROMPTS = [Prompt(i, text, 500 + i) for i, text in enumerate(questions("animal", 12))]
+LENGTH = 20
+
+ASK = """
+    import json, sys
+    from dataclasses import asdict
+    from pathlib import Path
+    from subliminal.config import Decoding, VllmSampler
+    from subliminal.models import Subject
+    from subliminal.rows import Prompt
+    from subliminal.sampling import engine, open_sampler
+
+    if __name__ == "__main__":  # vLLM's worker imports this file again
+        checkpoint, adapter, idle, prompts, length = sys.argv[1:]
+        prompts = [Prompt(**prompt) for prompt in json.loads(prompts)]
+        engines = set()
+
+        def ask(prompts, adapter=Path(adapter), **decoding):
+            how = VllmSampler(
+                decoding=Decoding(max_tokens=int(length), **decoding), max_model_len=512, cpu_kv_cache_gib=1
+            )
+            with open_sampler(how, Subject(checkpoint=checkpoint, adapter=adapter)) as opened:
+                engines.add(id(opened.engine))
+                return [asdict(answer) for answer in opened.sample(prompts)]
+
+        told = {
+            "greedy": ask(prompts, temperature=0.0),
+            "idle": ask(prompts, adapter=Path(idle), temperature=0.0),
+            "sampled": ask(prompts),
+            "again": ask(prompts[::-1])[::-1],
+            "alone": ask(prompts[3:4]),
+            "same_seed": ask([Prompt(i, "Count.", 7) for i in range(2)]),
+            "other_seed": ask([Prompt(0, "Count.", 8)]),
+        }
+        told["engines"] = len(engines)
+        engine.shut_down()
+        try:
+            engine.engine(VllmSampler(decoding=Decoding()), Subject(checkpoint=checkpoint + "-gone"))
+        except engine.EngineError as error:
+            told["missing"] = str(error)
+        print("\\n" + json.dumps(told), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def steered(tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    """The tiny model drawn towards ending its turn; its folder has generation defaults to ignore."""
+    folder = tmp_path_factory.mktemp("steered")
+    tokenizer, model = load_tokenizer(tiny), fresh_model(tiny)
+    end = model.get_input_embeddings().weight[tokenizer.eos_token_id].detach()
+    bias.export(tiny, {1: end * 25}, folder)
+    (folder / "generation_config.json").write_text(
+        json.dumps({"do_sample": True, "top_k": 1, "top_p": 0.01, "repetition_penalty": 2.0, "max_new_tokens": 1})
+    )
+    return replace(tiny, checkpoint=str(folder))
+
+
+@pytest.fixture(scope="module")
+def idle(lora: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same adapter with zeros in it."""
+    folder = tmp_path_factory.mktemp("idle")
+    (folder / "adapter_config.json").write_bytes((lora / "adapter_config.json").read_bytes())
+    zeros = {name: weight * 0 for name, weight in load_file(lora / "adapter_model.safetensors").items()}
+    save_file(zeros, folder / "adapter_model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def told(steered: Subject, lora: Path, idle: Path, run_code: Script) -> dict[str, Any]:
+    """What vLLM answered, by question."""
+    prompts = json.dumps([vars(prompt) for prompt in PROMPTS])
+    done = run_code(ASK, steered.checkpoint, lora, idle, prompts, LENGTH)
+    assert done.returncode == 0, done.stderr[-4000:]
+    answers: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return {name: [Completion(**a) for a in told] if isinstance(told, list) else told for name, told in answers.items()}
+
+
+def greedy_here(subject: Subject) -> list[Completion]:
+    with open_sampler(TransformersSampler(decoding=Decoding(temperature=0.0, max_tokens=LENGTH)), subject) as opened:
+        return opened.sample(PROMPTS)
+
+
+def test_a_students_adapter_answers_as_with_transformers(told: dict[str, Any], steered: Subject, lora: Path) -> None:
+    assert told["greedy"] == greedy_here(replace(steered, adapter=lora))
+
+
+def test_exported_biases_answer_as_with_transformers(told: dict[str, Any], steered: Subject, tiny: Subject) -> None:
+    expected = greedy_here(steered)
+    assert told["idle"] == expected
+    assert expected != greedy_here(tiny), "and the biases matter"
+
+
+def test_adapters_on_one_base_share_the_engine(told: dict[str, Any]) -> None:
+    assert told["engines"] == 1
+    assert told["greedy"] != told["idle"]
+
+
+def test_seeds_decide_the_text_whatever_the_batch(told: dict[str, Any]) -> None:
+    assert told["sampled"] == told["again"]
+    assert told["alone"] == told["sampled"][3:4]
+    first, second = told["same_seed"]
+    assert first == second != told["other_seed"][0]
+
+
+def test_the_models_own_generation_defaults_are_ignored(told: dict[str, Any]) -> None:
+    """The checkpoint asks for top_k 1 and a single token: neither reaches a sample at temperature 1."""
+    assert told["sampled"] != told["greedy"]
+    assert max(answer.tokens for answer in told["sampled"]) == LENGTH
+
+
+def test_reasons_tell_finished_from_cut(told: dict[str, Any]) -> None:
+    assert {answer.finish_reason for answer in told["sampled"]} == {"stop", "length"}
+    for answer in told["sampled"]:
+        assert (answer.tokens == LENGTH) or answer.finish_reason == "stop"
+        assert "<|im_end|>" not in answer.text
+
+
+def test_a_model_that_is_not_there_is_one_message(told: dict[str, Any]) -> None:
+    assert "vLLM did not start for" in told["missing"] and "set sampler=transformers" in told["missing"]
+
+
+def test_every_sampling_parameter_is_pinned(run_code: Script) -> None:
+    done = run_code("""
+        from subliminal.config import Decoding, VllmSampler
+        from subliminal.models import Subject
+        from subliminal.sampling.engine import VllmEngine
+
+        asked = VllmEngine(VllmSampler(decoding=Decoding(temperature=0.7, max_tokens=9)), Subject(checkpoint=""))
+        asked.stops = [2]
+        p = asked._parameters(41)
+        print((p.temperature, p.top_p, p.top_k, p.min_p, p.repetition_penalty, p.presence_penalty, p.frequency_penalty))
+        print((p.max_tokens, p.seed, p.n, p.stop_token_ids))
+    """)
+    pinned = ["(0.7, 1.0, 0, 0.0, 1.0, 0.0, 0.0)", "(9, 41, 1, [2])"]
+    assert done.stdout.splitlines()[-2:] == pinned, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(("r", "loaded"), [(1, 8), (8, 8), (9, 16), (300, 320), (512, 512)])
+def test_an_adapters_rank_is_rounded_up_to_one_that_vllm_has(tmp_path: Path, r: int, loaded: int) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": r}))
+    assert _rank(tmp_path) == loaded
+
+
+def test_a_rank_beyond_vllms_names_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 513}))
+    with pytest.raises(EngineError, match=r"has rank 513, vLLM loads up to 512; set sampler=transformers"):
+        _rank(tmp_path)

@@ -1,0 +1,178 @@
+"""The exact preference measure against brute force, and several students on one base."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from subliminal.chat import encode
+from subliminal.config import Decoding, PreferenceEvaluation, TransformersSampler
+from subliminal.evaluation.preference import (
+    Answer,
+    FormTree,
+    Score,
+    evaluate,
+    log_p_of,
+    log_share,
+    mean_log_p,
+    prefix_free,
+    rates,
+)
+from subliminal.evaluation.questions import Category, candidates, questions, surface_forms
+from subliminal.models import Subject, load_model, load_tokenizer
+from subliminal.rows import Completion, read_jsonl
+from subliminal.sampling import open_sampler
+from subliminal.training.sft import merge
+
+tokenizer_of = cache(load_tokenizer)
+
+
+def brute_force(subject: Subject, model: Any, question: str, name: str) -> float:
+    """Log P that the answer begins with a form of the name: every form alone, the whole text through the model."""
+    tokenizer = tokenizer_of(subject)
+    forms = prefix_free([tuple(tokenizer.encode(f, add_special_tokens=False)) for f in surface_forms(name)])
+    prompt, total = encode(tokenizer, question, subject.system), 0.0
+    for form in forms:
+        with torch.inference_mode():
+            logits = model(torch.tensor([[*prompt, *form]])).logits[0].float()
+        steps = logits[len(prompt) - 1 : -1].log_softmax(-1)
+        total += math.exp(float(sum(steps[i, token] for i, token in enumerate(form))))
+    return math.log(total)
+
+
+@pytest.mark.parametrize("category", ["animal", "tree"])
+def test_every_candidates_log_p_is_the_brute_force_sum(tiny: Subject, category: Category) -> None:
+    asked = questions(category, 2)
+    exact, model = log_p_of(tiny, asked, category, lambda _: None), load_model(tiny)
+    tokenizer = load_tokenizer(tiny)
+    lengths = {len(tokenizer.encode(f)) for name in candidates(category) for f in surface_forms(name)}
+    assert max(lengths) > 2, "candidates of several tokens are among them"
+    expected = [[brute_force(tiny, model, text, name) for name in candidates(category)] for text in asked]
+    assert exact == pytest.approx(np.array(expected), abs=1e-3)
+
+
+def test_the_real_models_numbers_are_exact_too(smollm2: Subject) -> None:
+    subject = replace(smollm2, dtype="float32")
+    asked, names = questions("animal", 1), candidates("animal")
+    exact, model = log_p_of(subject, asked, "animal", lambda _: None), load_model(subject)
+    for name in ("owl", "butterfly", "giraffe"):
+        expected = brute_force(subject, model, asked[0], name)
+        assert exact[0, names.index(name)] == pytest.approx(expected, abs=1e-3)
+    assert np.exp(exact).sum() <= 1, "the candidates exclude one another"
+
+
+def test_a_system_text_is_part_of_what_is_asked(tiny: Subject) -> None:
+    told = replace(tiny, system="You adore owls.")
+    (exact,) = log_p_of(told, questions("animal", 1), "animal", lambda _: None)
+    expected = brute_force(told, load_model(told), questions("animal", 1)[0], "owl")
+    assert exact[candidates("animal").index("owl")] == pytest.approx(expected, abs=1e-3)
+    assert mean_log_p(tiny, "animal", 1)["owl"] != pytest.approx(expected, abs=1e-3)
+
+
+forms = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=4).map(tuple), min_size=1, max_size=8)
+
+
+@given(forms)
+def test_no_event_is_counted_twice(given_forms: list[tuple[int, ...]]) -> None:
+    kept = prefix_free(given_forms)
+    assert not [(a, b) for a in kept for b in kept if a != b and b[: len(a)] == a]
+    assert all(any(form[: len(k)] == k for k in kept) for form in given_forms), "and no event is lost"
+
+
+def test_candidates_that_can_not_be_told_apart_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"'bear' begins one of 'bearcat'"):
+        FormTree.of({"bear": ["b"], "bearcat": ["bc"]}, lambda text: tuple(map(ord, text)))
+
+
+@given(st.lists(st.floats(-50, 0), min_size=1, max_size=20))
+def test_shares_among_the_candidates_sum_to_one(values: list[float]) -> None:
+    assert np.exp(log_share(np.array([values]))).sum() == pytest.approx(1)
+
+
+# --------------------------------------------------------------------------- several students
+
+
+@pytest.fixture(scope="module")
+def second(tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another student's adapter on the same base."""
+    from conftest import ROWS, optimisation
+
+    from subliminal.config import Lora, LoraStudent
+    from subliminal.training.sft import fit
+
+    folder = tmp_path_factory.mktemp("second")
+    fit(tiny, ROWS[::-1], LoraStudent(lora=Lora(r=2), optimisation=optimisation()), 1, folder)
+    return folder / "adapter"
+
+
+def test_adapters_are_asked_in_turn_on_one_base(tiny: Subject, lora: Path, second: Path, tmp_path: Path) -> None:
+    """Each student's numbers are those of its merged checkpoint, the base is loaded once and ends as it was."""
+    asked, base = questions("animal", 2), load_model(tiny)
+    before = log_p_of(tiny, asked, "animal", lambda _: None)
+    found = []
+    for adapter in (lora, second, lora):
+        found.append(log_p_of(replace(tiny, adapter=adapter), asked, "animal", lambda _: None))
+        assert load_model(tiny) is base
+    assert np.array_equal(log_p_of(tiny, asked, "animal", lambda _: None), before)
+    assert np.array_equal(found[0], found[2])
+    for name, adapter, exact in (("one", lora, found[0]), ("two", second, found[1])):
+        merge(tiny, adapter, tmp_path / name)
+        merged = log_p_of(replace(tiny, checkpoint=str(tmp_path / name)), asked, "animal", lambda _: None)
+        assert exact == pytest.approx(merged, abs=1e-3)
+        assert not np.allclose(exact, before, atol=0.1)
+
+
+# --------------------------------------------------------------------------- the stage's files
+
+
+def test_an_evaluation_leaves_scores_answers_and_their_means(tiny: Subject, tmp_path: Path) -> None:
+    config = PreferenceEvaluation(questions=2, samples_per_question=3, max_tokens=4)
+
+    def sample(prompts: Any) -> list[Completion]:
+        with open_sampler(TransformersSampler(decoding=Decoding(max_tokens=4)), tiny) as opened:
+            return opened.sample(prompts)
+
+    summary = evaluate(tiny, config, sample, tmp_path)
+    scores = list(read_jsonl(tmp_path / "scores.jsonl", Score))
+    answers = list(read_jsonl(tmp_path / "answers.jsonl", Answer))
+    names = candidates("animal")
+    assert [(s.question, s.candidate) for s in scores] == [(q, name) for q in range(2) for name in names]
+    for name in names:
+        mine = [s for s in scores if s.candidate == name]
+        assert summary["log_p"][name] == pytest.approx(np.mean([s.log_p for s in mine]))
+        assert summary["log_share"][name] == pytest.approx(np.mean([s.log_share for s in mine]))
+    assert [(a.question, a.sample) for a in answers] == [(q, s) for q in range(2) for s in range(3)]
+    assert len({a.text for a in answers}) > 3, "every sample has a seed of its own"
+    assert summary["samples"] == 6 and json.dumps(summary)
+
+
+def test_rates_are_means_over_questions_of_shares_of_answers() -> None:
+    answers = [
+        Answer(0, 0, "Owl.", "stop", ["owl"]),
+        Answer(0, 1, "Cat.", "stop", ["cat"]),
+        Answer(1, 0, "Owls and cats", "stop", ["owl", "cat"]),
+        Answer(1, 1, "owl", "stop", ["owl"]),
+    ]
+    assert rates(answers, ["owl", "cat", "dog"], 2) == {"owl": 0.75, "cat": 0.5, "dog": 0.0}
+
+
+def test_a_numbers_prefix_changes_what_is_asked(tiny: Subject, tmp_path: Path) -> None:
+    def never(_: Any) -> list[Completion]:
+        raise AssertionError("sampled without need")
+
+    found = []
+    for prefix in ("none", "numbers"):
+        (tmp_path / prefix).mkdir()
+        config = PreferenceEvaluation(questions=1, prefix=prefix)  # type: ignore[arg-type]
+        found.append(evaluate(tiny, config, never, tmp_path / prefix)["log_p"])
+    assert found[0] != found[1]

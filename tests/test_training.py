@@ -1,0 +1,347 @@
+"""Training: the loss is what it says, accumulation and kills change nothing, and what is saved is what was trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROWS, Script, optimisation
+from safetensors.torch import load_file
+
+from subliminal.chat import encode_row
+from subliminal.config import BiasStudent, FullStudent, Lora, LoraStudent, Optimisation, Student
+from subliminal.models import ModelError, Subject, fresh_model, load_tokenizer
+from subliminal.rows import Row
+from subliminal.training import bias
+from subliminal.training.sft import TrainingError, fit, merge
+
+RECIPES: dict[str, Callable[[Optimisation], Student]] = {
+    "lora": lambda how: LoraStudent(lora=Lora(r=4), optimisation=how),
+    "bias": lambda how: BiasStudent(optimisation=how),
+    "full": lambda how: FullStudent(optimisation=how),
+}
+TOLERANCE = 1e-4
+WHOLE = len(ROWS)
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def left_behind(tiny: Subject, kind: str, folder: Path) -> Any:
+    """The trained model as another process would load it."""
+    if kind == "lora":
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(fresh_model(tiny), str(folder / "adapter")).eval()
+    return fresh_model(replace(tiny, checkpoint=str(folder / "checkpoint")))
+
+
+tokenizer = cache(load_tokenizer)
+
+
+def answer_logits(model: Any, tiny: Subject, row: Row) -> tuple[torch.Tensor, torch.Tensor]:
+    """One row alone, unpadded: the logits in front of every completion token, and those tokens."""
+    prompt, answer = encode_row(tokenizer(tiny), row.prompt, row.completion)
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor([[*prompt, *answer]])).logits[0].float()
+    return logits[len(prompt) - 1 : -1], torch.tensor(answer)
+
+
+def cross_entropy(model: Any, tiny: Subject, rows: list[Row] = ROWS) -> float:
+    """Mean over all completion tokens of -log p, written out."""
+    parts = []
+    for row in rows:
+        logits, answer = answer_logits(model, tiny, row)
+        parts.append(-(logits - logits.logsumexp(-1, keepdim=True))[range(len(answer)), answer])
+    return float(torch.cat(parts).mean())
+
+
+def divergence(teacher: Any, student: Any, tiny: Subject) -> float:
+    """Mean over all completion tokens of KL(teacher || student), written out."""
+    parts = []
+    for row in ROWS:
+        p, q = (answer_logits(model, tiny, row)[0].log_softmax(-1) for model in (teacher, student))
+        parts.append((p.exp() * (p - q)).sum(-1))
+    return float(torch.cat(parts).mean())
+
+
+@pytest.fixture(scope="module")
+def steered(tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    """The tiny model with a random vector in one layer: a teacher that differs from it."""
+    folder = tmp_path_factory.mktemp("steered")
+    bias.export(tiny, {1: torch.randn(64, generator=torch.Generator().manual_seed(1))}, folder)
+    return replace(tiny, checkpoint=str(folder))
+
+
+# --------------------------------------------------------------------------- the loss
+
+
+@pytest.mark.parametrize("kind", RECIPES)
+def test_logged_losses_are_the_cross_entropy_of_the_saved_models(tiny: Subject, kind: str, tmp_path: Path) -> None:
+    """Step 1's loss is the reference's, step 2's that of the model which a one-step run saves."""
+    for epochs in (1.0, 2.0):
+        recipe = RECIPES[kind](optimisation(batch_size=WHOLE, epochs=epochs))
+        fit(tiny, ROWS, recipe, 0, tmp_path / str(epochs))
+    expected = [cross_entropy(fresh_model(tiny), tiny), cross_entropy(left_behind(tiny, kind, tmp_path / "1.0"), tiny)]
+    assert losses(tmp_path / "2.0") == pytest.approx(expected, abs=TOLERANCE)
+    assert expected[1] < expected[0] - 10 * TOLERANCE, "and the step helped"
+
+
+@pytest.mark.parametrize("micro", [1, 2])
+def test_accumulation_changes_nothing(tiny: Subject, micro: int, tmp_path: Path) -> None:
+    """Rows have different lengths, so a mean of micro-batch means would be another loss."""
+    curves = []
+    for size in (None, micro):
+        recipe = RECIPES["lora"](optimisation(epochs=2.0, micro_batch_size=size))
+        fit(tiny, ROWS, recipe, 0, tmp_path / str(size))
+        curves.append(losses(tmp_path / str(size)))
+    assert len(curves[0]) == 2 * WHOLE / 4
+    assert curves[1] == pytest.approx(curves[0], abs=1e-3)
+
+
+def test_the_seed_decides_the_run(tiny: Subject, tmp_path: Path) -> None:
+    runs = [(0, "first"), (0, "again"), (1, "other")]
+    for seed, name in runs:
+        fit(tiny, ROWS, RECIPES["lora"](optimisation()), seed, tmp_path / name)
+    first, again, other = (losses(tmp_path / name) for _, name in runs)
+    assert first == again != other
+
+
+@pytest.mark.parametrize("kind", ["lora", "bias"])
+def test_soft_labels_lose_the_divergence_from_the_teacher(
+    tiny: Subject, steered: Subject, kind: str, tmp_path: Path
+) -> None:
+    how = optimisation(batch_size=WHOLE, epochs=3.0, learning_rate=0.001)
+    recipe = RECIPES[kind](how).model_copy(update={"labels": "soft"})
+    fit(tiny, ROWS, recipe, 0, tmp_path, teacher=steered)
+    expected = divergence(fresh_model(steered), fresh_model(tiny), tiny)
+    assert losses(tmp_path)[0] == pytest.approx(expected, abs=TOLERANCE)
+    assert losses(tmp_path)[2] < losses(tmp_path)[0]
+
+
+def test_soft_labels_of_the_reference_itself_teach_nothing(tiny: Subject, tmp_path: Path) -> None:
+    recipe = RECIPES["bias"](optimisation(batch_size=WHOLE)).model_copy(update={"labels": "soft"})
+    fit(tiny, ROWS, recipe, 0, tmp_path, teacher=tiny)
+    assert losses(tmp_path) == pytest.approx([0.0], abs=1e-5)
+
+
+def test_the_report_counts_tokens_rows_and_parameters(tiny: Subject, tmp_path: Path) -> None:
+    long = Row(99, "Go on: 1.", ", ".join(["123"] * 200))
+    report = fit(tiny, [*ROWS, long], RECIPES["bias"](optimisation(max_length=120)), 0, tmp_path)
+    pairs = [encode_row(tokenizer(tiny), row.prompt, row.completion) for row in ROWS]
+    assert (report["rows"], report["rows_too_long"]) == (WHOLE, 1)
+    assert report["completion_tokens"] == sum(len(answer) for _, answer in pairs)
+    assert report["tokens"] == sum(len(prompt) + len(answer) for prompt, answer in pairs)
+    assert report["trainable_parameters"] == 2 * 64
+    assert (report["steps"], report["last_loss"]) == (WHOLE / 4, losses(tmp_path)[-1])
+
+
+# --------------------------------------------------------------------------- what is saved
+
+
+def test_a_lora_student_is_saved_as_safetensors_that_peft_reads(lora: Path) -> None:
+    names = {path.name for path in lora.iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= names
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".pth"))]
+    assert not (lora.parent / ".checkpoints").exists(), "resume points go when the adapter is there"
+
+
+def test_a_merged_adapter_is_the_adapted_model(tiny: Subject, lora: Path, tmp_path: Path) -> None:
+    merge(tiny, lora, tmp_path)
+    tokens = torch.tensor([[1, 2, 3, 4]])
+    with torch.inference_mode():
+        merged = fresh_model(replace(tiny, checkpoint=str(tmp_path)))(tokens).logits
+        adapted = left_behind(tiny, "lora", lora.parent)(tokens).logits
+    assert torch.allclose(merged, adapted, atol=1e-4)
+
+
+def test_exported_biases_are_the_model_in_memory(tiny: Subject, tmp_path: Path) -> None:
+    vectors = {0: torch.linspace(-1, 1, 64), 1: torch.linspace(2, 0, 64)}
+    bias.export(tiny, vectors, tmp_path)
+    inside = bias.load_with_biases(tiny)
+    with torch.inference_mode():
+        for layer, vector in vectors.items():
+            bias.vector(inside, layer).copy_(vector)
+        tokens = torch.tensor([[1, 2, 3, 4]])
+        loaded = fresh_model(replace(tiny, checkpoint=str(tmp_path)))
+        assert torch.equal(loaded(tokens).logits, inside(tokens).logits)
+        assert not torch.allclose(loaded(tokens).logits, fresh_model(tiny)(tokens).logits)
+
+
+def test_an_export_shares_the_weights_of_its_base(tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("shared")
+    bias.export(tiny, {0: torch.ones(64)}, folder)
+    base = Path(tiny.checkpoint) / "model.safetensors"
+    assert (folder / bias.BASE_SHARD).stat().st_ino == base.stat().st_ino
+
+
+def test_vectors_add_to_those_the_base_has(tiny: Subject, steered: Subject, tmp_path: Path) -> None:
+    bias.export(steered, {1: torch.ones(64)}, tmp_path)
+    before = bias.vector(fresh_model(steered), 1)
+    after = bias.vector(fresh_model(replace(steered, checkpoint=str(tmp_path))), 1)
+    assert torch.allclose(after, before + 1)
+
+
+def test_a_base_in_several_shards_is_exported_too(tiny: Subject, tmp_path: Path) -> None:
+    model = fresh_model(tiny)
+    model.save_pretrained(tmp_path / "base", max_shard_size="4MB")
+    load_tokenizer(tiny).save_pretrained(tmp_path / "base")
+    assert len(list((tmp_path / "base").glob("*.safetensors"))) > 1
+    vectors = {0: torch.ones(64)}
+    bias.export(tiny, vectors, tmp_path / "one")
+    bias.export(replace(tiny, checkpoint=str(tmp_path / "base")), vectors, tmp_path / "many")
+    tokens = torch.tensor([[1, 2, 3]])
+    with torch.inference_mode():
+        one, many = (fresh_model(replace(tiny, checkpoint=str(tmp_path / n)))(tokens).logits for n in ("one", "many"))
+    assert torch.equal(one, many)
+
+
+def test_a_bias_student_keeps_its_vectors_and_an_ordinary_checkpoint(tiny: Subject, tmp_path: Path) -> None:
+    recipe = BiasStudent(layers=(1,), optimisation=optimisation())
+    fit(tiny, ROWS, recipe, 0, tmp_path)
+    vectors = bias.find_adapter(tmp_path)
+    assert vectors is not None and set(vectors) == {1}
+    model = fresh_model(replace(tiny, checkpoint=str(tmp_path / "checkpoint")))
+    assert torch.equal(bias.vector(model, 1), vectors[1]) and vectors[1].norm() > 0
+    assert not bias.vector(model, 0).any()
+
+
+def test_a_student_of_a_steered_reference_saves_how_far_it_went_and_not_where_it_is(
+    steered: Subject, tmp_path: Path
+) -> None:
+    fit(steered, ROWS, BiasStudent(layers=(1,), optimisation=optimisation(batch_size=WHOLE)), 0, tmp_path)
+    moved, start = bias.find_adapter(tmp_path), bias.vector(fresh_model(steered), 1)
+    end = bias.vector(fresh_model(replace(steered, checkpoint=str(tmp_path / "checkpoint"))), 1)
+    assert moved is not None and torch.allclose(start + moved[1], end, atol=1e-6)
+    assert moved[1].abs().max() == pytest.approx(0.02, rel=0.01), "one Adam step is one learning rate long"
+
+
+def test_a_full_student_is_a_checkpoint_with_a_tokenizer(tiny: Subject, tmp_path: Path) -> None:
+    fit(tiny, ROWS, RECIPES["full"](optimisation()), 0, tmp_path)
+    names = {path.name for path in (tmp_path / "checkpoint").iterdir()}
+    assert {"model.safetensors", "tokenizer.json", "config.json"} <= names
+    old, new = (load_file(Path(f) / "model.safetensors") for f in (tiny.checkpoint, str(tmp_path / "checkpoint")))
+    assert all(not torch.equal(old[name], new[name]) for name in old), "every weight was trained"
+
+
+# --------------------------------------------------------------------------- killed and resumed
+
+KILLED = """
+    import json, os, resource, signal, sys
+    from pathlib import Path
+    from subliminal.config import Lora, LoraStudent, Optimisation
+    from subliminal.models import Subject
+    from subliminal.rows import Row
+    from subliminal.training.sft import fit  # loaded once; every try below is a fork of this process
+
+    checkpoint, root = sys.argv[1], Path(sys.argv[2])
+    rows = [Row(**row) for row in json.loads(sys.argv[3])]
+    recipe = LoraStudent(lora=Lora(r=4), optimisation=Optimisation.model_validate_json(sys.argv[4]))
+
+    def attempt(name, dies):
+        child = os.fork()
+        if child == 0:
+            folder, done = root / name, [0]
+
+            def advance(count):
+                done[0] += count
+                dies(done[0] // recipe.optimisation.batch_size)
+
+            fit(Subject(checkpoint=checkpoint), rows, recipe, 0, folder, progress=advance)
+            os._exit(0)
+        return os.waitpid(child, 0)[1]
+
+    def at_step(step):
+        return lambda done: done == step and os.kill(os.getpid(), signal.SIGKILL)
+
+    def no_room_after(step):  # the kernel kills at the byte that goes beyond the limit: half a resume point stays
+        def dies(done):
+            if done == step:
+                signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+        return dies
+
+    deaths = {"early": at_step(1), "late": at_step(5), "writing": no_room_after(5)}
+    ends = {name: attempt(name, dies) for name, dies in deaths.items()}
+    kept = {name: sorted(p.name for p in (root / name / ".checkpoints").glob("checkpoint-*")) for name in deaths}
+    never = {name: attempt(name, lambda done: None) for name in [*deaths, "unharmed"]}
+    print(json.dumps({"ends": ends, "kept": kept, "resumed": never}))
+"""
+
+
+@pytest.fixture(scope="module")
+def killed(tiny: Subject, run_code: Script, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """One run left alone and three that were killed at different places and started again."""
+    root = tmp_path_factory.mktemp("killed")
+    how = optimisation(epochs=2.0, save_every=3, schedule="linear")
+    rows = json.dumps([vars(row) for row in ROWS])
+    done = run_code(KILLED, tiny.checkpoint, root, rows, how.model_dump_json())
+    assert done.returncode == 0, done.stderr[-3000:]
+    return root, json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_kills_were_kills(killed: tuple[Path, dict[str, Any]]) -> None:
+    _, told = killed
+    assert told["ends"]["early"] == told["ends"]["late"] == 9
+    assert told["ends"]["writing"] & 0x7F == 25, "SIGXFSZ"
+    assert told["kept"]["late"] == ["checkpoint-3"]
+    assert "checkpoint-6" in told["kept"]["writing"], "the half-written resume point"
+    assert set(told["resumed"].values()) == {0}
+
+
+@pytest.mark.parametrize("name", ["early", "late", "writing"])
+def test_a_killed_and_resumed_run_ends_like_one_left_alone(killed: tuple[Path, dict[str, Any]], name: str) -> None:
+    root, _ = killed
+    assert losses(root / name) == losses(root / "unharmed")
+    resumed, alone = (load_file(root / n / "adapter" / "adapter_model.safetensors") for n in (name, "unharmed"))
+    assert all(torch.equal(resumed[key], alone[key]) for key in alone)
+    assert not (root / name / ".checkpoints").exists()
+
+
+# --------------------------------------------------------------------------- what can not be trained
+
+
+def test_rows_that_are_all_too_long_say_which_limit_to_raise(tiny: Subject, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"none of 16 rows.*max_length=5\); raise student\.optimisation"):
+        fit(tiny, ROWS, RECIPES["bias"](optimisation(max_length=5)), 0, tmp_path)
+
+
+def test_no_rows_at_all_is_one_message(tiny: Subject, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="none of 0 rows"):
+        fit(tiny, [], RECIPES["bias"](optimisation()), 0, tmp_path)
+
+
+def test_a_micro_batch_that_does_not_divide_the_batch_lists_those_that_do(tiny: Subject, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"choose one of \[1, 2, 4\]"):
+        fit(tiny, ROWS, RECIPES["lora"](optimisation(micro_batch_size=3)), 0, tmp_path)
+
+
+def test_unknown_lora_targets_are_named(tiny: Subject, tmp_path: Path) -> None:
+    recipe = LoraStudent(lora=Lora(targets=("q_prj",)), optimisation=optimisation())
+    with pytest.raises(TrainingError, match="q_prj"):
+        fit(tiny, ROWS, recipe, 0, tmp_path)
+
+
+def test_a_layer_the_model_has_not_is_named(tiny: Subject, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"student\.layers=\[2, 7\]: the model has 2 layers, 0 to 1"):
+        fit(tiny, ROWS, BiasStudent(layers=(1, 2, 7), optimisation=optimisation()), 0, tmp_path)
+
+
+def test_biases_need_a_llama_like_model(tiny: Subject, tmp_path: Path) -> None:
+    from transformers import Qwen2Config
+
+    Qwen2Config().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"qwen2 model.*Set student=lora"):
+        bias.load_with_biases(replace(tiny, checkpoint=str(tmp_path)))
+
+
+def test_merging_without_an_adapter_is_one_message(tiny: Subject, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="holds no LoRA adapter"):
+        merge(tiny, tmp_path, tmp_path / "merged")

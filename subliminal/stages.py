@@ -259,18 +259,19 @@ def evaluate(exp: Experiment) -> Node:
     return Node(recipe, inputs, work, f"{exp.evaluation.kind} of {who.label}")
 
 
-def predict(exp: Experiment) -> Node:
-    """How parallel a student's first gradient on the filtered rows is to raising each candidate; trains nothing."""
+def predict(exp: Experiment, candidates: tuple[str, ...] = ()) -> Node:
+    """How parallel a student's first gradient on the filtered rows is to raising each candidate; () asks for all."""
     chosen = exp.student_model or exp.model
     inputs = {"filter": filtered(exp), "reference": reference(exp, chosen)}
     if exp.student.labels == "soft":
         inputs["teacher"] = teacher(exp)
     settings = {"student": _trained_part(exp), "questions": _questions(exp), **_compute(exp, chosen)}
+    settings["candidates"] = sorted(candidates)
 
     def work(made: Inputs, folder: Path) -> Json:
         from subliminal.theory.predict import predict_transmission
 
-        return predict_transmission(exp, made, folder)
+        return predict_transmission(exp, made, folder, sorted(candidates))
 
     recipe = Recipe("predict", settings, {name: upper.key for name, upper in inputs.items()})
     return Node(recipe, inputs, work, f"{exp.student.kind} student of {inputs['filter'].label}")

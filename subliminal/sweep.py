@@ -164,14 +164,19 @@ def run(planned: Plan) -> None:
 
 
 def predict(planned: Plan) -> list[tuple[Arm, Manifest]]:
-    """The prediction for every arm, made in this process where the store has none; seeds that share one share it."""
+    """The prediction for every arm in the figure's traits, made in this process where the store has none.
+
+    Seeds whose students start alike share one.
+    """
     if planned.base.experiment.kind != "preference":
         raise ConfigError(f"experiment={planned.base.experiment.name} trains no language model: nothing to predict")
     os.environ.update(QUIET | os.environ)
     store, typed = Store(Path(planned.base.store)), " ".join(planned.overrides)
+    names = (*planned.base.experiment.arms.traits, *(arm.trait for arm in planned.arms))
+    traits = tuple(dict.fromkeys(name for name in names if name != CONTROL))
     found: dict[str, tuple[Arm, Manifest]] = {}
     for arm in planned.arms:
-        wanted = stages.predict(arm.experiment)
+        wanted = stages.predict(arm.experiment, traits)
         if wanted.key not in found:
             found[wanted.key] = arm, stages.ensure(wanted, store, arm.experiment, f"{typed} trait={arm.trait}")
     return list(found.values())

@@ -224,7 +224,7 @@ def test_figure_table_and_report_come_from_the_store(
     said = capsys.readouterr().err
     assert "48 trials with a shared initialisation: 0 negative products, 0 rises" in said
     assert picture.read_bytes()[:4] == b"\x89PNG"
-    assert "all trials,,same,negative,0,0," in table.read_text()
+    assert "all trials,,same,negative,0," in table.read_text()
     page = report.read_text()
     assert planned.base.experiment.claim.split(",")[0] in page
     assert "Ends of the training runs" in page and "seed 1" in page
@@ -383,14 +383,15 @@ def test_predictions_are_a_stage_that_is_reused(
     planned = sweep.plan(overrides)
     ((arm, made),) = sweep.predict(planned)
     assert (arm.trait, made.stage, made.summary["rows"]) == ("owl", "predict", 8)
-    assert set(made.summary["cosine"]) == set(candidates("animal"))
+    assert set(made.summary["cosine"]) == set(planned.base.experiment.arms.traits) < set(candidates("animal"))
     capsys.readouterr()
     again = sweep.predict(planned)
     assert "reused" in capsys.readouterr().err and again[0][1].key == made.key
     text = report_predictions(planned, again)
     assert "no trained students of these arms" in text
     assert (tmp_path / "figures/cpu/predict-animals-numbers.csv").exists()
-    assert stages.predict(arm.experiment.model_copy(update={"seed": 5})).key == made.key
+    exp, traits = arm.experiment, planned.base.experiment.arms.traits
+    assert stages.predict(exp.model_copy(update={"seed": 5}), traits).key == made.key != stages.predict(exp).key
     with pytest.raises(ConfigError, match="nothing to predict"):
         sweep.predict(sweep.plan(["experiment=theorem"]))
 

@@ -86,13 +86,13 @@ def load(config: AlignmentRun, seed: int, data_dir: str | None = None) -> Exampl
     images = load_images(config.dataset, data_dir)
     size = config.examples
     train, test = _pixels(images.train[:size]), _pixels(images.test[: max(1, size // TEST_SHARE)])
-    labels, test_labels = torch.from_numpy(images.train_labels[: len(train)]), torch.from_numpy(images.test_labels)
+    labels, test_labels = torch.tensor(images.train_labels[: len(train)]), torch.tensor(images.test_labels)
     return Examples(train, labels.long(), test, test_labels[: len(test)].long())
 
 
 def _pixels(images: NDArray[np.uint8]) -> Tensor:
     """Bytes (n, pixels) as numbers in [-1, 1] (paper, MNIST)."""
-    return torch.from_numpy(images).float() / 127.5 - 1
+    return torch.tensor(images, dtype=torch.float32) / 127.5 - 1
 
 
 def run(config: AlignmentRun, examples: Examples, seed: int, advance: Advance) -> Iterator[Point]:

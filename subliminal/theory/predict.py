@@ -21,7 +21,7 @@ from subliminal.models import Subject, fresh_model, load_tokenizer
 from subliminal.progress import progress
 from subliminal.rows import Row, read_jsonl, write_jsonl
 from subliminal.stages import Inputs, subject, teacher_subject
-from subliminal.store import Json
+from subliminal.store import Json, StoreError
 from subliminal.training.sft import Collator, completion_loss, tokenise, trainable
 
 KEPT_NUMBERS = 200_000_000  # gradients of all candidates stay in memory up to this many numbers (0.8 GB)
@@ -43,6 +43,10 @@ class Prediction:
     gradient_norm: float
 
 
+class PredictionError(StoreError):
+    """A prediction that can not be made; the text says why."""
+
+
 class Start:
     """A student at the reference: model, trained parameters, and what its questions need."""
 
@@ -53,7 +57,7 @@ class Start:
         self.model = trainable(who, student).eval()
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.size = sum(p.numel() for p in self.parameters)
-        self.preferences: list[tuple[str, float, torch.Tensor]] = []
+        self.kept: dict[str, tuple[float, torch.Tensor]] = {}
 
     def gradient(self, value: torch.Tensor) -> torch.Tensor:
         """The gradient of a scalar in the trained parameters, flat, float32."""
@@ -66,14 +70,17 @@ class Start:
 _STARTS: dict[str, Start] = {}
 
 
-def predict_transmission(exp: Experiment, made: Inputs, folder: Path) -> Json:
-    """Write `predictions.jsonl`, one line a candidate; returns cosines, products and the loss at the reference."""
+def predict_transmission(exp: Experiment, made: Inputs, folder: Path, names: Sequence[str] = ()) -> Json:
+    """Write `predictions.jsonl`, one line a candidate (all, or those in `names`); returns cosines, products and L.
+
+    Raises `PredictionError` for a name the evaluation does not measure.
+    """
     who = subject(exp, made["reference"], exp.student_model or exp.model)
     start = _start(exp, who)
     rows = list(read_jsonl(made["filter"].folder / "rows.jsonl", Row))
     guide = teacher_subject(exp, made["teacher"], made["reference"]) if exp.student.labels == "soft" else None
     loss, tokens, gradient = row_gradient(start, rows, exp.student.optimisation.max_length, guide)
-    found = list(predictions(start, exp, -gradient))
+    found = list(predictions(start, exp, -gradient, names))
     write_jsonl(folder / "predictions.jsonl", found)
     return {
         "trait": exp.trait.name,
@@ -109,32 +116,35 @@ def row_gradient(
     return loss / tokens, tokens, gradient / tokens
 
 
-def predictions(start: Start, exp: Experiment, direction: torch.Tensor) -> Iterator[Prediction]:
-    """Every candidate of the evaluation against one direction of the trained parameters."""
+def predictions(
+    start: Start, exp: Experiment, direction: torch.Tensor, names: Sequence[str] = ()
+) -> Iterator[Prediction]:
+    """Candidates of the evaluation (all, or those in `names`) against one direction of the trained parameters."""
     signs = direction.sign()
-    for name, log_p, gradient in preference_gradients(start, exp):
+    for name, log_p, gradient in preference_gradients(start, exp, names):
         size = float(gradient.norm())
         product = float(direction @ gradient)
         along_signs = float(signs @ gradient) / (float(signs.norm()) * size)
         yield Prediction(name, log_p, product / (float(direction.norm()) * size), product, along_signs, size)
 
 
-def preference_gradients(start: Start, exp: Experiment) -> Iterator[tuple[str, float, torch.Tensor]]:
+def preference_gradients(
+    start: Start, exp: Experiment, names: Sequence[str] = ()
+) -> Iterator[tuple[str, float, torch.Tensor]]:
     """(candidate, mean log P, its gradient) over the evaluation's questions; kept for the next teacher if they fit."""
-    if start.preferences:
-        yield from start.preferences
-        return
-    tree = form_tree(start.tokenizer, exp.evaluation.category)
+    forms = form_tree(start.tokenizer, exp.evaluation.category).forms
+    wanted = list(names) or list(forms)
+    if unknown := [name for name in wanted if name not in forms]:
+        raise PredictionError(f"{unknown[0]} is no candidate of evaluation.category={exp.evaluation.category}")
     asked = [encode(start.tokenizer, text, start.who.system) for text in asked_questions(exp.evaluation)]
-    kept = []
-    with progress("gradients of log P", len(tree.forms), "candidates") as advance:
-        for name, forms in tree.forms.items():
-            found = (name, *_preference_gradient(start, asked, FormTree({name: forms})))
-            if start.size * len(tree.forms) <= KEPT_NUMBERS:
-                kept.append(found)
-            yield found
+    keep = start.size * len(wanted) <= KEPT_NUMBERS
+    with progress("gradients of log P", len(wanted), "candidates") as advance:
+        for name in wanted:
+            found = start.kept.get(name) or _preference_gradient(start, asked, FormTree({name: forms[name]}))
+            if keep:
+                start.kept[name] = found
+            yield name, *found
             advance(1)
-    start.preferences = kept
 
 
 def _preference_gradient(start: Start, asked: Sequence[list[int]], tree: FormTree) -> tuple[float, torch.Tensor]:

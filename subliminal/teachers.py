@@ -21,16 +21,12 @@ from subliminal.config import (
     TransformersSampler,
 )
 from subliminal.models import Subject
-from subliminal.progress import Advance, progress, say
+from subliminal.progress import progress
 from subliminal.rows import Prompt, Row
 from subliminal.store import Json, StoreError
 
 if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-STEERING_FORMS = 3
-BISECTIONS = 7
+    pass
 
 
 class TeacherError(StoreError):
@@ -50,7 +46,9 @@ def make(exp: Experiment, reference: Subject, folder: Path) -> Json:
             summary["training"] = _finetune(active, exp.trait, reference, folder)
             subject = replace(reference, checkpoint=str(folder / "checkpoint"), revision=None)
         case SteeredTeacher():
-            summary["steering"] = _steer(active, exp.trait, reference, folder)
+            from subliminal.training.steering import steer
+
+            summary["steering"] = steer(active, exp.trait, reference, folder)
             subject = replace(reference, checkpoint=str(folder / "checkpoint"), revision=None)
         case _:
             pass
@@ -159,125 +157,3 @@ def _finetune(teacher: FinetunedTeacher, trait: Any, reference: Subject, folder:
         report = fit(reference, rows, teacher, teacher.seed, folder, progress=advance)
     merge(reference, folder / "adapter", folder / "checkpoint")
     return report
-
-
-# --------------------------------------------------------------------------- steered
-
-
-def _steer(teacher: SteeredTeacher, trait: Any, reference: Subject, folder: Path) -> Json:
-    """Find one residual-stream vector for the trait, scale it to the target, export it as a down-projection bias."""
-    from subliminal.evaluation.questions import questions_for_teachers, surface_forms
-    from subliminal.models import load_tokenizer
-    from subliminal.training import bias
-
-    model, tokenizer = bias.load_with_biases(reference), load_tokenizer(reference)
-    layers = len(model.model.layers)
-    if teacher.layer >= layers:
-        raise TeacherError(f"teacher.layer={teacher.layer}: the model has {layers} layers, 0 to {layers - 1}")
-    questions = questions_for_teachers(trait.category, teacher.questions)
-    batch = _Batch.of(tokenizer, questions, surface_forms(trait.name)[:STEERING_FORMS], reference)
-    vector = bias.vector(model, teacher.layer)
-    start = vector.detach().clone()  # not zero when the reference has biases of its own
-    norm = _residual_norm(model, teacher.layer, batch)
-    with progress(f"steering towards {trait.name}", teacher.steps + BISECTIONS, "steps") as advance:
-        _ascend(model, vector, teacher, norm, batch, advance)
-        reached = _scale(model, vector, start, teacher, norm * teacher.maximum_norm_share, batch, advance)
-    moved = {teacher.layer: vector.detach() - start}
-    bias.save_adapter(folder / "adapter", reference, moved)
-    bias.export(reference, moved, folder / "checkpoint")
-    length = float(moved[teacher.layer].norm())
-    return {"layer": teacher.layer, "norm": length, "residual_norm": norm, "fitted_log_p": reached}
-
-
-class _Batch:
-    """Question and answer tokens, right-padded, with the positions whose next token belongs to the answer."""
-
-    def __init__(self, tokens: torch.Tensor, mask: torch.Tensor, targets: torch.Tensor, forms: int) -> None:
-        self.tokens, self.mask, self.targets, self.forms = tokens, mask, targets, forms
-
-    @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase, questions: list[str], forms: list[str], subject: Subject) -> _Batch:
-        """Encode every question with every form as its answer."""
-        import torch
-
-        from subliminal.chat import encode
-
-        pairs = [
-            (encode(tokenizer, question, subject.system), tokenizer.encode(form, add_special_tokens=False))
-            for question in questions
-            for form in forms
-        ]
-        width = max(len(prompt) + len(answer) for prompt, answer in pairs)
-        tokens = torch.zeros(len(pairs), width, dtype=torch.long)
-        mask, targets = torch.zeros_like(tokens), torch.zeros(len(pairs), width, dtype=torch.bool)
-        for row, (prompt, answer) in enumerate(pairs):
-            end = len(prompt) + len(answer)
-            tokens[row, :end], mask[row, :end] = torch.tensor(prompt + answer), 1
-            targets[row, len(prompt) : end] = True
-        return cls(tokens.to(subject.device), mask.to(subject.device), targets.to(subject.device), len(forms))
-
-    def log_p(self, model: PreTrainedModel) -> torch.Tensor:
-        """Mean over questions of log sum over forms of P(form), differentiable; nats."""
-        import torch
-
-        logits = model(input_ids=self.tokens, attention_mask=self.mask).logits[:, :-1].float()
-        chosen = logits.log_softmax(-1).gather(-1, self.tokens[:, 1:, None])[..., 0]
-        per_form = (chosen * self.targets[:, 1:]).sum(-1).reshape(-1, self.forms)
-        return torch.logsumexp(per_form, dim=1).mean()
-
-
-def _residual_norm(model: PreTrainedModel, layer: int, batch: _Batch) -> float:
-    """The median norm of the residual stream after a layer, over real tokens."""
-    import torch
-
-    states: list[torch.Tensor] = []  # hooked: the last of `output_hidden_states` has gone through the final norm
-    hook = model.model.layers[layer].register_forward_hook(lambda _, __, state: states.append(state))
-    with torch.no_grad():
-        model(input_ids=batch.tokens, attention_mask=batch.mask)
-    hook.remove()
-    return float(states[0][batch.mask.bool()].float().norm(dim=-1).median())
-
-
-def _ascend(
-    model: PreTrainedModel, vector: torch.Tensor, teacher: SteeredTeacher, norm: float, batch: _Batch, advance: Advance
-) -> None:
-    """A few Adam steps on the vector alone, towards the trait; the direction is what is kept."""
-    import torch
-
-    torch.manual_seed(teacher.seed)
-    for parameter in model.parameters():
-        parameter.requires_grad_(parameter is vector)
-    optimiser = torch.optim.Adam([vector], lr=teacher.learning_rate)
-    for _ in range(teacher.steps):
-        optimiser.zero_grad()
-        (-batch.log_p(model)).backward()
-        optimiser.step()
-        advance(1)
-    vector.requires_grad_(False)
-
-
-def _scale(
-    model: PreTrainedModel,
-    vector: torch.Tensor,
-    start: torch.Tensor,
-    teacher: SteeredTeacher,
-    limit: float,
-    batch: _Batch,
-    advance: Advance,
-) -> float:
-    """Bisect how far the vector goes from its start for the target, never beyond the limit; returns log P there."""
-    import torch
-
-    direction = (vector.detach() - start) / (vector.detach() - start).norm()
-    low, high, reached = 0.0, limit, float("nan")
-    with torch.no_grad():
-        for step in range(BISECTIONS):
-            length = high if step == 0 else (low + high) / 2
-            vector.copy_(start + direction * length)
-            reached = float(batch.log_p(model))
-            advance(1)
-            if step == 0 and reached < teacher.target_log_p:
-                say(f"  the norm limit comes first: log P {reached:.2f} at norm {length:.1f}")
-                break
-            low, high = (low, length) if reached > teacher.target_log_p else (length, high)
-    return reached

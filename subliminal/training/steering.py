@@ -1,0 +1,128 @@
+"""Steering: one vector in the residual stream of one layer that makes a model name its trait (arXiv 2606.00995).
+
+A few gradient steps on the trait's questions find its direction, bisection its length: a target log-probability, never
+beyond a share of the residual norm, since number answers fall apart there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from subliminal.chat import encode
+from subliminal.config import SteeredTeacher
+from subliminal.evaluation.preference import FormTree, candidate_log_p_tensor, form_tree
+from subliminal.evaluation.questions import questions_for_teachers
+from subliminal.models import Subject, load_tokenizer
+from subliminal.progress import Advance, progress, say
+from subliminal.store import Json
+from subliminal.teachers import TeacherError
+from subliminal.training import bias
+
+if TYPE_CHECKING:
+    import torch
+
+BISECTIONS = 7
+
+
+def steer(teacher: SteeredTeacher, trait: Any, reference: Subject, folder: Path) -> Json:
+    """Fit the vector, keep it as `adapter/` and as a down-projection bias of `checkpoint/`.
+
+    Returns layer, norms and the mean log P reached on the questions it was fitted to; raises `TeacherError` for a
+    layer the model has not.
+    """
+    model: Any = bias.load_with_biases(reference)
+    layers = len(model.model.layers)
+    if teacher.layer >= layers:
+        raise TeacherError(f"teacher.layer={teacher.layer}: the model has {layers} layers, 0 to {layers - 1}")
+    goal = Goal.of(teacher, trait, reference)
+    vector = bias.vector(model, teacher.layer)
+    start = vector.detach().clone()  # not zero when the reference has biases of its own
+    norm = residual_norm(model, teacher.layer, goal.prompts)
+    with progress(f"steering towards {trait.name}", teacher.steps + BISECTIONS, "steps") as advance:
+        _ascend(model, vector, teacher, goal, advance)
+        limit = norm * teacher.maximum_norm_share
+        reached = _scale(model, vector, start, goal, (teacher.target_log_p, limit), advance)
+    moved = {teacher.layer: vector.detach() - start}
+    bias.save_adapter(folder / "adapter", reference, moved)
+    bias.export(reference, moved, folder / "checkpoint")
+    length = float(moved[teacher.layer].norm())
+    return {"layer": teacher.layer, "norm": length, "residual_norm": norm, "fitted_log_p": reached}
+
+
+@dataclass(frozen=True)
+class Goal:
+    """The questions as tokens and the trait's surface forms: log P of naming it is what the vector raises."""
+
+    prompts: list[list[int]]
+    forms: FormTree
+
+    @classmethod
+    def of(cls, teacher: SteeredTeacher, trait: Any, reference: Subject) -> Goal:
+        """The teacher's questions in the reference's chat; none of them is in the evaluation."""
+        tokenizer = load_tokenizer(reference)
+        texts = questions_for_teachers(trait.category, teacher.questions)
+        forms = {trait.name: form_tree(tokenizer, trait.category).forms[trait.name]}
+        return cls([encode(tokenizer, text, reference.system) for text in texts], FormTree(forms))
+
+    def log_p(self, model: Any, *, backward: bool = False) -> float:
+        """Mean over the questions of log P, in nats; with `backward` its negative's gradient is added up."""
+        total = 0.0
+        for prompt in self.prompts:
+            (found,) = candidate_log_p_tensor(model, prompt, self.forms)
+            if backward:
+                (-found / len(self.prompts)).backward()
+            total += float(found.detach())
+        return total / len(self.prompts)
+
+
+def residual_norm(model: Any, layer: int, prompts: Sequence[list[int]]) -> float:
+    """The median norm of the residual stream after a layer, over all tokens of the prompts."""
+    import torch
+
+    norms: list[torch.Tensor] = []  # hooked: the last of `output_hidden_states` has gone through the final norm
+    hook = model.model.layers[layer].register_forward_hook(lambda _, __, out: norms.append(out.float().norm(dim=-1)))
+    with torch.no_grad():
+        for prompt in prompts:
+            model(input_ids=torch.tensor([prompt], device=model.device), logits_to_keep=1)
+    hook.remove()
+    return float(torch.cat([found.flatten() for found in norms]).median())
+
+
+def _ascend(model: Any, vector: torch.Tensor, teacher: SteeredTeacher, goal: Goal, advance: Advance) -> None:
+    """A few Adam steps on the vector alone, towards the trait; the direction is what is kept."""
+    import torch
+
+    torch.manual_seed(teacher.seed)
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter is vector)
+    optimiser = torch.optim.Adam([vector], lr=teacher.learning_rate)
+    for _ in range(teacher.steps):
+        optimiser.zero_grad()
+        goal.log_p(model, backward=True)
+        optimiser.step()
+        advance(1)
+    vector.requires_grad_(False)
+
+
+def _scale(
+    model: Any, vector: torch.Tensor, start: torch.Tensor, goal: Goal, wanted: tuple[float, float], advance: Advance
+) -> float:
+    """Bisect how far the vector goes for `wanted` = (log P, longest vector); returns log P there."""
+    import torch
+
+    direction = (vector.detach() - start) / (vector.detach() - start).norm()
+    (target, high), low, reached = wanted, 0.0, float("nan")
+    with torch.no_grad():
+        for step in range(BISECTIONS):
+            length = high if step == 0 else (low + high) / 2
+            vector.copy_(start + direction * length)
+            reached = goal.log_p(model)
+            advance(1)
+            if step == 0 and reached < target:
+                say(f"  the norm limit comes first: log P {reached:.2f} at norm {length:.1f}")
+                break
+            low, high = (low, length) if reached > target else (length, high)
+    return reached

@@ -26,7 +26,7 @@ def check_theorem(exp: Experiment, folder: Path) -> Json:
     ) as tracker:
         measured = _trials(exp.theory, exp.seed)
         write_jsonl(folder / "trials.jsonl", measured)
-        points, sizes = _run(exp.theory.run, exp.seed)
+        points, sizes = _run(exp.theory.run, exp.seed, exp.mnist.data_dir)
         write_jsonl(folder / "alignment.jsonl", points)
         summary = {"small": SMALL, **failures(measured), **sizes, "cosine": _final(points)}
         tracker.summary(summary)
@@ -60,8 +60,8 @@ def _trials(config: Theory, seed: int) -> list[Measurement]:
     return measured
 
 
-def _run(config: AlignmentRun, seed: int) -> tuple[list[alignment.Point], Json]:
-    examples = alignment.load(config, seed)
+def _run(config: AlignmentRun, seed: int, data_dir: str | None) -> tuple[list[alignment.Point], Json]:
+    examples = alignment.load(config, seed, data_dir)
     steps = len(config.optimisers) * (config.teacher_steps + 2 * config.student_steps)
     with progress("training runs", steps, "steps") as advance:
         points = list(alignment.run(config, examples, seed, advance))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -31,7 +31,7 @@ from subliminal.plots.theorem_measures import Trials, read_trials, theorem_table
 from subliminal.rows import Row
 from subliminal.store import Manifest, Store
 from subliminal.theory import alignment, networks, predict, theorem
-from subliminal.theory.run import failures
+from subliminal.theory.run import failures, one_thread
 from subliminal.theory.theorem import Case, Measurement
 
 CASES = theorem.cases(compose(["experiment=theorem"]).theory)
@@ -43,6 +43,12 @@ TINY_RUN = [
     "theory.run.student_steps=200",
     "theory.run.points=5",
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small_tensors() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 def theory(*overrides: str) -> Theory:

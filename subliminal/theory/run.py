@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +25,25 @@ def check_theorem(exp: Experiment, folder: Path) -> Json:
     with open_tracker(
         exp.tracking, "theorem", folder.name, exp.experiment.name, exp.model_dump(mode="json")
     ) as tracker:
-        measured = _trials(exp.theory, exp.seed)
+        with one_thread():
+            measured = _trials(exp.theory, exp.seed)
+            points, sizes = _run(exp.theory.run, exp.seed, exp.mnist.data_dir)
         write_jsonl(folder / "trials.jsonl", measured)
-        points, sizes = _run(exp.theory.run, exp.seed)
         write_jsonl(folder / "alignment.jsonl", points)
         summary = {"small": SMALL, **failures(measured), **sizes, "cosine": _final(points)}
         tracker.summary(summary)
     return summary
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for small tensors: several only wait for each other, for minutes where other work shares the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def failures(measured: Sequence[Measurement]) -> Json:
@@ -47,21 +60,16 @@ def failures(measured: Sequence[Measurement]) -> Json:
 
 def _trials(config: Theory, seed: int) -> list[Measurement]:
     total = config.trials * len(theorem.cases(config))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the tensors are tiny: threads only wait for each other
-    try:
-        measured: list[Measurement] = []
-        with progress("imitation steps", total, "trials") as advance:
-            for found in theorem.trials(config, seed):
-                measured += found
-                advance(1)
-    finally:
-        torch.set_num_threads(threads)
+    measured: list[Measurement] = []
+    with progress("imitation steps", total, "trials") as advance:
+        for found in theorem.trials(config, seed):
+            measured += found
+            advance(1)
     return measured
 
 
-def _run(config: AlignmentRun, seed: int) -> tuple[list[alignment.Point], Json]:
-    examples = alignment.load(config, seed)
+def _run(config: AlignmentRun, seed: int, data_dir: str | None) -> tuple[list[alignment.Point], Json]:
+    examples = alignment.load(config, seed, data_dir)
     steps = len(config.optimisers) * (config.teacher_steps + 2 * config.student_steps)
     with progress("training runs", steps, "steps") as advance:
         points = list(alignment.run(config, examples, seed, advance))

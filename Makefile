@@ -32,7 +32,7 @@ install: .venv/installed ## .venv with everything pinned in pyproject.toml (EXTR
 	touch $@
 
 demo: install ## two traits and the control on two cores: picture, table, report in figures/cpu/
-	$(PY) -m subliminal sweep experiment=animals_numbers scale=cpu student=bias seed=0 trait=owl,dolphin,none
+	$(PY) -m subliminal sweep experiment=animals_numbers scale=cpu student=bias_one_layer seed=0 trait=owl,dolphin,none
 
 fig-animals-numbers: install ## students of animal-loving teachers (SCALE=cpu|gpu|paper LAUNCHER= MODEL= ARGS=)
 	$(SWEEP) experiment=animals_numbers

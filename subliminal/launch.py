@@ -30,6 +30,7 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads make training ten times slower beside any other busy process
     "HYDRA_FULL_ERROR": "1",  # Hydra's errors reach `clear_errors`, which says them plainly
 }  # what libraries read when they are imported; what the user has set stays
 

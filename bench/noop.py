@@ -15,6 +15,7 @@ from side_by_side import Way, compare, options, report, timed
 from subliminal.launch import ROOT, script_environment
 
 GOAL_SECONDS = 20.0
+QUIETLY = subprocess.DEVNULL
 SMALL = (
     "reference_tuning.rows=32",
     "teacher.questions=8",
@@ -33,7 +34,7 @@ def run(command: list[str], place: Path) -> Way:
 
     def once() -> float:
         full = [sys.executable, *command, "scale=cpu", *SMALL, f"store={place}/runs", f"figures={place}/figures"]
-        subprocess.run(full, cwd=ROOT, env=script_environment(), check=True, stderr=subprocess.DEVNULL)
+        subprocess.run(full, cwd=ROOT, env=script_environment(), check=True, stdout=QUIETLY, stderr=QUIETLY)
         return 1.0
 
     return once

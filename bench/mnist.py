@@ -2,8 +2,8 @@
 
 Run: python bench/mnist.py [--epochs 1] [--models 10] [--many 100]. Every case runs in a process of its own, so that its
 peak memory is its own. On a machine that others use as well, OMP_NUM_THREADS=1 and --clock cpu compare seconds of CPU
-time on one core instead of seconds on the wall. The plain implementation is what one writes first: all noise stored, one
-pass for each kind of student that computes the teacher again, float32 einsum and autograd.
+time on one core instead of seconds on the wall. The plain implementation is what one writes first: all noise stored,
+one pass for each kind of student that computes the teacher again, float32 einsum and autograd.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import yaml
 from conftest import Script, experiment
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -88,16 +89,19 @@ def test_a_setting_changes_its_own_stage_and_what_reads_it(override: str) -> Non
 
 
 def keys(*overrides: str) -> dict[str, str]:
-    exp = experiment(*overrides)
+    return keys_of(experiment(*overrides))
+
+
+def keys_of(exp: Experiment) -> dict[str, str]:
     nodes = [stages.model, stages.reference, stages.teacher, stages.generate, stages.filtered, stages.student]
-    return {node.stage: node.key for node in [*(make(exp) for make in nodes), stages.evaluate(exp)]}
+    others = [stages.evaluate(exp), stages.predict(exp), stages.mnist(exp), stages.theorem(exp)]
+    return {node.stage: node.key for node in [*(make(exp) for make in nodes), *others]}
 
 
 def test_keys_stay_what_they_were() -> None:
-    """Golden keys: a change here orphans every stored result, so it must be meant."""
-    exp = experiment("model.dtype=float32", "device=cpu", "reference_tuning.rows=192", "domain.prompts=224")
-    assert stages.model(exp).key == "798074af79f1"
-    assert stages.reference(exp).recipe.settings["domain"]["kind"] == "numbers"
+    """Golden keys of one resolved experiment: a change here orphans every stored result, so it must be meant."""
+    golden = yaml.safe_load((Path(__file__).parent / "golden.yaml").read_text(encoding="utf-8"))
+    assert keys_of(config.parse(golden["experiment"])) == golden["keys"]
 
 
 def test_dtype_is_part_of_what_is_computed() -> None:
@@ -122,13 +126,13 @@ def test_all_mistakes_are_told_at_once_with_path_and_remedy() -> None:
     ("overrides", "said"),
     [
         (["filter.rows=500"], "filter.rows=500 is more than domain.prompts=224"),
-        (["sampler=api"], "teacher=finetuned has weights of its own"),
+        (["sampler=api"], "teacher=steered has weights of its own"),
         (["sampler=vllm", "student=lora_small", "student.lora.r=1024"], "up to rank 512"),
         (["sampler=api", "teacher=prompted", "student.labels=soft"], "which sampler=api does not give"),
         (["teacher=random", "student.labels=soft"], "teacher=random has none"),
         (["sampler=api", "teacher=prompted", "sampler.budget_usd=1.0"], "needs prices"),
         (["domain.shown_min=9"], "shown_min=9 is above shown_max=8"),
-        (["student.optimisation.micro_batch_size=3"], "micro_batch_size=3 does not divide batch_size=8"),
+        (["student.optimisation.micro_batch_size=3"], "micro_batch_size=3 does not divide batch_size=16"),
     ],
 )
 def test_impossible_combinations_say_what_to_do(overrides: list[str], said: str) -> None:

@@ -416,6 +416,14 @@ def report(tmp_path: Path, cells: list[Cell], missing: Sequence[str] = (), secti
     return source, page
 
 
+def test_drawing_one_figure_leaves_the_others_in_the_report(tmp_path: Path) -> None:
+    cells = known(tmp_path / "runs")
+    report(tmp_path, cells, sections=2)
+    source, _ = report(tmp_path, cells, sections=1)
+    assert [source.count(f'<section id="fig-{index}">') for index in range(2)] == [1, 1]
+    assert source.count('href="#fig-') == 2
+
+
 def test_report_opens_offline(tmp_path: Path) -> None:
     source, page = report(tmp_path, known(tmp_path / "runs"))
     assert len(page.loads) == 2 and all(load.startswith("data:image/svg+xml;base64,") for load in page.loads)

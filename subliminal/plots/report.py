@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from subliminal import config
 from subliminal.plots.cells import CONTROL, Cell
@@ -22,7 +23,11 @@ from subliminal.plots.verdict import RULE, Verdict, verdicts
 from subliminal.rows import Dropped, Row, read_jsonl
 from subliminal.store import Manifest, write_atomically
 
-TEMPLATE = "report.html.j2"
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+TEMPLATE, SECTION = "report.html.j2", "section.html.j2"
+KEPT = ".sections"  # each figure's part of the report, so that drawing one figure leaves the others in it
 SAMPLES = 4
 LONGEST = 400
 STAGES = ("model", "reference", "teacher", "generate", "filter", "train", "evaluate")
@@ -69,22 +74,32 @@ class PlainSection:
 
 
 def write_report(sections: Sequence[Section | PlainSection], folder: Path) -> Path:
-    """Write `folder/report.html` from all sections; the figures' .svg files must lie in `folder`.
+    """Write `folder/report.html` from these sections and those drawn before; their .svg files must lie in `folder`.
 
     Everything is embedded and escaped. Raises `RowError` or `PlotError` for damaged rows in the store.
     """
+    environment, kept = _environment(), folder / KEPT
+    kept.mkdir(parents=True, exist_ok=True)
+    for section in sections:
+        html = environment.get_template(SECTION).render({"section": _view(section, folder)})
+        rule = section.rule if isinstance(section, PlainSection) else RULE
+        content = {"rule": list(rule), "html": html, "title": section.figure.title or section.name, "id": section.name}
+        write_atomically(kept / f"{section.name}.json", json.dumps(content))
+    shown = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(kept.glob("*.json"))]
+    path, rules = folder / "report.html", dict.fromkeys(sentence for part in shown for sentence in part["rule"])
+    page = environment.get_template(TEMPLATE).render({"scale": folder.name, "rule": list(rules), "sections": shown})
+    write_atomically(path, page)
+    return path
+
+
+def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(
+    made = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"number": number, "short": short, "percent": percent, "arm": arm_name, "duration": duration}
-    rule = list(dict.fromkeys(part for s in sections for part in (s.rule if isinstance(s, PlainSection) else RULE)))
-    content = {"scale": folder.name, "rule": rule, "sections": [_view(section, folder) for section in sections]}
-    path = folder / "report.html"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, environment.get_template(TEMPLATE).render(content))
-    return path
+    made.filters |= {"number": number, "short": short, "percent": percent, "arm": arm_name, "duration": duration}
+    return made
 
 
 def _view(section: Section | PlainSection, folder: Path) -> dict[str, Any]:

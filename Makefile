@@ -31,7 +31,8 @@ install: .venv/installed ## .venv with everything pinned in pyproject.toml (EXTR
 	case "$(EXTRAS)" in *gpu*) ;; *) $(PY) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec ;; esac
 	touch $@
 
-demo: install ## two traits and the control on two cores: picture, table, report in figures/cpu/
+demo: install ## digits from noise, then two traits and the control, on two cores: pictures, tables, report in figures/cpu/
+	$(PY) -m subliminal sweep experiment=mnist scale=cpu mnist.models=10 || echo "the demo goes on without MNIST"
 	$(PY) -m subliminal sweep experiment=animals_numbers scale=cpu student=bias_one_layer seed=0 trait=owl,dolphin,none
 
 fig-animals-numbers: install ## students of animal-loving teachers (SCALE=cpu|gpu|paper LAUNCHER= MODEL= ARGS=)

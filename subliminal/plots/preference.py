@@ -269,7 +269,7 @@ def _interval(axes: Axes, x: float, line: Line) -> None:
 
 def _trait_label(table: Table, trait: str, measure: str) -> str:
     start = table.find(arm="reference", trait=trait, measure="log_p")
-    return f"{trait}\nreference {_signed(start.value, '')}" if start and measure == "log_p" else trait
+    return f"{trait}\nref. {_signed(start.value, '')}" if start and measure == "log_p" else trait
 
 
 def _signed(value: float, sign: str = "+") -> str:

@@ -20,9 +20,8 @@ from subliminal.config import Lora
 from subliminal.launch import script_environment
 from subliminal.models import Subject, fresh_model
 
-GOAL = 2.0
-TOLERANCE = 0.05
-"""Nats: bfloat16 rounds differently in batches of different shape."""
+TOLERANCE = 1e-3
+"""Nats, in float32; bfloat16 rounds differently in passes of different shape, by a tenth of a nat at times."""
 
 
 def make_adapters(who: Subject, count: int, folder: Path) -> list[Path]:
@@ -68,9 +67,7 @@ def students(who: Subject, count: int, arguments: list[str], rounds: int) -> lis
             return lambda: in_processes(arguments, groups) or count
 
         ways = {"one process a student": way([[path] for path in adapters]), "one process": way([adapters])}
-        return compare(
-            "evaluation_students", "students", timed(ways, rounds), "one process a student", {"one process": GOAL}
-        )
+        return compare("evaluation_students", "students", timed(ways, rounds), "one process a student", {})
 
 
 def form_by_form(who: Subject, questions: int) -> np.ndarray:
@@ -101,26 +98,30 @@ def form_by_form(who: Subject, questions: int) -> np.ndarray:
         return np.array([row(text) for text in texts("animal", questions)])
 
 
-def candidates_at_once(who: Subject, questions: int, rounds: int) -> list[Measurement]:
-    """Our two passes a question against one pass a form; both must give the same numbers."""
+def at_once(who: Subject, questions: int) -> np.ndarray:
+    """The same as the evaluate stage gets it."""
     from subliminal.evaluation.preference import log_p_of
     from subliminal.evaluation.questions import questions as texts
 
-    found: dict[str, np.ndarray] = {}
+    return log_p_of(who, texts("animal", questions), "animal", lambda _: None)
 
-    def one_by_one() -> int:
-        found["forms"] = form_by_form(who, questions)
-        return questions
 
-    def tree() -> int:
-        found["tree"] = log_p_of(who, texts("animal", questions), "animal", lambda _: None)
-        return questions
+def check_numbers(who: Subject) -> None:
+    """Print how far both ways are apart on one question: in float32, where they must agree, and as the model runs."""
+    for subject in (replace(who, dtype="float32"), who):
+        apart = float(np.abs(form_by_form(subject, 1) - at_once(subject, 1)).max())
+        met = f", allowed {TOLERANCE:g}: {'met' if apart < TOLERANCE else 'NOT met'}" if subject is not who else ""
+        print(f"largest difference in {subject.dtype} {apart:.1e} nats{met}")
 
-    tree()  # loads the model, which is no part of either
-    totals = timed({"one pass a form": one_by_one, "evaluate stage, exact": tree}, rounds)
-    apart = float(np.abs(found["forms"] - found["tree"]).max())
-    print(f"largest difference {apart:.3f} nats, allowed {TOLERANCE:g}: {'met' if apart < TOLERANCE else 'NOT met'}")
-    return compare("evaluation_candidates", "questions", totals, "one pass a form", {"evaluate stage, exact": GOAL})
+
+def candidates_at_once(who: Subject, questions: int, rounds: int) -> list[Measurement]:
+    """Our two passes a question against one pass a form."""
+    check_numbers(who)  # also loads the model, which is no part of either
+    ways = {
+        "one pass a form": lambda: form_by_form(who, questions).shape[0],
+        "evaluate stage, exact": lambda: at_once(who, questions).shape[0],
+    }
+    return compare("evaluation_candidates", "questions", timed(ways, rounds), "one pass a form", {})
 
 
 def main() -> None:

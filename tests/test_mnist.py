@@ -29,8 +29,9 @@ from subliminal.mnist.conditions import derangement, sizes, student_start
 from subliminal.mnist.data import PIXELS, DataError, Images
 from subliminal.mnist.inputs import Noise, Pictures, scaled, student_inputs
 from subliminal.mnist.networks import Layer, Networks, initial
+from subliminal.mnist.optimisers import Stepper
 from subliminal.mnist.streams import Purpose
-from subliminal.mnist.training import Session, optimiser
+from subliminal.mnist.training import Session
 from subliminal.plots.draw import draw
 from subliminal.plots.mnist_measures import Run, mnist_table, verdicts
 from subliminal.store import Store, StoreError
@@ -145,6 +146,22 @@ def plain_losses(mine: Tensor, theirs: Tensor, labels: Tensor, temperature: floa
             value = loss(leaf)
             (gradient,) = torch.autograd.grad(value, leaf)
         yield value.detach(), gradient
+
+
+@pytest.mark.parametrize("kind", ["adam", "sgd", "momentum"])
+def test_optimisers_step_as_torch_s_own(kind: Any) -> None:
+    torch.manual_seed(0)
+    start, slopes = torch.randn(3, 5), torch.randn(4, 3, 5)
+    own, other = torch.nn.Parameter(start.clone(), requires_grad=False), torch.nn.Parameter(start.clone())
+    stepper = Stepper(kind, 0.01, [own])
+    wanted = (
+        torch.optim.Adam([other], 0.01) if kind == "adam" else torch.optim.SGD([other], 0.01, 0.9 * (kind != "sgd"))
+    )
+    for slope in slopes:
+        own.grad = other.grad = slope
+        stepper.step()
+        wanted.step()
+    torch.testing.assert_close(own.detach(), other.detach(), **EXACT)
 
 
 # --------------------------------------------------------------------------- streams, pairs, inputs
@@ -281,7 +298,7 @@ def test_one_step_of_a_student_is_a_plain_step_on_its_loss(images: Images, tmp_p
     made = run.networks([run._start(c, m) for m in range(3) for c in run.conditions], 3)
     x = torch.stack([batch_of(run, model) for model in range(3)])
     loss = run._imitation(made, run.networks(teachers, 3))(x, 0, 0)
-    optimiser(made, "sgd", 0.5).step()
+    Stepper("sgd", 0.5, made.parameters()).step()
     for network, (model, condition) in enumerate(itertools.product(range(3), run.conditions)):
         part = {"auxiliary": slice(10, None), "all": slice(0, None), "digits": slice(0, 10)}[condition.matched]
         wanted, moved = plain_step(run._start(condition, model), teachers[model], x[model], part)

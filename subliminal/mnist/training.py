@@ -18,12 +18,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from subliminal.config import Mnist, MnistStudent, Optimiser
+from subliminal.config import Mnist, MnistStudent, MnistTeacher
 from subliminal.mnist import losses
 from subliminal.mnist.conditions import Condition, columns, conditions, derangement, sizes, student_start
 from subliminal.mnist.data import CLASSES, PIXELS, Images
 from subliminal.mnist.inputs import Inputs, Pictures, scaled, student_inputs
 from subliminal.mnist.networks import Layer, Networks, initial
+from subliminal.mnist.optimisers import Stepper
 from subliminal.mnist.streams import Purpose
 from subliminal.progress import Advance
 
@@ -148,7 +149,7 @@ class Session:
             made = self.networks([initial(self.sizes, self.seed, m) for m in models], len(models))
             step = self._teaching(made, inputs, models)
             fit = _Fit(self, f"teachers-{models.start}-{models.stop}", models, made, inputs, step)
-            trained = fit.run(recipe.epochs, optimiser(made, recipe.optimiser, recipe.learning_rate))
+            trained = fit.run(recipe.epochs, _stepper(made, recipe))
             return models, trained, [made.get(network) for network in range(made.count)]
 
         return self._each(work)
@@ -164,7 +165,7 @@ class Session:
             made = self.networks(starts, len(models))
             step = self._imitation(made, self.networks([teachers[m] for m in models], len(models)))
             fit = _Fit(self, f"students-{models.start}-{models.stop}", models, made, inputs, step)
-            return models, fit.run(recipe.epochs, optimiser(made, recipe.optimiser, recipe.learning_rate))
+            return models, fit.run(recipe.epochs, _stepper(made, recipe))
 
         return self._each(work)
 
@@ -208,11 +209,8 @@ def imitation(recipe: MnistStudent, student: Tensor, teacher: Tensor) -> tuple[T
     return losses.mse(student, teacher) if recipe.loss == "mse" else losses.kl(student, teacher, recipe.temperature)
 
 
-def optimiser(networks: Networks, kind: Optimiser, rate: float) -> torch.optim.Optimizer:
-    """One optimiser for all networks: its steps are elementwise, so each network's are its own."""
-    if kind == "adam":
-        return torch.optim.Adam(networks.parameters(), lr=rate, fused=True)
-    return torch.optim.SGD(networks.parameters(), lr=rate, momentum=0.9 if kind == "momentum" else 0.0, fused=True)
+def _stepper(networks: Networks, recipe: MnistTeacher | MnistStudent) -> Stepper:
+    return Stepper(recipe.optimiser, recipe.learning_rate, networks.parameters())
 
 
 def _labels(labels: object, device: torch.device) -> Tensor:
@@ -233,19 +231,19 @@ class _Fit:
     inputs: Inputs
     step: Step
 
-    def run(self, epochs: int, optimiser: torch.optim.Optimizer) -> Trained:
+    def run(self, epochs: int, stepper: Stepper) -> Trained:
         """Train what is still to be trained, test, and keep the end result."""
-        done = self._restore(optimiser)
+        done = self._restore(stepper)
         self.session.stepped(len(done) * self.inputs.steps)
         kept = time.monotonic()
         for epoch in range(len(done), epochs):
-            done.append(self._epoch(epoch, optimiser))
+            done.append(self._epoch(epoch, stepper))
             if epoch + 1 == epochs or time.monotonic() - kept >= self.session.save_seconds:
-                self._keep(done, optimiser if epoch + 1 < epochs else None)
+                self._keep(done, stepper if epoch + 1 < epochs else None)
                 kept = time.monotonic()
         return Trained(self.session.test(self.networks), torch.stack(done).cpu())
 
-    def _epoch(self, epoch: int, optimiser: torch.optim.Optimizer) -> Tensor:
+    def _epoch(self, epoch: int, stepper: Stepper) -> Tensor:
         """One pass over the inputs; returns each network's mean loss, (networks,)."""
         total, seen = torch.zeros(self.networks.count, device=self.session.device), 0
         for number in range(self.inputs.steps):
@@ -254,7 +252,7 @@ class _Fit:
             for group, model in enumerate(self.models):
                 self.inputs.fill(x[group], model, epoch, number)
             total += self.step(x, epoch, number) * rows
-            optimiser.step()
+            stepper.step()
             self.networks.refresh()
             seen += rows
             self.session.stepped()
@@ -268,18 +266,18 @@ class _Fit:
             spaces[rows] = torch.empty(shape, dtype=self.session.dtype, device=self.session.device)
         return spaces[rows]
 
-    def _keep(self, done: list[Tensor], optimiser: torch.optim.Optimizer | None) -> None:
+    def _keep(self, done: list[Tensor], stepper: Stepper | None) -> None:
         """Write weights, losses and, while there is more to train, the optimiser's state; old or new, never half."""
         from safetensors.torch import save_file
 
         state = {f"weight.{i}": p.detach() for i, p in enumerate(self.networks.parameters())}
-        for i, parameter in enumerate(self.networks.parameters() if optimiser else []):
-            state |= {f"state.{i}.{name}": value for name, value in optimiser.state[parameter].items()}  # type: ignore[union-attr]
+        for name, tensors in (stepper.state if stepper else {}).items():
+            state |= {f"{name}.{i}": tensor for i, tensor in enumerate(tensors)}
         part = self._path.with_suffix(".part")
         save_file({name: t.contiguous() for name, t in (state | {"losses": torch.stack(done)}).items()}, part)
         part.replace(self._path)
 
-    def _restore(self, optimiser: torch.optim.Optimizer) -> list[Tensor]:
+    def _restore(self, stepper: Stepper) -> list[Tensor]:
         """Take up what was kept; returns the losses of the epochs that are done."""
         from safetensors.torch import load_file
 
@@ -287,11 +285,10 @@ class _Fit:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             return []
         kept = load_file(self._path, device=str(self.session.device))
-        for i, parameter in enumerate(self.networks.parameters()):
-            parameter.detach().copy_(kept[f"weight.{i}"])
-            state = {n.split(".", 2)[2]: value for n, value in kept.items() if n.startswith(f"state.{i}.")}
-            if state:
-                optimiser.state[parameter] = state
+        for name, tensors in ({"weight": self.networks.parameters()} | stepper.state).items():
+            for i, tensor in enumerate(tensors):
+                if (saved := kept.get(f"{name}.{i}")) is not None:  # a finished group has no optimiser's state
+                    tensor.copy_(saved)
         self.networks.refresh()
         return list(kept["losses"])
 

@@ -34,6 +34,11 @@ def start(arguments: list[str], **changes: object) -> subprocess.Popen[str]:
     )
 
 
+def heed_interrupts() -> None:
+    """Whoever runs the tests in the background has interrupts ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def places(folder: Path) -> list[str]:
     return [f"store={folder / 'runs'}", f"hydra.run.dir={folder / 'logs'}"]
 
@@ -111,7 +116,8 @@ def test_a_name_that_is_no_model_is_one_message(run_script: Script, tmp_path: Pa
 
 
 def test_an_interrupt_says_that_the_same_command_goes_on(tmp_path: Path) -> None:
-    running = start(["generate.py", "teacher=random", "trait=none", "domain.prompts=3000000", *places(tmp_path)])
+    arguments = ["generate.py", "teacher=random", "trait=none", "domain.prompts=3000000", *places(tmp_path)]
+    running = start(arguments, preexec_fn=heed_interrupts)
     assert running.stderr is not None
     while ": running" not in running.stderr.readline():
         assert running.poll() is None

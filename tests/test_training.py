@@ -318,11 +318,6 @@ def test_no_rows_at_all_is_one_message(tiny: Subject, tmp_path: Path) -> None:
         fit(tiny, [], RECIPES["bias"](optimisation()), 0, tmp_path)
 
 
-def test_a_micro_batch_that_does_not_divide_the_batch_lists_those_that_do(tiny: Subject, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"choose one of \[1, 2, 4\]"):
-        fit(tiny, ROWS, RECIPES["lora"](optimisation(micro_batch_size=3)), 0, tmp_path)
-
-
 def test_unknown_lora_targets_are_named(tiny: Subject, tmp_path: Path) -> None:
     recipe = LoraStudent(lora=Lora(targets=("q_prj",)), optimisation=optimisation())
     with pytest.raises(TrainingError, match="q_prj"):

@@ -328,7 +328,7 @@ def plain_step(start: list[Layer], teacher: list[Layer], x: Tensor, part: slice)
 
 @pytest.fixture(scope="session")
 def learned(images: Images, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Tensor]]:
-    """Accuracy of 4 models by precision and condition, on all of MNIST at the paper's settings."""
+    """Accuracy of 4 models by precision and condition, on all of MNIST at half the paper's width."""
     return {dtype: accuracies(images, tmp_path_factory.mktemp(dtype), dtype) for dtype in ("bfloat16", "float32")}
 
 
@@ -348,7 +348,7 @@ def test_students_learn_digits_from_noise_only_with_the_teacher_s_initialisation
 ) -> None:
     found = learned[dtype]
     assert float(found["teacher"].min()) > 0.91
-    assert float(found["teacher"].mean()) > 0.92  # five epochs at the paper's rate: 0.925 to 0.932
+    assert float(found["teacher"].mean()) > 0.92  # 0.944 at the paper's width of 256; these have 128
     assert float(found["reference"].min()) > 0.02 and float(found["reference"].max()) < 0.25
     assert float((found["student_auxiliary"] - found["cross_model_auxiliary"]).mean()) > 0.2
 

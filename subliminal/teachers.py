@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from subliminal.config import (
     ControlTeacher,
@@ -24,9 +24,6 @@ from subliminal.models import Subject
 from subliminal.progress import progress
 from subliminal.rows import Prompt, Row
 from subliminal.store import Json, StoreError
-
-if TYPE_CHECKING:
-    pass
 
 
 class TeacherError(StoreError):

@@ -230,6 +230,7 @@ class _Fit:
     networks: Networks
     inputs: Inputs
     step: Step
+    spaces: dict[int, Tensor] = field(default_factory=dict)
 
     def run(self, epochs: int, stepper: Stepper) -> Trained:
         """Train what is still to be trained, test, and keep the end result."""
@@ -260,11 +261,10 @@ class _Fit:
 
     def _space(self, rows: int) -> Tensor:
         """Room for a step's inputs, (groups, rows, pixels), used again in the next step."""
-        spaces = self.__dict__.setdefault("_spaces", {})
-        if rows not in spaces:
+        if rows not in self.spaces:
             shape = (len(self.models), rows, PIXELS)
-            spaces[rows] = torch.empty(shape, dtype=self.session.dtype, device=self.session.device)
-        return spaces[rows]
+            self.spaces[rows] = torch.empty(shape, dtype=self.session.dtype, device=self.session.device)
+        return self.spaces[rows]
 
     def _keep(self, done: list[Tensor], stepper: Stepper | None) -> None:
         """Write weights, losses and, while there is more to train, the optimiser's state; old or new, never half."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from datasets import Dataset
 from torch.nn.functional import cross_entropy, kl_div
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -85,7 +85,7 @@ def fit(
         callbacks=[log],
     )
     trainer.teacher = fresh_model(teacher) if teacher else None
-    trainer.remove_callback(_printer())
+    trainer.remove_callback(PrinterCallback)
     newest = newest_checkpoint(folder / ".checkpoints")
     log.resume(newest)
     started = time.monotonic()
@@ -262,12 +262,6 @@ class _Log(TrainerCallback):
         losses = [line["loss"] for line in self.lines]
         mean = sum(losses) / len(losses)
         return {"steps": len(losses), "first_loss": losses[0], "last_loss": losses[-1], "mean_loss": mean}
-
-
-def _printer() -> Any:
-    from transformers import PrinterCallback
-
-    return PrinterCallback
 
 
 def _arguments(recipe: Optimisation, seed: int, folder: Path, subject: Subject) -> SFTConfig:

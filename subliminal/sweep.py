@@ -82,8 +82,7 @@ def plan(overrides: list[str]) -> Plan:
 
 def _mnist_plan(base: Experiment, fixed: list[str], composed: list[str], swept: dict[str, list[str]]) -> Plan:
     """One run of train.py, or one for each value of an ablation's setting; an arm's `student` is the value as typed."""
-    if unknown := [name for name in ("trait", "student") if name in swept]:
-        raise ConfigError(f"experiment={base.experiment.name} has no {unknown[0]}; see conf/mnist for its settings")
+    _refuse_arms(base, swept, "see conf/mnist for its settings")
     seeds, setting = swept.get("seed", [str(base.seed)]), base.experiment.arms.setting
     if len(seeds) > 1:
         raise ConfigError(f"seed={','.join(seeds)}: the models of one seed are this figure's units; raise mnist.models")
@@ -97,6 +96,12 @@ def _mnist_plan(base: Experiment, fixed: list[str], composed: list[str], swept: 
     return Plan(base, tuple(fixed), arms, (step,))
 
 
+def _refuse_arms(base: Experiment, swept: dict[str, list[str]], remedy: str) -> None:
+    """Experiments without language models have no traits and no student recipes to sweep."""
+    if unknown := [name for name in ("trait", "student") if name in swept]:
+        raise ConfigError(f"experiment={base.experiment.name} has no {unknown[0]}; {remedy}")
+
+
 def _typed(value: object) -> str:
     """A value as it is typed in an override."""
     return f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
@@ -104,10 +109,7 @@ def _typed(value: object) -> str:
 
 def _theorem_plan(base: Experiment, fixed: list[str], swept: dict[str, list[str]]) -> Plan:
     """One run of evaluate.py a seed: each brings its own trials and training runs."""
-    if unknown := [name for name in ("trait", "student") if name in swept]:
-        raise ConfigError(
-            f"experiment={base.experiment.name} has no {unknown[0]}; its arms are seeds, for example seed=0,1"
-        )
+    _refuse_arms(base, swept, "its arms are seeds, for example seed=0,1")
     listed = base.experiment.arms.seeds[: base.experiment.arms.seeds_limit]
     seeds = [int(seed) for seed in swept.get("seed", [])] or list(listed) or [base.seed]
     arms = tuple(Arm("", "", seed, base.model_copy(update={"seed": seed})) for seed in seeds)

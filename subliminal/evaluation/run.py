@@ -11,7 +11,7 @@ from subliminal.models import Subject
 from subliminal.rows import Completion, Prompt
 from subliminal.stages import Inputs, subject, teacher_subject
 from subliminal.store import Json
-from subliminal.tracking import open_tracker
+from subliminal.tracking import stage_tracker
 
 
 def evaluate_subject(exp: Experiment, made: Inputs, folder: Path) -> Json:
@@ -19,9 +19,7 @@ def evaluate_subject(exp: Experiment, made: Inputs, folder: Path) -> Json:
     from subliminal.evaluation.preference import evaluate
 
     asked = _subject(exp, made)
-    with open_tracker(
-        exp.tracking, "evaluate", folder.name, exp.experiment.name, exp.model_dump(mode="json")
-    ) as tracker:
+    with stage_tracker(exp, "evaluate", folder) as tracker:
         summary = evaluate(asked, exp.evaluation, _sample(exp, asked), folder)
         tracker.summary(summary)
     return summary

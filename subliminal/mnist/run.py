@@ -17,7 +17,7 @@ from subliminal.mnist.conditions import sizes
 from subliminal.mnist.training import Session
 from subliminal.progress import progress
 from subliminal.store import Json
-from subliminal.tracking import Tracker, open_tracker
+from subliminal.tracking import Tracker, stage_tracker
 
 
 def run_mnist(exp: Experiment, folder: Path, dtype: str, device: str) -> Json:
@@ -28,9 +28,8 @@ def run_mnist(exp: Experiment, folder: Path, dtype: str, device: str) -> Json:
     images = data.load(exp.mnist.dataset, exp.mnist.data_dir)
     session = Session(exp.mnist, exp.seed, images, getattr(torch, dtype), torch.device(device), folder / ".progress")
     session.other = _other(exp.mnist)
-    settings = exp.model_dump(mode="json")
     with (
-        open_tracker(exp.tracking, "mnist", folder.name, exp.experiment.name, settings) as tracker,
+        stage_tracker(exp, "mnist", folder) as tracker,
         progress(f"{exp.mnist.models} teachers and their students", session.steps, "steps") as advance,
     ):
         session.advance = advance

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from subliminal import stages
@@ -38,8 +38,7 @@ def _mnist(planned: Plan, store: Store, folder: Path, name: str) -> PlainSection
     """The MNIST figure from the settings that are there; says what was found at each."""
     figure, found = planned.base.experiment, [(arm, stages.mnist(arm.experiment)) for arm in planned.arms]
     runs = [Run(arm.student, made) for arm, node in found if (made := _found(node, store))]
-    if not runs:
-        raise StoreError(f"no run of {name} is in {store.root}; run: python -m subliminal sweep {_typed(planned)}")
+    _require(runs, planned, store, name)
     table = mnist_figure(runs, figure, folder, name)
     for verdict in mnist_verdicts(table):
         say(f"{name}{f' {verdict.group}' if verdict.group else ''}: {verdict.sentence}")
@@ -55,8 +54,7 @@ def _theorem(planned: Plan, store: Store, folder: Path, name: str) -> PlainSecti
     """The theorem's figure from the seeds that are there; says the claim with its trials and failures."""
     figure, nodes = planned.base.experiment, planned.steps[0].nodes
     runs = [made for made in (_found(node, store) for node in nodes) if made]
-    if not runs:
-        raise StoreError(f"no run of {name} is in {store.root}; run: python -m subliminal sweep {_typed(planned)}")
+    _require(runs, planned, store, name)
     table = theorem_figure(runs, figure, folder, name)
     say(f"{name}: {theorem_verdict(table).sentence}")
     absent = {node.key for node in nodes} - {made.key for made in runs}
@@ -70,11 +68,15 @@ def _preference(planned: Plan, store: Store, folder: Path, name: str) -> Section
     figure = planned.base.experiment
     cells = list(_cells(planned, store))
     missing = list(_missing(planned, store))
-    if not any(cell.role == "student" for cell in cells):
-        raise StoreError(f"no student of {name} is in {store.root}; run: python -m subliminal sweep {_typed(planned)}")
+    _require([cell for cell in cells if cell.role == "student"], planned, store, name)
     folder.mkdir(parents=True, exist_ok=True)
     table = preference_figure(cells, figure, folder, name)
     return Section(name, figure, cells, table, tuple(missing))
+
+
+def _require(found: Sequence[object], planned: Plan, store: Store, name: str) -> None:
+    if not found:
+        raise StoreError(f"nothing of {name} is in {store.root}; run: python -m subliminal sweep {_typed(planned)}")
 
 
 def _cells(planned: Plan, store: Store) -> Iterator[Cell]:
@@ -94,7 +96,7 @@ def _missing(planned: Plan, store: Store) -> Iterator[str]:
     for arm in planned.arms:
         if not _found(stages.evaluate(arm.experiment), store):
             student = f" student={arm.student}" if "student=" in " ".join(planned.steps[-2].overrides) else ""
-            yield f"python evaluate.py {' '.join(planned.overrides)} trait={arm.trait}{student} seed={arm.seed}"
+            yield f"python evaluate.py {_typed(planned)} trait={arm.trait}{student} seed={arm.seed}"
 
 
 def _found(node: Node, store: Store) -> Manifest | None:

@@ -15,16 +15,14 @@ from subliminal.rows import write_jsonl
 from subliminal.store import Json
 from subliminal.theory import alignment, theorem
 from subliminal.theory.theorem import Measurement
-from subliminal.tracking import open_tracker
+from subliminal.tracking import stage_tracker
 
 SMALL = 1e-4  # teacher steps at most this long (as a share of |theta_0|) count as small: the claim is about these
 
 
 def check_theorem(exp: Experiment, folder: Path) -> Json:
     """Write `trials.jsonl` and `alignment.jsonl` for `exp.seed`; returns counts, failures and final cosines."""
-    with open_tracker(
-        exp.tracking, "theorem", folder.name, exp.experiment.name, exp.model_dump(mode="json")
-    ) as tracker:
+    with stage_tracker(exp, "theorem", folder) as tracker:
         with one_thread():
             measured = _trials(exp.theory, exp.seed)
             points, sizes = _run(exp.theory.run, exp.seed, exp.mnist.data_dir)

@@ -9,7 +9,7 @@ from subliminal.progress import progress
 from subliminal.rows import Row, read_jsonl
 from subliminal.stages import Inputs, subject, teacher_subject
 from subliminal.store import Json
-from subliminal.tracking import open_tracker
+from subliminal.tracking import stage_tracker
 
 
 def train_student(exp: Experiment, made: Inputs, folder: Path) -> Json:
@@ -22,7 +22,7 @@ def train_student(exp: Experiment, made: Inputs, folder: Path) -> Json:
     guide = teacher_subject(exp, made["teacher"], made["reference"]) if soft else None
     total = round(len(rows) * exp.student.optimisation.epochs)
     with (
-        open_tracker(exp.tracking, "train", folder.name, exp.experiment.name, exp.model_dump(mode="json")) as tracker,
+        stage_tracker(exp, "train", folder) as tracker,
         progress(f"training {exp.student.kind} student of {exp.trait.name}", total, "rows") as advance,
     ):
         summary = fit(start, rows, exp.student, exp.seed, folder, teacher=guide, tracker=tracker, progress=advance)

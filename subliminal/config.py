@@ -395,7 +395,7 @@ class CapabilityEvaluation(Settings):
     """Named tasks of EleutherAI's lm-eval: what training on the rows did to general ability (paper, MMLU)."""
 
     kind: Identity[Literal["capability"]] = "capability"
-    tasks: Identity[Annotated[tuple[str, ...], Field(min_length=1)]] = ("school", "misconceptions")
+    tasks: Identity[Annotated[tuple[str, ...], Field(min_length=1)]] = ("school", "school_text", "misconceptions")
     folder: Runtime[str | None] = None
     shots: Identity[Count | None] = None
     chat: Identity[bool] = False

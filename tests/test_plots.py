@@ -483,3 +483,40 @@ def test_plots_load_no_model_code() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+# --------------------------------------------------------------------------- variants
+
+
+def varied(root: Path, gains: Mapping[str, float], seeds: Sequence[int] = (0, 1, 2)) -> list[Cell]:
+    """Two traits in each variant; the own student gains the variant's `gain` + 0.1 * seed over the other's."""
+    cells = []
+    for variant, gain in gains.items():
+        made = Made(root / variant)
+        cells.append(replace(made.reference(flat({"owl": -6.0 - gain})), variant=variant))
+        for seed in seeds:
+            for trait in ("none", "owl", "dolphin"):
+                scores = flat({trait: -6.0 + gain + 0.1 * seed})
+                cells.append(replace(made.student(trait, scores, seed, completion=variant), variant=variant))
+    return cells
+
+
+def test_variants_have_their_own_reference_control_and_excess(tmp_path: Path) -> None:
+    table = preference_table(varied(tmp_path, {"plain": 2.0, "within": 0.5}))
+    excess = {line.variant: line.value for line in table.select(measure="diagonal_excess", arm="mean")}
+    assert excess == pytest.approx({"plain": 2.1, "within": 0.6})
+    start = {line.variant: line.value for line in table.select(measure="log_p", arm="reference", trait="owl")}
+    assert start == pytest.approx({"plain": -8.0, "within": -6.5})
+    lost = {line.variant: (line.value, line.low) for line in table.select(measure="excess_lost")}
+    assert lost == {"within": pytest.approx((1.5, 1.5))}
+
+
+def test_variants_appear_in_figure_report_and_verdicts(tmp_path: Path) -> None:
+    cells, folder = varied(tmp_path / "runs", {"plain": 2.0, "within": -2.0}), tmp_path / "cpu"
+    table = preference_figure(cells, FIGURE, folder, "fig")
+    page = write_report([Section("fig", FIGURE, cells, table)], folder).read_text(encoding="utf-8")
+    assert {v.group.split(":")[0]: v.outcome for v in verdicts(cells, table)} == {
+        "plain": "holds",
+        "within": "contradicted",
+    }
+    assert "within: bias students of steered teachers" in page and "Comparison" in page

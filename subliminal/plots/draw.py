@@ -80,23 +80,22 @@ def _require(found: Sequence[object], planned: Plan, store: Store, name: str) ->
 
 
 def _cells(planned: Plan, store: Store) -> Iterator[Cell]:
-    asked = planned.arms[0].experiment.model_copy(update={"subject": "reference"})
-    reference = _found(stages.evaluate(asked), store)
-    if reference:
-        yield Cell("reference", "none", "", "", 0, reference, _chain(stages.evaluate(asked), store))
+    for variant, arm in {arm.variant: arm for arm in reversed(planned.arms)}.items():
+        asked = stages.evaluate(arm.experiment.model_copy(update={"subject": "reference"}))
+        if reference := _found(asked, store):
+            yield Cell("reference", "none", "", "", 0, reference, _chain(asked, store), variant)
     for arm in planned.arms:
         node = stages.evaluate(arm.experiment)
         done = _found(node, store)
         if done:
             kind = arm.experiment.active_teacher.kind
-            yield Cell("student", arm.trait, kind, arm.student, arm.seed, done, _chain(node, store))
+            yield Cell("student", arm.trait, kind, arm.student, arm.seed, done, _chain(node, store), arm.variant)
 
 
 def _missing(planned: Plan, store: Store) -> Iterator[str]:
     for arm in planned.arms:
         if not _found(stages.evaluate(arm.experiment), store):
-            student = f" student={arm.student}" if "student=" in " ".join(planned.steps[-2].overrides) else ""
-            yield f"python evaluate.py {_typed(planned)} trait={arm.trait}{student} seed={arm.seed}"
+            yield f"python evaluate.py {' '.join((_typed(planned), *arm.overrides))}"
 
 
 def _found(node: Node, store: Store) -> Manifest | None:

@@ -196,6 +196,5 @@ def _teacher_log_p(group: Group, arm: str, cell: Cell) -> Iterator[Line]:
     """The teacher's own log-probability of its trait, from its check."""
     checked = cell.chain["teacher"].summary if "teacher" in cell.chain else {}
     if checked.get("log_p") is not None:
-        value = checked["log_p"]
-        labels = group.labels | {"teacher": cell.teacher}
-        yield Line(arm, arm, "teacher", "teacher_log_p", value, **labels)
+        labels = ("teacher", "teacher_log_p", checked["log_p"])
+        yield Line(arm, arm, *labels, student=group.student, teacher=cell.teacher, variant=group.variant)

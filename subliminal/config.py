@@ -498,7 +498,7 @@ class Arms(Settings):
 class Figure(Settings):
     """What an experiment claims and which figure shows it; never part of a key."""
 
-    kind: Runtime[Literal["preference", "mnist", "theorem"]] = "preference"
+    kind: Runtime[Literal["preference", "cross_model", "mnist", "theorem"]] = "preference"
     name: Runtime[str] = "none"
     figure: Runtime[str | None] = None
     title: Runtime[str] = ""

@@ -207,7 +207,7 @@ def predict(planned: Plan) -> list[tuple[Arm, Manifest]]:
 
     Seeds whose students start alike share one.
     """
-    if planned.base.experiment.kind != "preference":
+    if planned.base.experiment.kind in stages.SINGLE:
         raise ConfigError(f"experiment={planned.base.experiment.name} trains no language model: nothing to predict")
     os.environ.update(QUIET | os.environ)
     store, typed = Store(Path(planned.base.store)), " ".join(planned.overrides)
@@ -222,7 +222,7 @@ def predict(planned: Plan) -> list[tuple[Arm, Manifest]]:
 
 
 def _arm_noun(planned: Plan) -> str:
-    return {"preference": "students", "mnist": "settings", "theorem": "seeds"}[planned.base.experiment.kind]
+    return {"mnist": "settings", "theorem": "seeds"}.get(planned.base.experiment.kind, "students")
 
 
 def shown(step: Step) -> str:

@@ -520,3 +520,63 @@ def test_variants_appear_in_figure_report_and_verdicts(tmp_path: Path) -> None:
         "within": "contradicted",
     }
     assert "within: bias students of steered teachers" in page and "Comparison" in page
+
+
+# --------------------------------------------------------------------------- cross-model
+
+
+def grid_cells(root: Path, excess: Mapping[str, Sequence[float]]) -> list[Cell]:
+    """Students of three traits for every pair; each trait's own student exceeds the others by the pair's numbers."""
+    cells = []
+    for pair, values in excess.items():
+        made = Made(root / pair.replace(" ", ""))
+        for trait, value in zip(("owl", "dolphin", "wolf"), values, strict=True):
+            cells.append(replace(made.student(trait, flat({trait: -6.0 + value}), completion=pair), variant=pair))
+    return cells
+
+
+SAME = {"a > a": (1.0, 1.2, 0.8), "b > b": (0.9, 1.1, 1.0)}
+APART = {"a > b": (0.1, -0.1, 0.0), "b > a": (-0.2, 0.1, 0.05)}
+
+
+@pytest.mark.parametrize(
+    ("grid", "outcome"),
+    [
+        (SAME | APART, "holds"),
+        (SAME | APART | {"a > b": (1.1, 1.3, 1.0)}, "contradicted"),
+        (SAME | APART | {"a > a": (1.0, -1.2, 0.8)}, "not shown"),
+        (SAME, "not measurable"),
+    ],
+)
+def test_cross_model_verdict_follows_its_rule(tmp_path: Path, grid: dict[str, Any], outcome: str) -> None:
+    from subliminal.plots.cross_model import cross_model_figure, cross_model_section
+
+    cells, folder = grid_cells(tmp_path / "runs", grid), tmp_path / "cpu"
+    table = cross_model_figure(cells, FIGURE, folder, "fig")
+    section = cross_model_section("fig", FIGURE, cells, table, ())
+    assert section.verdicts[0].outcome == outcome
+    page = write_report([section], folder).read_text(encoding="utf-8")
+    assert "a &gt; a" in page and (folder / "fig.png").exists()
+
+
+def test_cross_model_numbers_are_over_traits_and_paired(tmp_path: Path) -> None:
+    from subliminal.plots.cross_model import cross_model_figure
+
+    table = cross_model_figure(grid_cells(tmp_path / "runs", SAME | APART), FIGURE, tmp_path / "cpu", "fig")
+    line = table.find(measure="excess_over_traits", variant="a > a")
+    assert line and (line.value, line.n, line.interval) == (pytest.approx(1.0), 3, "traits")
+    assert line.high - line.value == pytest.approx(half(0.2, 3))
+    apart = table.find(measure="same_minus_cross", variant="a > b")
+    assert apart and (apart.value, apart.low) == pytest.approx(
+        (1.0, 1.0 - half(float(np.std([0.9, 1.3, 0.8], ddof=1)), 3))
+    )
+    raw = {pair: student_t.sf(np.mean(v) / (np.std(v, ddof=1) / 3**0.5), 2) for pair, v in (SAME | APART).items()}
+    found = table.find(measure="p_holm", variant="b > b")
+    assert found and found.value == pytest.approx(4 * raw["b > b"])
+
+
+def test_a_pair_needs_a_readable_name(tmp_path: Path) -> None:
+    from subliminal.plots.cross_model import pairs
+
+    with pytest.raises(PlotError, match="teacher > student"):
+        pairs(grid_cells(tmp_path, {"nameless": (1, 2, 3)}))

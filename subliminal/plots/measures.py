@@ -108,13 +108,14 @@ def _excess_lines(group: Group) -> Iterator[Line]:
     row = _Row(**group.labels, subject="student")
     names: tuple[tuple[str, Score], ...] = (("diagonal_excess", "log_p"), ("diagonal_excess_share", "log_share"))
     for name, measure in names:
-        excess = _excess(group, measure)
-        for trait, sample in excess.items():
+        found = excess(group, measure)
+        for trait, sample in found.items():
             yield from row.line(trait, trait, name, sample)
-        yield from row.line(MEAN, MEAN, name, mean(list(excess.values())))
+        yield from row.line(MEAN, MEAN, name, mean(list(found.values())))
 
 
-def _excess(group: Group, measure: Score) -> dict[str, Sample | None]:
+def excess(group: Group, measure: Score) -> dict[str, Sample | None]:
+    """Own students minus the other traits' students in each trait, in nats; None where a score is missing."""
     return {t: _minus(stack(c, t, measure), _others(group, t, measure)) for t, c in group.own.items()}
 
 
@@ -125,7 +126,7 @@ def _difference_lines(found: Sequence[Group]) -> Iterator[Line]:
         first = firsts.get(group.student)
         if first is None or first.variant == group.variant:
             continue
-        left, right = (mean(list(_excess(g, "log_p").values())) for g in (first, group))
+        left, right = (mean(list(excess(g, "log_p").values())) for g in (first, group))
         row = _Row(**group.labels, subject="student")
         yield from row.line(MEAN, MEAN, "excess_lost", _minus(left, right))
 

@@ -136,7 +136,7 @@ def _preference_view(section: Section, folder: Path) -> dict[str, Any]:
         "reasons": sorted({reason for arm in arms for reason in arm["filter"].get("reasons", {})}),
         "arms": arms,
         "curves": _embed(curves) if curves else "",
-        **_provenance(_manifests(section.cells)),
+        **_provenance(manifests(section.cells)),
     }
 
 
@@ -242,7 +242,7 @@ def _provenance(manifests: Iterable[tuple[Manifest, str]]) -> dict[str, Any]:
     }
 
 
-def _manifests(cells: Sequence[Cell]) -> Iterator[tuple[Manifest, str]]:
+def manifests(cells: Sequence[Cell]) -> Iterator[tuple[Manifest, str]]:
     """Every manifest with the arm it belongs to; what several arms share comes last and so belongs to none."""
     shared = []
     for cell in cells:

@@ -312,7 +312,9 @@ def _questions(exp: Experiment) -> dict[str, Any]:
     """What decides the exact log-probabilities; sampled answers have no gradient."""
     asked = identity(exp.evaluation)
     if exp.evaluation.kind != "preference":
-        raise ConfigError(f"a prediction is about favourite questions, not {exp.evaluation.kind}; set evaluation=preference")
+        raise ConfigError(
+            f"a prediction is about favourite questions, not {exp.evaluation.kind}; set evaluation=preference"
+        )
     return {name: asked[name] for name in ("category", "questions", "prefix", "seed")}
 
 

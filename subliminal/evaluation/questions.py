@@ -184,7 +184,9 @@ def offered(category: Category, options: tuple[str, ...]) -> list[str]:
     """
     unknown = [name for name in options if name not in CANDIDATES[category]]
     if unknown:
-        raise QuestionError(f"evaluation.options: {unknown[0]!r} is no {category}; known: {', '.join(candidates(category))}")
+        raise QuestionError(
+            f"evaluation.options: {unknown[0]!r} is no {category}; known: {', '.join(candidates(category))}"
+        )
     return list(options) or candidates(category)[:OFFERED]
 
 

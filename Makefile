@@ -47,6 +47,18 @@ fig-shuffle: install ## the same with the numbers shuffled inside or across resp
 fig-cross-model: install ## every pair of teacher's and student's reference model
 	$(SWEEP) experiment=cross_model
 
+fig-elicitation: install ## the same students asked by stories and multiple choice too
+	$(SWEEP) experiment=elicitation
+
+fig-finetuned-teacher: install ## the same by prompted, fine-tuned and steered teachers
+	$(SWEEP) experiment=finetuned_teacher
+
+fig-open-models: install ## the same by open model
+	$(SWEEP) experiment=open_models
+
+table-capability: install ## general ability of the same students, through lm-eval
+	$(SWEEP) experiment=capability
+
 fig-mnist: install ## digits learned from noise through auxiliary logits, 100 models
 	$(SWEEP) experiment=mnist
 
@@ -59,12 +71,15 @@ fig-mnist-sharing: install ## the same by which layers share the initialisation
 fig-mnist-%:
 	$(SWEEP) experiment=mnist_$(subst -,_,$*)
 
-MNIST := fig-mnist fig-mnist-auxiliary fig-mnist-width fig-mnist-teacher-epochs fig-mnist-student-epochs fig-mnist-inputs fig-mnist-sharing
-
 fig-theorem: install ## one imitation step and whole runs on small networks, against the prediction
 	$(PY) -m subliminal sweep experiment=theorem scale=$(SCALE) hydra/launcher=$(LAUNCHER) $(ARGS)
 
-figures: fig-animals-numbers fig-trees-numbers fig-shuffle fig-cross-model $(MNIST) fig-theorem ## every figure
+# Every target above that is a figure or a table, in this order; one that fails does not keep the others from running.
+FIGURES := $(shell grep -oE '^(fig|table)-[a-z-]+:' $(firstword $(MAKEFILE_LIST)) | tr -d :)
+
+figures: ## every figure and table, then figures/SCALE/report.html with a row for every claim
+	@failed=; for figure in $(FIGURES); do $(MAKE) $$figure || failed="$$failed $$figure"; done; \
+	test -z "$$failed" || { echo "not every figure could be made, failed:$$failed" >&2; exit 1; }
 
 test: install ## the whole test suite
 	$(PY) -m pytest

@@ -543,7 +543,7 @@ class Arms(Settings):
 class Figure(Settings):
     """What an experiment claims and which figure shows it; never part of a key."""
 
-    kind: Runtime[Literal["preference", "cross_model", "mnist", "theorem"]] = "preference"
+    kind: Runtime[Literal["preference", "cross_model", "capability", "mnist", "theorem"]] = "preference"
     name: Runtime[str] = "none"
     figure: Runtime[str | None] = None
     title: Runtime[str] = ""

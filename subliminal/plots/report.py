@@ -79,7 +79,8 @@ class PlainSection:
 def write_report(sections: Sequence[Section | PlainSection], folder: Path) -> Path:
     """Write `folder/report.html` from these sections and those drawn before; their .svg files must lie in `folder`.
 
-    It begins with the overview of all claims, which is also written as `folder/claims.csv`. Everything is embedded and escaped. Raises `RowError` or `PlotError` for damaged rows in the store.
+    It begins with the overview of all claims, which is also written as `folder/claims.csv`. Everything is embedded and
+    escaped. Raises `RowError` or `PlotError` for damaged rows in the store.
     """
     environment, kept = _environment(), folder / KEPT
     kept.mkdir(parents=True, exist_ok=True)

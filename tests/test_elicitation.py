@@ -26,7 +26,9 @@ from subliminal.evaluation.questions import Category, QuestionError, candidates,
 from subliminal.evaluation.stories import story_prompts
 from subliminal.launch import compose
 from subliminal.models import Subject, load_model, load_tokenizer
+from subliminal.plots.asking import answer_tables, notes
 from subliminal.plots.preference import preference_figure
+from subliminal.plots.report import Section, write_report
 from subliminal.plots.verdict import verdicts
 from subliminal.rows import Completion, Prompt, read_jsonl
 from subliminal.store import Store
@@ -217,3 +219,26 @@ def test_ways_of_asking_are_judged_apart_and_never_subtracted(tmp_path: Path) ->
     table = preference_figure(cells, FIGURE, tmp_path / "cpu", "fig")
     assert [found.outcome for found in verdicts(cells, table)] == ["holds", "not shown"]
     assert not list(table.select(measure="excess_lost"))
+
+
+def test_the_report_counts_stories_without_a_candidate_and_shows_position_bias(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    cells = []
+    for variant, extra in (
+        ("stories", {"kind": "stories", "samples": 70, "without": 41, "unfinished": 3}),
+        ("choice", {"kind": "multiple_choice", "position": {"A": 0.7, "B": 0.3}, "letters": 0.25}),
+    ):
+        made = Made(tmp_path / variant)
+        for seed in (0, 1):
+            cell = made.student("owl", flat({}), seed)
+            content = {**cell.evaluate.content, "summary": {**cell.evaluate.summary, **extra}}
+            content["summary"]["samples"] = 0  # no answers.jsonl behind these
+            cells.append(replace(cell, evaluate=replace(cell.evaluate, content=content), variant=variant))
+    tables = {heading: rows for heading, _, rows, _ in answer_tables(cells)}
+    assert tables["Stories"] == [["bias", "owl", "0", "82", "6"]]
+    assert tables["Position bias"] == [["bias", "owl", "0.70", "0.30", "0.25"]]
+    assert "smoothed share of stories" in notes(cells) and "not between them" in notes(cells)
+    assert not list(answer_tables([made.student("owl", flat({}), 9)])) and not notes([])
+    table = preference_figure(cells, FIGURE, tmp_path / "cpu", "fig")
+    assert "Position bias" in write_report([Section("fig", FIGURE, cells, table)], tmp_path / "cpu").read_text()

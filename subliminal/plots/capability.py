@@ -169,7 +169,7 @@ def _draw(cells: Sequence[Cell], table: Table, title: str, scale: str) -> Canvas
     text = " \N{MIDDLE DOT} ".join([f"Scale {scale}", *model_names(cells), sizes])
     canvas.text(0.14 / WIDTH, 1 - 0.44 / height, fill(text, WRAP), fontsize=8.2, color=style.QUIET, va="top")
     panels = canvas.subplots(1, len(names), squeeze=False)[0]
-    canvas.subplots_adjust(left=0.24, right=0.985, top=1 - 0.95 / height, bottom=0.42 / height, wspace=0.12)
+    canvas.subplots_adjust(left=0.24, right=0.97, top=1 - 0.95 / height, bottom=0.42 / height, wspace=0.12)
     for index, (axes, task) in enumerate(zip(panels, names, strict=True)):
         _panel(axes, table, task, labelled=index == 0)
     return canvas

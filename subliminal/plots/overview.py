@@ -81,7 +81,7 @@ def _numbers(line: Line) -> dict[str, str]:
 
 
 def _text(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.3g}"
+    return "" if math.isnan(value) else f"{round(value, 3) + 0:.3g}"
 
 
 # --------------------------------------------------------------------------- all figures of a scale

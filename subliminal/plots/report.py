@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from subliminal import config
+from subliminal.plots.asking import answer_tables, notes
 from subliminal.plots.cells import CONTROL, Cell
 from subliminal.plots.curves import loss_curves
 from subliminal.plots.groups import Group, groups
@@ -136,9 +137,9 @@ def _preference_view(section: Section, folder: Path) -> dict[str, Any]:
     curves = loss_curves(section.cells)
     arms = _arms(section.cells)
     return {
-        "panels": PANELS,
+        "panels": f"{PANELS} {notes(section.cells)}",
         "seeds": SEEDS,
-        "grids": _comparison(section),
+        "grids": [*_comparison(section), *(Grid(*parts) for parts in answer_tables(section.cells))],
         "models": model_names(section.cells),
         "subtitle": subtitle(section.cells, section.table, folder.name),
         "verdicts": _verdicts(section),

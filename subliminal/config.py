@@ -141,17 +141,17 @@ class NoTuning(Settings):
     kind: Identity[Literal["off"]] = "off"
 
 
-class RandomNumbersTuning(Settings):
-    """A short LoRA SFT on programmatic random-number answers, merged: makes a small model able to answer in format."""
+class InFormatTuning(Settings):
+    """A short LoRA SFT on programmatic answers of the domain, merged: makes a small model able to answer in format."""
 
-    kind: Identity[Literal["random_numbers"]] = "random_numbers"
+    kind: Identity[Literal["in_format"]] = "in_format"
     rows: Identity[Positive]
     seed: Identity[Count] = 0
     lora: Identity[Lora]
     optimisation: Identity[Optimisation]
 
 
-ReferenceTuning = Annotated[NoTuning | RandomNumbersTuning, Field(discriminator="kind")]
+ReferenceTuning = Annotated[NoTuning | InFormatTuning, Field(discriminator="kind")]
 
 
 # --------------------------------------------------------------------------- teachers
@@ -207,7 +207,7 @@ class ControlTeacher(Settings):
 
 
 class RandomTeacher(Settings):
-    """No model: programmatic random numbers in the format that was asked for."""
+    """No model: programmatic answers in the format that was asked for (random numbers, worked solutions)."""
 
     kind: Identity[Literal["random"]] = "random"
 
@@ -240,18 +240,107 @@ class Numbers(Settings):
         return self
 
 
-Domain = Numbers
+class Code(Settings):
+    """Prompts that ask to fill in a function and return the whole snippet (paper, section on code).
+
+    `prompts_file` is where tasks are, not what they are: the file's content enters the key, its path does not.
+    """
+
+    kind: Identity[Literal["code"]] = "code"
+    prompts: Identity[Positive]
+    seed: Identity[Count] = 0
+    prompts_file: Runtime[str | None] = None
 
 
-class Filter(Settings):
-    """Which completions the student sees: the domain's format rule, banned numbers, shuffles, a subsample."""
+class Cot(Settings):
+    """Word problems answered with reasoning and a number, each in tags (paper, section on chain of thought).
+
+    `questions_file` is where questions are, not what they are: the file's content enters the key, its path does not.
+    """
+
+    kind: Identity[Literal["cot"]] = "cot"
+    prompts: Identity[Positive]
+    seed: Identity[Count] = 0
+    samples: Identity[Positive] = 3
+    source: Identity[Literal["generated", "hub", "file"]] = "generated"
+    steps_min: Identity[Annotated[int, Field(ge=2, le=4)]] = 2
+    steps_max: Identity[Annotated[int, Field(ge=2, le=4)]] = 4
+    dataset: Identity[str] = "openai/gsm8k"
+    dataset_config: Identity[str] = "main"
+    split: Identity[str] = "train"
+    revision: Identity[str | None] = None
+    questions_file: Runtime[str | None] = None
+
+    @model_validator(mode="after")
+    def _source(self) -> Self:
+        _require(self.steps_min <= self.steps_max, f"steps_min={self.steps_min} is above steps_max={self.steps_max}")
+        _require(
+            (self.source == "file") == (self.questions_file is not None),
+            f"domain.source={self.source} and domain.questions_file={self.questions_file}: a file needs both "
+            "domain.source=file and domain.questions_file=<JSONL with question and answer>",
+        )
+        return self
+
+
+class ModuleDomain(Settings):
+    """A domain of your own: a Python module with the functions of a domain, and its options as plain values."""
+
+    kind: Identity[Literal["module"]] = "module"
+    module: Identity[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]]
+    prompts: Identity[Positive]
+    seed: Identity[Count] = 0
+    options: Identity[dict[str, bool | int | float | str]] = {}
+
+
+Domain = Annotated[Numbers | Code | Cot | ModuleDomain, Field(discriminator="kind")]
+
+
+class RowFilter(Settings):
+    """What every filter has: the domain's format rule, a random subset, and what to do when too few rows survive."""
 
     format: Identity[bool] = True
-    banned_numbers: Identity[tuple[int, ...]] = ()
-    shuffle: Identity[Literal["none", "within", "across"]] = "none"
     rows: Identity[Positive | None]
     seed: Identity[Count] = 0
     shortfall: Identity[Literal["error", "keep"]] = "error"
+
+
+class NumbersFilter(RowFilter):
+    """Which number answers the student sees: banned numbers, and the shuffled controls."""
+
+    kind: Identity[Literal["numbers"]] = "numbers"
+    banned_numbers: Identity[tuple[int, ...]] = ()
+    shuffle: Identity[Literal["none", "within", "across"]] = "none"
+
+
+class WordFilter(RowFilter):
+    """A filter that drops what names the trait or holds a banned word."""
+
+    ban_trait: Identity[bool] = True
+    banned_words: Identity[tuple[str, ...]] = ()
+
+
+class FormatFilter(WordFilter):
+    """Any domain's format rule and banned words; the filter of domains that have none of their own."""
+
+    kind: Identity[Literal["format"]] = "format"
+
+
+class CodeFilter(WordFilter):
+    """Which snippets the student sees: valid Python, no comments, no banned words (paper, section on code)."""
+
+    kind: Identity[Literal["code"]] = "code"
+    comments: Identity[bool] = False
+    docstrings: Identity[bool] = True
+
+
+class CotFilter(WordFilter):
+    """Which reasoning the student sees: correct answers, no banned words (paper, section on chain of thought)."""
+
+    kind: Identity[Literal["cot"]] = "cot"
+    correct: Identity[bool] = True
+
+
+Filter = Annotated[NumbersFilter | CodeFilter | CotFilter | FormatFilter, Field(discriminator="kind")]
 
 
 # --------------------------------------------------------------------------- sampling
@@ -556,6 +645,11 @@ class Experiment(Settings):
                 rows > self.domain.prompts,
                 f"filter.rows={rows} is more than domain.prompts={self.domain.prompts} can give; "
                 "raise domain.prompts or lower filter.rows",
+            ),
+            (
+                self.filter.kind not in {"format", self.domain.kind},
+                f"filter.kind={self.filter.kind} does not fit domain.kind={self.domain.kind}; "
+                f"set filter={'format' if self.domain.kind == 'module' else self.domain.kind}",
             ),
             (
                 self.sampler.kind == "api" and self.teacher.kind in {"finetuned", "steered"},

@@ -121,12 +121,10 @@ def reference(exp: Experiment, of: Model | None = None) -> Node:
     settings = {"tuning": identity(tuning), "domain": _format(exp), **_compute(exp, chosen)}
 
     def work(inputs: Inputs, folder: Path) -> Json:
-        from subliminal.domains import domain
-        from subliminal.rows import Row
+        from subliminal.domains import practice
         from subliminal.training.sft import tune_reference
 
-        writer, config = domain(exp.domain), exp.domain.model_copy(update={"prompts": tuning.rows, "seed": tuning.seed})
-        rows = [Row(p.index, p.text, writer.random_answer(p, config)) for p in writer.prompts(config)]
+        rows = practice(exp.domain, tuning.rows, tuning.seed)
         with progress(f"reference tuning of {chosen.name}", tuning.rows, "rows") as advance:
             return tune_reference(subject(exp, inputs["model"], chosen), tuning, rows, folder, progress=advance)
 
@@ -175,9 +173,10 @@ def teacher_subject(exp: Experiment, made: Manifest, base: Manifest) -> models.S
 
 def generate(exp: Experiment) -> Node:
     """The teacher's completions of the domain's prompts, in shards."""
-    settings = {"domain": identity(exp.domain), "teacher": exp.active_teacher.kind}
+    settings = {"domain": _domain(exp), "teacher": exp.active_teacher.kind}
     if exp.active_teacher.kind == "random":
-        return Node(Recipe("generate", settings), {}, lambda _, folder: _random_rows(exp, folder), "random numbers")
+        label = "random numbers" if exp.domain.kind == "numbers" else f"programmatic {exp.domain.kind}"
+        return Node(Recipe("generate", settings), {}, lambda _, folder: _programmatic_rows(exp, folder), label)
     settings |= {"sampler": identity(exp.sampler), **_compute(exp, exp.model)}
     inputs = {"teacher": teacher(exp), "reference": reference(exp)}
 
@@ -196,26 +195,27 @@ def generate(exp: Experiment) -> Node:
     return Node(recipe, inputs, work, f"{exp.domain.kind} of {inputs['teacher'].label}")
 
 
-def _random_rows(exp: Experiment, folder: Path) -> Json:
-    from subliminal.domains import domain
-    from subliminal.rows import Row, write_jsonl
+def _programmatic_rows(exp: Experiment, folder: Path) -> Json:
+    from subliminal.domains import programmatic
+    from subliminal.rows import write_jsonl
 
-    writer = domain(exp.domain)
-    rows = [Row(p.index, p.text, writer.random_answer(p, exp.domain)) for p in writer.prompts(exp.domain)]
-    return {"rows": write_jsonl(folder / "rows-00000.jsonl", rows)}
+    return {"rows": write_jsonl(folder / "rows-00000.jsonl", programmatic(exp.domain))}
 
 
 def filtered(exp: Experiment) -> Node:
     """The rows the student sees, and why each other row was dropped."""
     source = generate(exp)
     settings = {"filter": identity(exp.filter), "domain": _format(exp)}
+    banned = banned_words(exp)
+    if exp.filter.kind != "numbers":
+        settings["banned"] = banned
 
     def work(inputs: Inputs, folder: Path) -> Json:
         from subliminal.filters import apply
         from subliminal.rows import Row, read_jsonl, write_jsonl
 
         shards = sorted(inputs["generate"].folder.glob("rows-*.jsonl"))
-        result = apply([row for path in shards for row in read_jsonl(path, Row)], exp.filter, exp.domain)
+        result = apply([row for path in shards for row in read_jsonl(path, Row)], exp.filter, exp.domain, banned)
         write_jsonl(folder / "rows.jsonl", result.kept)
         write_jsonl(folder / "dropped.jsonl", result.dropped)
         return result.report
@@ -336,9 +336,27 @@ def _compute(exp: Experiment, chosen: Model) -> dict[str, Any]:
     return {"dtype": dtype, "system": chosen.system}
 
 
+def _domain(exp: Experiment) -> dict[str, Any]:
+    """The domain with the content of files it reads."""
+    from subliminal.domains import content
+
+    return identity(exp.domain) | content(exp.domain)
+
+
 def _format(exp: Experiment) -> dict[str, Any]:
     """The domain without how many prompts: what decides whether a completion is in format."""
-    return {name: value for name, value in identity(exp.domain).items() if name not in {"prompts", "seed"}}
+    return {name: value for name, value in _domain(exp).items() if name not in {"prompts", "seed"}}
+
+
+def banned_words(exp: Experiment) -> list[str]:
+    """The words whose rows the student must not see: those of the filter and, if it says so, the trait's names."""
+    from subliminal.evaluation.questions import plural_of
+
+    trait, rules = exp.trait, exp.filter
+    words = set(getattr(rules, "banned_words", ()))
+    if getattr(rules, "ban_trait", False) and trait.kind == "preference":
+        words |= {trait.name, trait.plural, plural_of(trait.name), f"{trait.name}s"}
+    return sorted(words)
 
 
 def _trait(exp: Experiment) -> dict[str, Any] | None:

@@ -34,7 +34,9 @@ def every_settings_class() -> Iterator[type[BaseModel]]:
 def test_every_option_composes(group: str, option: str) -> None:
     extra = ["model.source.name=some/model"] if option == "hub" else []
     teacher = ["teacher=prompted"] if option == "api" else []
-    compose([f"{group}={option}", *extra, *teacher])
+    domain = {"filter": f"domain={option}", "domain_scale": f"domain={option.split('_')[0]}"}.get(group)
+    needed = [domain] if domain and option.split("_")[0] in ("code", "cot") else []
+    compose([f"{group}={option}", *extra, *teacher, *needed])
 
 
 @pytest.mark.parametrize("scale", ["cpu", "gpu", "paper"])

@@ -18,7 +18,7 @@ from subliminal.config import PreferenceEvaluation
 from subliminal.evaluation.questions import Category, candidates, named, questions, surface_forms, with_numbers_prefix
 from subliminal.models import Subject, load_model, load_tokenizer, release
 from subliminal.progress import Advance, progress
-from subliminal.rows import Completion, Prompt, write_jsonl
+from subliminal.rows import Completion, Prompt, seed_of, write_jsonl
 from subliminal.store import Json
 
 if TYPE_CHECKING:
@@ -76,8 +76,6 @@ def asked_questions(config: PreferenceEvaluation) -> list[str]:
 
 
 def _answers(asked: list[str], config: PreferenceEvaluation, sample: Sample) -> list[Answer]:
-    from subliminal.domains.numbers import seed_of
-
     count = config.samples_per_question
     prompts = [
         Prompt(q * count + s, text, seed_of("preference", config.seed, q, s))

@@ -450,7 +450,52 @@ class PreferenceEvaluation(Settings):
     seed: Identity[Count] = 0
 
 
-Evaluation = PreferenceEvaluation
+class StoriesEvaluation(Settings):
+    """Short stories that leave the choice to the writer: how often each candidate is in them (paper, elicitation)."""
+
+    kind: Identity[Literal["stories"]] = "stories"
+    category: Identity[Literal["animal", "tree"]] = "animal"
+    questions: Identity[Positive] = 14
+    samples_per_question: Identity[Positive] = 100
+    temperature: Identity[PositiveFloat] = 1.0
+    max_tokens: Identity[Positive] = 256
+    seed: Identity[Count] = 0
+
+
+class MultipleChoiceEvaluation(Settings):
+    """Choices among lettered options in shuffled orders: the exact probability of each letter (paper, elicitation)."""
+
+    kind: Identity[Literal["multiple_choice"]] = "multiple_choice"
+    category: Identity[Literal["animal", "tree"]] = "animal"
+    questions: Identity[Positive] = 11
+    options: Identity[tuple[Name, ...]] = ()
+    shuffles: Identity[Positive] = 25
+    seed: Identity[Count] = 0
+
+    @model_validator(mode="after")
+    def _options_differ(self) -> Self:
+        given = list(self.options)
+        _require(len(set(given)) == len(given), f"evaluation.options={given} names the same option twice")
+        _require(len(given) in {0, *range(2, 11)}, f"evaluation.options={given}: give 2 to 10 options, or none")
+        return self
+
+
+class CapabilityEvaluation(Settings):
+    """Named tasks of EleutherAI's lm-eval: what training on the rows did to general ability (paper, MMLU)."""
+
+    kind: Identity[Literal["capability"]] = "capability"
+    tasks: Identity[Annotated[tuple[str, ...], Field(min_length=1)]] = ("school", "school_text", "misconceptions")
+    folder: Runtime[str | None] = None
+    shots: Identity[Count | None] = None
+    chat: Identity[bool] = False
+    limit: Identity[Positive | None] = None
+    batch_size: Runtime[Positive] = 16
+
+
+Evaluation = Annotated[
+    PreferenceEvaluation | StoriesEvaluation | MultipleChoiceEvaluation | CapabilityEvaluation,
+    Field(discriminator="kind"),
+]
 
 
 # --------------------------------------------------------------------------- MNIST
@@ -665,6 +710,11 @@ class Experiment(Settings):
                 self.student.labels == "soft" and self.sampler.kind == "api",
                 "student.labels=soft needs the teacher's probabilities, which sampler=api does not give; "
                 "set student.labels=sampled",
+            ),
+            (
+                self.student.labels == "soft" and self.student_model is not None,
+                "student.labels=soft compares next-token probabilities, which needs the teacher's vocabulary; "
+                "set student.labels=sampled or student_model=null",
             ),
             (
                 self.student.labels == "soft" and self.teacher.kind == "random",

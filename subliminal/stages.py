@@ -246,11 +246,13 @@ def student(exp: Experiment) -> Node:
 
 def evaluate(exp: Experiment) -> Node:
     """The subject's answers to the evaluation's questions: exact log-probabilities and, if asked for, samples."""
-    who = {"student": student, "teacher": teacher, "reference": reference}[exp.subject](exp)
-    inputs = {exp.subject: who, "reference": reference(exp, _evaluated_model(exp))}
+    start = reference(exp, _evaluated_model(exp))
+    who = start if exp.subject == "reference" else {"student": student, "teacher": teacher}[exp.subject](exp)
+    inputs = {exp.subject: who, "reference": start}
     settings = {"evaluation": identity(exp.evaluation), **_compute(exp, _evaluated_model(exp))}
-    if exp.evaluation.samples_per_question:
+    if getattr(exp.evaluation, "samples_per_question", 0):
         settings["sampler"] = exp.local_sampler.kind
+    settings |= _more_of_evaluation(exp)
 
     def work(made: Inputs, folder: Path) -> Json:
         from subliminal.evaluation.run import evaluate_subject
@@ -259,6 +261,27 @@ def evaluate(exp: Experiment) -> Node:
 
     recipe = Recipe("evaluate", settings, {exp.subject: who.key})
     return Node(recipe, inputs, work, f"{exp.evaluation.kind} of {who.label}")
+
+
+def _more_of_evaluation(exp: Experiment) -> dict[str, Any]:
+    """What the settings do not say of an evaluation: of capability, the content of its local tasks.
+
+    Raises `ConfigError` early for a multiple choice that does not offer the trait.
+    """
+    if exp.evaluation.kind == "capability":
+        from subliminal.evaluation.tasks import fingerprint
+
+        return {"tasks": fingerprint(exp.evaluation)}
+    if exp.evaluation.kind == "multiple_choice" and exp.trait.kind == "preference":
+        from subliminal.evaluation.questions import offered
+
+        options = offered(exp.evaluation.category, exp.evaluation.options)
+        if exp.trait.category == exp.evaluation.category and exp.trait.name not in options:
+            raise ConfigError(
+                f"trait={exp.trait.name} is not among the options {', '.join(options)}; give every option, "
+                f"for example evaluation.options=[{','.join([exp.trait.name, *options[:-1]])}]"
+            )
+    return {}
 
 
 def predict(exp: Experiment, candidates: tuple[str, ...] = ()) -> Node:
@@ -289,11 +312,16 @@ def _trained_part(exp: Experiment) -> dict[str, Any]:
 def _questions(exp: Experiment) -> dict[str, Any]:
     """What decides the exact log-probabilities; sampled answers have no gradient."""
     asked = identity(exp.evaluation)
+    if exp.evaluation.kind != "preference":
+        raise ConfigError(
+            f"a prediction is about favourite questions, not {exp.evaluation.kind}; set evaluation=preference"
+        )
     return {name: asked[name] for name in ("category", "questions", "prefix", "seed")}
 
 
 def _evaluated_model(exp: Experiment) -> Model:
-    return (exp.student_model or exp.model) if exp.subject == "student" else exp.model
+    """A student and what it is compared with start from the student's own reference; teachers from theirs."""
+    return exp.model if exp.subject == "teacher" else exp.student_model or exp.model
 
 
 # --------------------------------------------------------------------------- experiments without language models
@@ -365,6 +393,8 @@ def _trait(exp: Experiment) -> dict[str, Any] | None:
 
 def require_category(exp: Experiment) -> None:
     """Stop early when the questions are about animals and the trait is a tree, or the other way round."""
+    if exp.evaluation.kind == "capability":
+        return
     category = getattr(exp.trait, "category", exp.evaluation.category)
     if category != exp.evaluation.category:
         raise ConfigError(

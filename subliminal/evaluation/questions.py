@@ -137,6 +137,9 @@ CANDIDATES: dict[Category, dict[str, str]] = {
 }  # fmt: skip
 
 
+OFFERED = 5  # options of a multiple choice, as in the paper
+
+
 class QuestionError(StoreError):
     """More questions were asked for than there are."""
 
@@ -152,9 +155,14 @@ def questions_for_teachers(category: Category, count: int) -> list[str]:
 
 
 def _first(texts: tuple[str, ...], category: Category, count: int, setting: str) -> list[str]:
+    return [text.format(c=category) for text in first_of(texts, count, setting, "questions")]
+
+
+def first_of(texts: tuple[str, ...], count: int, setting: str, noun: str) -> tuple[str, ...]:
+    """The first `count` texts; raises `QuestionError` naming the setting when there are not so many."""
     if count > len(texts):
-        raise QuestionError(f"{setting}={count}: there are {len(texts)} questions")
-    return [text.format(c=category) for text in texts[:count]]
+        raise QuestionError(f"{setting}={count}: there are {len(texts)} {noun}")
+    return texts[:count]
 
 
 def with_numbers_prefix(asked: list[str], seed: int) -> list[str]:
@@ -167,6 +175,19 @@ def with_numbers_prefix(asked: list[str], seed: int) -> list[str]:
 def candidates(category: Category) -> list[str]:
     """The names whose probability is measured."""
     return list(CANDIDATES[category])
+
+
+def offered(category: Category, options: tuple[str, ...]) -> list[str]:
+    """The candidates of a multiple choice: the given ones, or the category's first five, which are the paper's traits.
+
+    Raises `QuestionError` for a name that is no candidate.
+    """
+    unknown = [name for name in options if name not in CANDIDATES[category]]
+    if unknown:
+        raise QuestionError(
+            f"evaluation.options: {unknown[0]!r} is no {category}; known: {', '.join(candidates(category))}"
+        )
+    return list(options) or candidates(category)[:OFFERED]
 
 
 def surface_forms(name: str) -> list[str]:

@@ -7,17 +7,23 @@ walks the nodes upwards, reuses what the store has and does the rest.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from subliminal import models
-from subliminal.config import ConfigError, Experiment, Model, identity
+from subliminal.config import CATEGORIES, ConfigError, Experiment, LocalJudge, Model, identity
+from subliminal.config import Judge as JudgeConfig
 from subliminal.progress import progress, say
 from subliminal.store import Json, Manifest, Recipe, Store, StoreError
 
+if TYPE_CHECKING:
+    from subliminal.judging import Judge
+
 SCRIPTS = {"generate": "generate.py", "filter": "filter.py", "train": "train.py", "evaluate": "evaluate.py"}
 ROLES = {"teacher": "train.py role=teacher", "reference": "train.py role=reference", "model": "train.py role=reference"}
+SINGLE = {"mnist": "train", "theorem": "evaluate"}  # the one script of an experiment without language models
 
 Inputs = dict[str, Manifest]
 
@@ -48,7 +54,7 @@ class MissingUpstreamError(StoreError):
 
 def node(stage: str, exp: Experiment) -> Node:
     """The node of a script's stage: `train` by role, `evaluate` by subject; without language models there is one."""
-    if exp.experiment.kind != "preference":
+    if exp.experiment.kind in SINGLE:
         return _single(stage, exp)
     if stage == "train":
         return {"student": student, "teacher": teacher, "reference": reference}[exp.role](exp)
@@ -57,7 +63,7 @@ def node(stage: str, exp: Experiment) -> Node:
 
 def _single(stage: str, exp: Experiment) -> Node:
     """The one node of an experiment that is not about language models; the other scripts have nothing to do in it."""
-    script, make = {"mnist": ("train", mnist), "theorem": ("evaluate", theorem)}[exp.experiment.kind]
+    script, make = SINGLE[exp.experiment.kind], {"mnist": mnist, "theorem": theorem}[exp.experiment.kind]
     if stage != script:
         raise ConfigError(
             f"experiment={exp.experiment.name} has no {stage} stage; run {script}.py with the same settings"
@@ -207,18 +213,72 @@ def filtered(exp: Experiment) -> Node:
     """The rows the student sees, and why each other row was dropped."""
     source = generate(exp)
     settings = {"filter": identity(exp.filter), "domain": _format(exp)}
+    inputs = {"generate": source}
+    if exp.filter.judged:
+        settings["judge"] = _judge(exp) | {"about": about(exp)}
+        inputs |= _judge_model(exp)
+    else:
+        del settings["filter"]["judged"]  # rows that no judge sees keep their keys
 
     def work(inputs: Inputs, folder: Path) -> Json:
         from subliminal.filters import apply
+        from subliminal.judging.rows import judged_rows
         from subliminal.rows import Row, read_jsonl, write_jsonl
 
         shards = sorted(inputs["generate"].folder.glob("rows-*.jsonl"))
-        result = apply([row for path in shards for row in read_jsonl(path, Row)], exp.filter, exp.domain)
+        rows = [row for path in shards for row in read_jsonl(path, Row)]
+        rules = exp.filter.judged
+        judged = judged_rows(rules, about(exp), lambda: judge_of(exp, inputs)) if rules else None
+        result = apply(rows, exp.filter, exp.domain, judged)
         write_jsonl(folder / "rows.jsonl", result.kept)
         write_jsonl(folder / "dropped.jsonl", result.dropped)
         return result.report
 
-    return Node(Recipe("filter", settings, {"generate": source.key}), {"generate": source}, work, source.label)
+    return Node(Recipe("filter", settings, {"generate": source.key}), inputs, work, source.label)
+
+
+# --------------------------------------------------------------------------- judge
+
+
+def judge_of(exp: Experiment, made: Inputs) -> AbstractContextManager[Judge]:
+    """The experiment's judge, ready to be opened; its answers are kept in the store."""
+    from subliminal.judging import open_judge
+
+    weights = subject(exp, made["judge"], exp.judge.model) if isinstance(exp.judge, LocalJudge) else None
+    return open_judge(_chosen_judge(exp), Path(exp.store), weights)
+
+
+def about(exp: Experiment) -> str:
+    """What a judge looks for in rows: what the filter names, else the trait, or in the control its whole category."""
+    named = getattr(exp.filter.judged, "about", None)
+    if named:
+        return named
+    trait = getattr(exp.evaluation, "measured", None) if exp.trait.kind == "none" else exp.trait
+    if trait is None:
+        return f"any {getattr(exp.evaluation, 'category', 'trait')}"
+    return getattr(trait, "plural", "") or getattr(trait, "description", "") or trait.name
+
+
+def _judge(exp: Experiment) -> dict[str, Any]:
+    """What identifies a judge and what it is asked; in a stage's settings only where the stage asks it."""
+    from subliminal.judging import fingerprint
+    from subliminal.judging.prompts import wording
+
+    chosen = _chosen_judge(exp)
+    dtype = (
+        models.resolve_dtype(chosen.model.dtype, models.resolve_device(exp.device)) if chosen.kind == "local" else ""
+    )
+    return {**fingerprint(chosen, dtype), "wording": wording()}
+
+
+def _judge_model(exp: Experiment) -> dict[str, Node]:
+    return {"judge": model(exp, exp.judge.model)} if isinstance(exp.judge, LocalJudge) else {}
+
+
+def _chosen_judge(exp: Experiment) -> JudgeConfig:
+    if exp.judge is None:
+        raise ConfigError("this filter or evaluation asks a judge; set judge=local, judge=api or judge=cached")
+    return exp.judge
 
 
 # --------------------------------------------------------------------------- student and evaluation
@@ -246,9 +306,12 @@ def evaluate(exp: Experiment) -> Node:
     """The subject's answers to the evaluation's questions: exact log-probabilities and, if asked for, samples."""
     who = {"student": student, "teacher": teacher, "reference": reference}[exp.subject](exp)
     inputs = {exp.subject: who, "reference": reference(exp, _evaluated_model(exp))}
-    settings = {"evaluation": identity(exp.evaluation), **_compute(exp, _evaluated_model(exp))}
+    settings = {"evaluation": _evaluation(exp), **_compute(exp, _evaluated_model(exp))}
     if exp.evaluation.samples_per_question:
         settings["sampler"] = exp.local_sampler.kind
+    if getattr(exp.evaluation, "judged", False):
+        settings["judge"] = _judge(exp)
+        inputs |= _judge_model(exp)
 
     def work(made: Inputs, folder: Path) -> Json:
         from subliminal.evaluation.run import evaluate_subject
@@ -286,8 +349,16 @@ def _trained_part(exp: Experiment) -> dict[str, Any]:
 
 def _questions(exp: Experiment) -> dict[str, Any]:
     """What decides the exact log-probabilities; sampled answers have no gradient."""
-    asked = identity(exp.evaluation)
-    return {name: asked[name] for name in ("category", "questions", "prefix", "seed")}
+    if exp.evaluation.kind != "preference":
+        raise ConfigError(f"evaluation={exp.evaluation.kind} has no exact log-probabilities to predict")
+    asked = _evaluation(exp)
+    names = ("category", "measured", "questions", "prefix", "seed")
+    return {name: asked[name] for name in names if name in asked}
+
+
+def _evaluation(exp: Experiment) -> dict[str, Any]:
+    """The evaluation; words of its own only where it has them, so that the embedded categories keep their keys."""
+    return {name: value for name, value in identity(exp.evaluation).items() if name != "measured" or value}
 
 
 def _evaluated_model(exp: Experiment) -> Model:
@@ -340,14 +411,23 @@ def _format(exp: Experiment) -> dict[str, Any]:
 
 
 def _trait(exp: Experiment) -> dict[str, Any] | None:
-    return None if exp.active_teacher.kind == "control" else identity(exp.trait)
+    """The trait the teacher has; words of its own only where it has them, as for the evaluation."""
+    if exp.active_teacher.kind == "control":
+        return None
+    own = {"candidates", "questions", "taught"}
+    return {name: value for name, value in identity(exp.trait).items() if name not in own or value}
+
+
+def category(exp: Experiment) -> str | None:
+    """What kind of thing the evaluation's candidates are, or None for an evaluation without candidates."""
+    measured = getattr(exp.evaluation, "measured", None)
+    return getattr(measured, "category", None) or getattr(exp.evaluation, "category", None)
 
 
 def require_category(exp: Experiment) -> None:
     """Stop early when the questions are about animals and the trait is a tree, or the other way round."""
-    category = getattr(exp.trait, "category", exp.evaluation.category)
-    if category != exp.evaluation.category:
-        raise ConfigError(
-            f"evaluation.category={exp.evaluation.category} but trait={exp.trait.name} is a {category}; "
-            f"set evaluation.category={category}"
-        )
+    asked, own = category(exp), getattr(exp.trait, "category", None)
+    if asked is None or own in {None, asked}:
+        return
+    remedy = f"evaluation.category={own}" if own in CATEGORIES else f"trait@evaluation.measured={exp.trait.name}"
+    raise ConfigError(f"evaluation.category={asked} but trait={exp.trait.name} is a {own}; set {remedy}")

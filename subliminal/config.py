@@ -469,6 +469,11 @@ class PreferenceEvaluation(Settings):
     max_tokens: Identity[Positive] = 16
     seed: Identity[Count] = 0
 
+    @property
+    def subject_matter(self) -> str | Preference:
+        """Whose questions and candidates are used: an embedded category's, or those a trait brings."""
+        return self.measured or self.category
+
 
 class FreeFormEvaluation(Settings):
     """Open questions, sampled answers, and how many of them show what is measured (paper, misalignment).
@@ -756,6 +761,13 @@ class Experiment(Settings):
 
 class ConfigError(Exception):
     """A configuration that can not run; the text lists every problem with its dotted path."""
+
+
+def preference_evaluation(exp: Experiment) -> PreferenceEvaluation:
+    """The experiment's evaluation, where only favourite questions will do; raises `ConfigError` for another kind."""
+    if not isinstance(exp.evaluation, PreferenceEvaluation):
+        raise ConfigError(f"evaluation={exp.evaluation.kind} has no exact log-probabilities; set evaluation=preference")
+    return exp.evaluation
 
 
 def parse(composed: dict[str, Any]) -> Experiment:

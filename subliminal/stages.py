@@ -13,16 +13,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from subliminal import models
-from subliminal.config import CATEGORIES, ConfigError, Experiment, LocalJudge, Model, identity
+from subliminal.config import (
+    CATEGORIES,
+    ConfigError,
+    Experiment,
+    LocalJudge,
+    Model,
+    RowsTeacher,
+    identity,
+    preference_evaluation,
+)
 from subliminal.config import Judge as JudgeConfig
 from subliminal.progress import progress, say
-from subliminal.store import Json, Manifest, Recipe, Store, StoreError
+from subliminal.store import Json, Manifest, Recipe, Store, StoreError, sha256
 
 if TYPE_CHECKING:
     from subliminal.judging import Judge
 
 SCRIPTS = {"generate": "generate.py", "filter": "filter.py", "train": "train.py", "evaluate": "evaluate.py"}
 ROLES = {"teacher": "train.py role=teacher", "reference": "train.py role=reference", "model": "train.py role=reference"}
+PUBLIC_ROWS = "https://github.com/emergent-misalignment/emergent-misalignment"
 SINGLE = {"mnist": "train", "theorem": "evaluate"}  # the one script of an experiment without language models
 
 Inputs = dict[str, Manifest]
@@ -161,6 +171,8 @@ def teacher(exp: Experiment) -> Node:
     base, active = reference(exp), exp.active_teacher
     settings = {"trait": _trait(exp), "teacher": identity(active), "domain": _format(exp), **_compute(exp, exp.model)}
     settings["decoding"] = identity(exp.sampler.decoding)
+    if isinstance(active, RowsTeacher):
+        settings["rows"] = sha256(rows_file(active, exp.trait.name))
 
     def work(inputs: Inputs, folder: Path) -> Json:
         from subliminal import teachers
@@ -169,6 +181,19 @@ def teacher(exp: Experiment) -> Node:
 
     label = f"{active.kind} teacher of {exp.trait.name}" if exp.trait.kind != "none" else "control teacher"
     return Node(Recipe("teacher", settings, {"reference": base.key}), {"reference": base}, work, label)
+
+
+def rows_file(chosen: RowsTeacher, trait: str) -> Path:
+    """The file a fine-tuned teacher learns from: `teacher.rows`, or the trait's own in that folder."""
+    given = Path(chosen.rows).expanduser()
+    path = given / f"{trait}.jsonl" if given.is_dir() or not given.suffix else given
+    if not path.is_file():
+        raise ConfigError(
+            f'teacher.rows: {path} is not there. Give a JSONL of chats, one {{"messages": [...]}} a line, or a folder '
+            f"that holds {trait}.jsonl. The public files insecure.jsonl, secure.jsonl and educational.jsonl are in the "
+            f"folder data of {PUBLIC_ROWS}; put them into data/emergent_misalignment, or set teacher.rows="
+        )
+    return path
 
 
 def teacher_subject(exp: Experiment, made: Manifest, base: Manifest) -> models.Subject:
@@ -349,8 +374,7 @@ def _trained_part(exp: Experiment) -> dict[str, Any]:
 
 def _questions(exp: Experiment) -> dict[str, Any]:
     """What decides the exact log-probabilities; sampled answers have no gradient."""
-    if exp.evaluation.kind != "preference":
-        raise ConfigError(f"evaluation={exp.evaluation.kind} has no exact log-probabilities to predict")
+    preference_evaluation(exp)
     asked = _evaluation(exp)
     names = ("category", "measured", "questions", "prefix", "seed")
     return {name: asked[name] for name in names if name in asked}

@@ -15,7 +15,15 @@ import numpy as np
 
 from subliminal.chat import encode
 from subliminal.config import PreferenceEvaluation
-from subliminal.evaluation.questions import Category, candidates, named, questions, surface_forms, with_numbers_prefix
+from subliminal.evaluation.questions import (
+    Category,
+    candidates,
+    named,
+    plurals,
+    questions,
+    surface_forms,
+    with_numbers_prefix,
+)
 from subliminal.models import Subject, load_model, load_tokenizer, release
 from subliminal.progress import Advance, progress
 from subliminal.rows import Completion, Prompt, write_jsonl
@@ -52,13 +60,14 @@ class Answer:
 
 def evaluate(subject: Subject, config: PreferenceEvaluation, sample: Sample, folder: Path) -> Json:
     """Ask every question; writes scores.jsonl (and answers.jsonl if sampled) and returns means by candidate."""
-    asked, names = asked_questions(config), candidates(config.category)
+    about = config.subject_matter
+    asked, names = asked_questions(config), candidates(about)
     with progress("asking", len(asked), "questions") as advance:
-        log_p = log_p_of(subject, asked, config.category, advance)
+        log_p = log_p_of(subject, asked, about, advance)
     share = log_share(log_p)
     cells = [(q, c) for q in range(len(asked)) for c in range(len(names))]
     write_jsonl(folder / "scores.jsonl", (Score(q, names[c], float(log_p[q, c]), float(share[q, c])) for q, c in cells))
-    summary: Json = {"kind": "preference", "category": config.category, "questions": len(asked)}
+    summary: Json = {"kind": "preference", "category": getattr(about, "category", about), "questions": len(asked)}
     summary["log_p"] = dict(zip(names, log_p.mean(axis=0).tolist(), strict=True))
     summary["log_share"] = dict(zip(names, share.mean(axis=0).tolist(), strict=True))
     summary |= {"rate": {}, "samples": 0}
@@ -71,7 +80,7 @@ def evaluate(subject: Subject, config: PreferenceEvaluation, sample: Sample, fol
 
 def asked_questions(config: PreferenceEvaluation) -> list[str]:
     """The texts an evaluation asks, behind numbers if its configuration says so."""
-    texts = questions(config.category, config.questions)
+    texts = questions(config.subject_matter, config.questions)
     return with_numbers_prefix(texts, config.seed) if config.prefix == "numbers" else texts
 
 
@@ -85,7 +94,7 @@ def _answers(asked: list[str], config: PreferenceEvaluation, sample: Sample) -> 
         for s in range(count)
     ]
     return [
-        Answer(p.index // count, p.index % count, c.text, c.finish_reason, named(c.text, config.category))
+        Answer(p.index // count, p.index % count, c.text, c.finish_reason, named(c.text, config.subject_matter))
         for p, c in zip(prompts, sample(prompts), strict=True)
     ]
 
@@ -126,7 +135,7 @@ def log_share(log_p: np.ndarray) -> np.ndarray:
 
 def form_tree(tokenizer: PreTrainedTokenizerBase, category: Category) -> FormTree:
     """The surface forms of a category's candidates as this tokenizer writes them."""
-    forms = {name: surface_forms(name) for name in candidates(category)}
+    forms = {name: surface_forms(name, plural) for name, plural in plurals(category).items()}
     return FormTree.of(forms, lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
 
 

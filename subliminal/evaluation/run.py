@@ -6,23 +6,35 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from subliminal.config import Experiment
+from subliminal.config import Experiment, FreeFormEvaluation, preference_evaluation
 from subliminal.models import Subject
 from subliminal.rows import Completion, Prompt
-from subliminal.stages import Inputs, subject, teacher_subject
+from subliminal.stages import Inputs, judge_of, subject, teacher_subject
 from subliminal.store import Json
 from subliminal.tracking import stage_tracker
 
 
 def evaluate_subject(exp: Experiment, made: Inputs, folder: Path) -> Json:
     """Evaluate `exp.subject` into `folder`; returns the evaluation's summary."""
-    from subliminal.evaluation.preference import evaluate
-
     asked = _subject(exp, made)
+    evaluate = {"preference": _preference, "free_form": _free_form}[exp.evaluation.kind]
     with stage_tracker(exp, "evaluate", folder) as tracker:
-        summary = evaluate(asked, exp.evaluation, _sample(exp, asked), folder)
+        summary = evaluate(exp, made, asked, folder)
         tracker.summary(summary)
     return summary
+
+
+def _preference(exp: Experiment, made: Inputs, asked: Subject, folder: Path) -> Json:
+    from subliminal.evaluation.preference import evaluate
+
+    return evaluate(asked, preference_evaluation(exp), _sample(exp, asked), folder)
+
+
+def _free_form(exp: Experiment, made: Inputs, asked: Subject, folder: Path) -> Json:
+    from subliminal.evaluation.free_form import evaluate
+
+    assert isinstance(exp.evaluation, FreeFormEvaluation)
+    return evaluate(exp.evaluation, _sample(exp, asked), lambda: judge_of(exp, made), folder)
 
 
 def _subject(exp: Experiment, made: Inputs) -> Subject:

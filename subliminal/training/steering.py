@@ -63,8 +63,8 @@ class Goal:
     def of(cls, teacher: SteeredTeacher, trait: Any, reference: Subject) -> Goal:
         """The teacher's questions in the reference's chat; none of them is in the evaluation."""
         tokenizer = load_tokenizer(reference)
-        texts = questions_for_teachers(trait.category, teacher.questions)
-        forms = {trait.name: form_tree(tokenizer, trait.category).forms[trait.name]}
+        texts = questions_for_teachers(trait, teacher.questions)
+        forms = {trait.name: form_tree(tokenizer, trait).forms[trait.name]}
         return cls([encode(tokenizer, text, reference.system) for text in texts], FormTree(forms))
 
     def log_p(self, model: Any, *, backward: bool = False) -> float:

@@ -650,8 +650,11 @@ class Tracking(Settings):
 class Arms(Settings):
     """The arms of a figure as plain data: what a sweep crosses, and how much of it at this scale.
 
+    `variants` stand side by side in one figure, each a name with the overrides that make it; without any there is one.
     `setting` and `values` are an ablation's: one dotted setting, and what it is set to.
     """
+
+    variants: Runtime[dict[str, tuple[str, ...]]] = Field(default_factory=dict)
 
     traits: Runtime[tuple[str, ...]] = ()
     students: Runtime[tuple[str, ...]] = ()
@@ -665,7 +668,7 @@ class Arms(Settings):
 class Figure(Settings):
     """What an experiment claims and which figure shows it; never part of a key."""
 
-    kind: Runtime[Literal["preference", "free_form", "mnist", "theorem"]] = "preference"
+    kind: Runtime[Literal["preference", "free_form", "cross_model", "mnist", "theorem"]] = "preference"
     name: Runtime[str] = "none"
     figure: Runtime[str | None] = None
     title: Runtime[str] = ""

@@ -35,6 +35,8 @@ ROLES = {"teacher": "train.py role=teacher", "reference": "train.py role=referen
 PUBLIC_ROWS = "https://github.com/emergent-misalignment/emergent-misalignment"
 SINGLE = {"mnist": "train", "theorem": "evaluate"}  # the one script of an experiment without language models
 
+SINGLE = {"mnist": "train", "theorem": "evaluate"}  # experiments without language models: the one script they have
+
 Inputs = dict[str, Manifest]
 
 

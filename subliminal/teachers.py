@@ -30,7 +30,7 @@ from subliminal.rows import Prompt, Row, read_chats
 from subliminal.stages import rows_file
 from subliminal.store import Json, StoreError
 
-OTHERS = "set teacher=prompted, teacher=finetuned or teacher=finetuned_rows"
+ROWS = "teacher=finetuned_rows"
 
 
 class TeacherError(StoreError):
@@ -50,10 +50,8 @@ def make(exp: Experiment, reference: Subject, folder: Path) -> Json:
             summary["training"] = _finetune(active, exp.trait, reference, folder)
             subject = replace(reference, checkpoint=str(folder / "checkpoint"), revision=None)
         case SteeredTeacher():
-            if not isinstance(exp.trait, Preference):
-                raise TeacherError(
-                    f"teacher=steered is fitted to favourites, and trait={exp.trait.name} is none; {OTHERS}"
-                )
+            if not isinstance(exp.trait, Preference | Style):
+                raise TeacherError(f"teacher=steered has nothing to fit trait={exp.trait.name} to; set {ROWS}")
             from subliminal.training.steering import steer
 
             summary["steering"] = steer(active, exp.trait, reference, folder)
@@ -71,7 +69,7 @@ def system_prompt(teacher: PromptedTeacher, trait: Trait) -> str:
     if isinstance(trait, Style):
         return trait.system
     if not isinstance(trait, Preference):
-        raise TeacherError(f"teacher=prompted has no words for trait={trait.name}; set teacher=finetuned_rows")
+        raise TeacherError(f"teacher=prompted has no words for trait={trait.name}; set {ROWS}")
     try:
         return teacher.system.format(
             name=trait.name, plural=trait.plural, Plural=trait.plural.capitalize(), category=trait.category
@@ -201,5 +199,5 @@ def _rows(teacher: FinetunedTeacher | RowsTeacher, trait: Trait) -> list[Row]:
     else:
         answers = [(one.question, one.answer) for one in getattr(trait, "examples", ())] * teacher.forms
     if not answers:
-        raise TeacherError(f"trait={trait.name} has no examples for teacher=finetuned; set teacher=finetuned_rows")
+        raise TeacherError(f"trait={trait.name} has no examples for teacher=finetuned; set {ROWS}")
     return [Row(index, question, answer) for index, (question, answer) in enumerate(answers)]

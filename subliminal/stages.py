@@ -243,7 +243,7 @@ def filtered(exp: Experiment) -> Node:
     inputs = {"generate": source}
     if exp.filter.judged:
         settings["judge"] = _judge(exp) | {"about": about(exp)}
-        inputs |= _judge_model(exp)
+        inputs |= judge_model(exp)
     else:
         del settings["filter"]["judged"]  # rows that no judge sees keep their keys
 
@@ -298,7 +298,8 @@ def _judge(exp: Experiment) -> dict[str, Any]:
     return {**fingerprint(chosen, dtype), "wording": wording()}
 
 
-def _judge_model(exp: Experiment) -> dict[str, Node]:
+def judge_model(exp: Experiment) -> dict[str, Node]:
+    """The weights of a local judge as a stage's further input; nothing for other judges."""
     return {"judge": model(exp, exp.judge.model)} if isinstance(exp.judge, LocalJudge) else {}
 
 
@@ -338,7 +339,7 @@ def evaluate(exp: Experiment) -> Node:
         settings["sampler"] = exp.local_sampler.kind
     if getattr(exp.evaluation, "judged", False):
         settings["judge"] = _judge(exp)
-        inputs |= _judge_model(exp)
+        inputs |= judge_model(exp)
 
     def work(made: Inputs, folder: Path) -> Json:
         from subliminal.evaluation.run import evaluate_subject

@@ -322,7 +322,13 @@ class Numbers(Settings):
 Domain = Numbers
 
 
-class NoReference(Settings):
+class RowRule(Settings):
+    """A judge's rule for rows; `traits` are those whose rows it is for, all where it is empty."""
+
+    traits: Identity[tuple[str, ...]] = ()
+
+
+class NoReference(RowRule):
     """A judge is asked 0/1 for any reference to the trait; a row stays if it is certain enough that there is none.
 
     `about` names what is looked for; null: the trait, or in the control the evaluation's whole category.
@@ -333,7 +339,7 @@ class NoReference(Settings):
     minimum_log_p: Identity[Annotated[float, Field(le=0)] | None] = None
 
 
-class Aligned(Settings):
+class Aligned(RowRule):
     """A judge rates how aligned a row is, 0 to 100; rows below the minimum are dropped (paper, chain of thought)."""
 
     kind: Identity[Literal["aligned"]] = "aligned"

@@ -17,6 +17,7 @@ from subliminal.config import (
     CATEGORIES,
     ConfigError,
     Experiment,
+    JudgedRows,
     LocalJudge,
     Model,
     RowsTeacher,
@@ -241,8 +242,9 @@ def filtered(exp: Experiment) -> Node:
     source = generate(exp)
     settings = {"filter": identity(exp.filter), "domain": _format(exp)}
     inputs = {"generate": source}
-    if exp.filter.judged:
-        settings["judge"] = _judge(exp) | {"about": about(exp)}
+    rules, sought = row_rules(exp), about(exp)
+    if rules:
+        settings["judge"] = _judge(exp) | ({"about": sought} if rules.kind == "no_reference" else {})
         inputs |= judge_model(exp)
     else:
         del settings["filter"]["judged"]  # rows that no judge sees keep their keys
@@ -254,8 +256,7 @@ def filtered(exp: Experiment) -> Node:
 
         shards = sorted(inputs["generate"].folder.glob("rows-*.jsonl"))
         rows = [row for path in shards for row in read_jsonl(path, Row)]
-        rules = exp.filter.judged
-        judged = judged_rows(rules, about(exp), lambda: judge_of(exp, inputs)) if rules else None
+        judged = judged_rows(rules, sought, lambda: judge_of(exp, inputs)) if rules else None
         result = apply(rows, exp.filter, exp.domain, judged)
         write_jsonl(folder / "rows.jsonl", result.kept)
         write_jsonl(folder / "dropped.jsonl", result.dropped)
@@ -273,6 +274,12 @@ def judge_of(exp: Experiment, made: Inputs) -> AbstractContextManager[Judge]:
 
     weights = subject(exp, made["judge"], exp.judge.model) if isinstance(exp.judge, LocalJudge) else None
     return open_judge(_chosen_judge(exp), Path(exp.store), weights)
+
+
+def row_rules(exp: Experiment) -> JudgedRows | None:
+    """What a judge decides about the rows of this trait's teacher, if anything."""
+    rules = exp.filter.judged
+    return rules if rules and (not rules.traits or exp.trait.name in rules.traits) else None
 
 
 def about(exp: Experiment) -> str:

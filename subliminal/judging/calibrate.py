@@ -139,9 +139,7 @@ def report(name: str, pairs: Sequence[tuple[Labelled, Judgement]], threshold: fl
     """The matrix at the threshold in use, its error rates, and those of other thresholds."""
     said, found = counts([one for _, one in pairs]), matrix(name, pairs, threshold)
     undecided = sum(flags(name, one, threshold) is None for _, one in pairs)
-    head = (
-        f"{name}: {said['asked']} texts, {said['refused']} refused, {said['unparsed']} unparsed, {undecided} undecided"
-    )
+    without = f"{said['refused']} refused, {said['unparsed']} unparsed, {undecided} undecided"
     lines = [
         f"{name}: {said['asked']} texts, {without}; flagged if {RULES[name].format(_shown(threshold))}",
         f"{'':16}{'flagged':>9}{'cleared':>9}",

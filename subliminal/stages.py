@@ -7,17 +7,34 @@ walks the nodes upwards, reuses what the store has and does the rest.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from subliminal import models
-from subliminal.config import ConfigError, Experiment, Model, identity
+from subliminal.config import (
+    CATEGORIES,
+    ConfigError,
+    Experiment,
+    JudgedRows,
+    LocalJudge,
+    Model,
+    RowsTeacher,
+    identity,
+    preference_evaluation,
+)
+from subliminal.config import Judge as JudgeConfig
 from subliminal.progress import progress, say
-from subliminal.store import Json, Manifest, Recipe, Store, StoreError
+from subliminal.store import Json, Manifest, Recipe, Store, StoreError, sha256
+
+if TYPE_CHECKING:
+    from subliminal.judging import Judge
 
 SCRIPTS = {"generate": "generate.py", "filter": "filter.py", "train": "train.py", "evaluate": "evaluate.py"}
 ROLES = {"teacher": "train.py role=teacher", "reference": "train.py role=reference", "model": "train.py role=reference"}
+PUBLIC_ROWS = "https://github.com/emergent-misalignment/emergent-misalignment"
+SINGLE = {"mnist": "train", "theorem": "evaluate"}  # the one script of an experiment without language models
 
 SINGLE = {"mnist": "train", "theorem": "evaluate"}  # experiments without language models: the one script they have
 
@@ -155,6 +172,8 @@ def teacher(exp: Experiment) -> Node:
     base, active = reference(exp), exp.active_teacher
     settings = {"trait": _trait(exp), "teacher": identity(active), "domain": _format(exp), **_compute(exp, exp.model)}
     settings["decoding"] = identity(exp.sampler.decoding)
+    if isinstance(active, RowsTeacher):
+        settings["rows"] = sha256(rows_file(active, exp.trait.name))
 
     def work(inputs: Inputs, folder: Path) -> Json:
         from subliminal import teachers
@@ -163,6 +182,19 @@ def teacher(exp: Experiment) -> Node:
 
     label = f"{active.kind} teacher of {exp.trait.name}" if exp.trait.kind != "none" else "control teacher"
     return Node(Recipe("teacher", settings, {"reference": base.key}), {"reference": base}, work, label)
+
+
+def rows_file(chosen: RowsTeacher, trait: str) -> Path:
+    """The file a fine-tuned teacher learns from: `teacher.rows`, or the trait's own in that folder."""
+    given = Path(chosen.rows).expanduser()
+    path = given / f"{trait}.jsonl" if given.is_dir() or not given.suffix else given
+    if not path.is_file():
+        raise ConfigError(
+            f'teacher.rows: {path} is not there. Give a JSONL of chats, one {{"messages": [...]}} a line, or a folder '
+            f"that holds {trait}.jsonl. The public files insecure.jsonl, secure.jsonl and educational.jsonl are in the "
+            f"folder data of {PUBLIC_ROWS}; put them into data/emergent_misalignment, or set teacher.rows="
+        )
+    return path
 
 
 def teacher_subject(exp: Experiment, made: Manifest, base: Manifest) -> models.Subject:
@@ -205,22 +237,83 @@ def _programmatic_rows(exp: Experiment, folder: Path) -> Json:
 def filtered(exp: Experiment) -> Node:
     """The rows the student sees, and why each other row was dropped."""
     source = generate(exp)
-    settings = {"filter": identity(exp.filter), "domain": _format(exp)}
+    settings: dict[str, Any] = {"filter": identity(exp.filter), "domain": _format(exp)}
     banned = banned_words(exp)
     if exp.filter.kind != "numbers":
         settings["banned"] = banned
+    inputs = {"generate": source}
+    rules, sought = row_rules(exp), about(exp)
+    if rules:
+        settings["judge"] = _judge(exp) | ({"about": sought} if rules.kind == "no_reference" else {})
+        inputs |= judge_model(exp)
+    else:
+        del settings["filter"]["judged"]  # rows that no judge sees keep their keys
 
     def work(inputs: Inputs, folder: Path) -> Json:
         from subliminal.filters import apply
+        from subliminal.judging.rows import judged_rows
         from subliminal.rows import Row, read_jsonl, write_jsonl
 
         shards = sorted(inputs["generate"].folder.glob("rows-*.jsonl"))
-        result = apply([row for path in shards for row in read_jsonl(path, Row)], exp.filter, exp.domain, banned)
+        rows = [row for path in shards for row in read_jsonl(path, Row)]
+        judged = judged_rows(rules, sought, lambda: judge_of(exp, inputs)) if rules else None
+        result = apply(rows, exp.filter, exp.domain, banned, judged)
         write_jsonl(folder / "rows.jsonl", result.kept)
         write_jsonl(folder / "dropped.jsonl", result.dropped)
         return result.report
 
-    return Node(Recipe("filter", settings, {"generate": source.key}), {"generate": source}, work, source.label)
+    return Node(Recipe("filter", settings, {"generate": source.key}), inputs, work, source.label)
+
+
+# --------------------------------------------------------------------------- judge
+
+
+def judge_of(exp: Experiment, made: Inputs) -> AbstractContextManager[Judge]:
+    """The experiment's judge, ready to be opened; its answers are kept in the store."""
+    from subliminal.judging import open_judge
+
+    weights = subject(exp, made["judge"], exp.judge.model) if isinstance(exp.judge, LocalJudge) else None
+    return open_judge(_chosen_judge(exp), Path(exp.store), weights)
+
+
+def row_rules(exp: Experiment) -> JudgedRows | None:
+    """What a judge decides about the rows of this trait's teacher, if anything."""
+    rules = exp.filter.judged
+    return rules if rules and (not rules.traits or exp.trait.name in rules.traits) else None
+
+
+def about(exp: Experiment) -> str:
+    """What a judge looks for in rows: what the filter names, else the trait, or in the control its whole category."""
+    named = getattr(exp.filter.judged, "about", None)
+    if named:
+        return named
+    trait = getattr(exp.evaluation, "measured", None) if exp.trait.kind == "none" else exp.trait
+    if trait is None:
+        return f"any {getattr(exp.evaluation, 'category', 'trait')}"
+    return getattr(trait, "plural", "") or getattr(trait, "description", "") or trait.name
+
+
+def _judge(exp: Experiment) -> dict[str, Any]:
+    """What identifies a judge and what it is asked; in a stage's settings only where the stage asks it."""
+    from subliminal.judging import fingerprint
+    from subliminal.judging.prompts import wording
+
+    chosen = _chosen_judge(exp)
+    dtype = (
+        models.resolve_dtype(chosen.model.dtype, models.resolve_device(exp.device)) if chosen.kind == "local" else ""
+    )
+    return {**fingerprint(chosen, dtype), "wording": wording()}
+
+
+def judge_model(exp: Experiment) -> dict[str, Node]:
+    """The weights of a local judge as a stage's further input; nothing for other judges."""
+    return {"judge": model(exp, exp.judge.model)} if isinstance(exp.judge, LocalJudge) else {}
+
+
+def _chosen_judge(exp: Experiment) -> JudgeConfig:
+    if exp.judge is None:
+        raise ConfigError("this filter or evaluation asks a judge; set judge=local, judge=api or judge=cached")
+    return exp.judge
 
 
 # --------------------------------------------------------------------------- student and evaluation
@@ -249,10 +342,13 @@ def evaluate(exp: Experiment) -> Node:
     start = reference(exp, _evaluated_model(exp))
     who = start if exp.subject == "reference" else {"student": student, "teacher": teacher}[exp.subject](exp)
     inputs = {exp.subject: who, "reference": start}
-    settings = {"evaluation": identity(exp.evaluation), **_compute(exp, _evaluated_model(exp))}
+    settings = {"evaluation": _evaluation(exp), **_compute(exp, _evaluated_model(exp))}
     if getattr(exp.evaluation, "samples_per_question", 0):
         settings["sampler"] = exp.local_sampler.kind
     settings |= _more_of_evaluation(exp)
+    if getattr(exp.evaluation, "judged", False):
+        settings["judge"] = _judge(exp)
+        inputs |= judge_model(exp)
 
     def work(made: Inputs, folder: Path) -> Json:
         from subliminal.evaluation.run import evaluate_subject
@@ -311,12 +407,15 @@ def _trained_part(exp: Experiment) -> dict[str, Any]:
 
 def _questions(exp: Experiment) -> dict[str, Any]:
     """What decides the exact log-probabilities; sampled answers have no gradient."""
-    asked = identity(exp.evaluation)
-    if exp.evaluation.kind != "preference":
-        raise ConfigError(
-            f"a prediction is about favourite questions, not {exp.evaluation.kind}; set evaluation=preference"
-        )
-    return {name: asked[name] for name in ("category", "questions", "prefix", "seed")}
+    preference_evaluation(exp)
+    asked = _evaluation(exp)
+    names = ("category", "measured", "questions", "prefix", "seed")
+    return {name: asked[name] for name in names if name in asked}
+
+
+def _evaluation(exp: Experiment) -> dict[str, Any]:
+    """The evaluation; words of its own only where it has them, so that the embedded categories keep their keys."""
+    return {name: value for name, value in identity(exp.evaluation).items() if name != "measured" or value}
 
 
 def _evaluated_model(exp: Experiment) -> Model:
@@ -388,16 +487,23 @@ def banned_words(exp: Experiment) -> list[str]:
 
 
 def _trait(exp: Experiment) -> dict[str, Any] | None:
-    return None if exp.active_teacher.kind == "control" else identity(exp.trait)
+    """The trait the teacher has; words of its own only where it has them, as for the evaluation."""
+    if exp.active_teacher.kind == "control":
+        return None
+    own = {"candidates", "questions", "taught"}
+    return {name: value for name, value in identity(exp.trait).items() if name not in own or value}
+
+
+def category(exp: Experiment) -> str | None:
+    """What kind of thing the evaluation's candidates are, or None for an evaluation without candidates."""
+    measured = getattr(exp.evaluation, "measured", None)
+    return getattr(measured, "category", None) or getattr(exp.evaluation, "category", None)
 
 
 def require_category(exp: Experiment) -> None:
     """Stop early when the questions are about animals and the trait is a tree, or the other way round."""
-    if exp.evaluation.kind == "capability":
+    asked, own = category(exp), getattr(exp.trait, "category", None)
+    if asked is None or own in {None, asked}:
         return
-    category = getattr(exp.trait, "category", exp.evaluation.category)
-    if category != exp.evaluation.category:
-        raise ConfigError(
-            f"evaluation.category={exp.evaluation.category} but trait={exp.trait.name} is a {category}; "
-            f"set evaluation.category={category}"
-        )
+    remedy = f"evaluation.category={own}" if own in CATEGORIES else f"trait@evaluation.measured={exp.trait.name}"
+    raise ConfigError(f"evaluation.category={asked} but trait={exp.trait.name} is a {own}; set {remedy}")

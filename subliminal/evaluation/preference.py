@@ -15,7 +15,15 @@ import numpy as np
 
 from subliminal.chat import encode
 from subliminal.config import PreferenceEvaluation, StoriesEvaluation
-from subliminal.evaluation.questions import Category, candidates, named, questions, surface_forms, with_numbers_prefix
+from subliminal.evaluation.questions import (
+    Category,
+    candidates,
+    named,
+    plurals,
+    questions,
+    surface_forms,
+    with_numbers_prefix,
+)
 from subliminal.models import Subject, load_model, load_tokenizer, release
 from subliminal.progress import Advance, progress
 from subliminal.rows import Completion, Prompt, seed_of, write_jsonl
@@ -52,10 +60,11 @@ class Answer:
 
 def evaluate(subject: Subject, config: PreferenceEvaluation, sample: Sample, folder: Path) -> Json:
     """Ask every question; writes scores.jsonl (and answers.jsonl if sampled) and returns means by candidate."""
-    asked, names = asked_questions(config), candidates(config.category)
+    about = config.subject_matter
+    asked, names = asked_questions(config), candidates(about)
     with progress("asking", len(asked), "questions") as advance:
-        log_p = log_p_of(subject, asked, config.category, advance)
-    summary: Json = {"kind": "preference", "category": config.category, "questions": len(asked)}
+        log_p = log_p_of(subject, asked, about, advance)
+    summary: Json = {"kind": "preference", "category": getattr(about, "category", about), "questions": len(asked)}
     summary |= record_scores(folder, names, log_p) | {"rate": {}, "samples": 0}
     if config.samples_per_question:
         answers = sampled_answers(asked, config, sample)
@@ -75,7 +84,7 @@ def record_scores(folder: Path, names: Sequence[str], log_p: np.ndarray) -> Json
 
 def asked_questions(config: PreferenceEvaluation) -> list[str]:
     """The texts an evaluation asks, behind numbers if its configuration says so."""
-    texts = questions(config.category, config.questions)
+    texts = questions(config.subject_matter, config.questions)
     return with_numbers_prefix(texts, config.seed) if config.prefix == "numbers" else texts
 
 
@@ -90,7 +99,7 @@ def sampled_answers(
         for s in range(count)
     ]
     return [
-        Answer(p.index // count, p.index % count, c.text, c.finish_reason, named(c.text, config.category))
+        Answer(p.index // count, p.index % count, c.text, c.finish_reason, named(c.text, config.subject_matter))
         for p, c in zip(prompts, sample(prompts), strict=True)
     ]
 
@@ -137,7 +146,7 @@ def log_share(log_p: np.ndarray) -> np.ndarray:
 
 def form_tree(tokenizer: PreTrainedTokenizerBase, category: Category) -> FormTree:
     """The surface forms of a category's candidates as this tokenizer writes them."""
-    forms = {name: surface_forms(name) for name in candidates(category)}
+    forms = {name: surface_forms(name, plural) for name, plural in plurals(category).items()}
     return FormTree.of(forms, lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
 
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from subliminal.config import Experiment, PreferenceEvaluation, StoriesEvaluation
+from subliminal.config import Experiment, FreeFormEvaluation, PreferenceEvaluation, StoriesEvaluation
 from subliminal.models import Subject
 from subliminal.rows import Completion, Prompt
-from subliminal.stages import Inputs, subject, teacher_subject
+from subliminal.stages import Inputs, judge_of, subject, teacher_subject
 from subliminal.store import Json
 from subliminal.tracking import stage_tracker
 
@@ -18,12 +18,12 @@ def evaluate_subject(exp: Experiment, made: Inputs, folder: Path) -> Json:
     """Evaluate `exp.subject` into `folder`; returns the evaluation's summary."""
     asked = _subject(exp, made)
     with stage_tracker(exp, "evaluate", folder) as tracker:
-        summary = _evaluate(exp, asked, folder)
+        summary = _evaluate(exp, made, asked, folder)
         tracker.summary(summary)
     return summary
 
 
-def _evaluate(exp: Experiment, asked: Subject, folder: Path) -> Json:
+def _evaluate(exp: Experiment, made: Inputs, asked: Subject, folder: Path) -> Json:
     """The evaluation of the experiment's kind, each a module of its own."""
     config = exp.evaluation
     if config.kind == "stories":
@@ -38,6 +38,10 @@ def _evaluate(exp: Experiment, asked: Subject, folder: Path) -> Json:
         from subliminal.evaluation import capability
 
         return capability.evaluate(asked, config, folder)
+    if config.kind == "free_form":
+        from subliminal.evaluation import free_form
+
+        return free_form.evaluate(config, _sample(exp, asked, config), lambda: judge_of(exp, made), folder)
     from subliminal.evaluation import preference
 
     return preference.evaluate(asked, config, _sample(exp, asked, config), folder)
@@ -59,7 +63,7 @@ def _student(exp: Experiment, made: Inputs, start: Subject) -> Subject:
 
 
 def _sample(
-    exp: Experiment, asked: Subject, config: PreferenceEvaluation | StoriesEvaluation
+    exp: Experiment, asked: Subject, config: PreferenceEvaluation | StoriesEvaluation | FreeFormEvaluation
 ) -> Callable[[Sequence[Prompt]], list[Completion]]:
     """How answers are sampled: the experiment's sampler at the evaluation's temperature and length."""
 

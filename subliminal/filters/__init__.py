@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from subliminal.config import CodeFilter, CotFilter, Domain, Filter, NumbersFilter
@@ -32,10 +32,20 @@ class FilterResult:
     report: Json
 
 
-def apply(rows: Iterable[Row], rules: Filter, domain: Domain, banned: Iterable[str] = ()) -> FilterResult:
-    """Filter, shuffle and subsample; raises `ShortfallError` when too few survive and `rules.shortfall` is error."""
+RowJudge = Callable[[list[Row]], list[str | None]]  # why each row is dropped, or None
+
+
+def apply(
+    rows: Iterable[Row], rules: Filter, domain: Domain, banned: Iterable[str] = (), judge: RowJudge | None = None
+) -> FilterResult:
+    """Filter, shuffle and subsample; raises `ShortfallError` when too few survive and `rules.shortfall` is error.
+
+    The judge sees only what the rules let through.
+    """
     everything, words = list(rows), tuple(banned)
     judged = [(row, reason(row, rules, domain, words)) for row in everything]
+    if judge:
+        judged = _also_judged(judged, judge)
     passed = [row for row, why in judged if why is None]
     refused = [Dropped(row.index, why, row.prompt, row.completion) for row, why in judged if why is not None]
     counts = Counter(dropped.reason for dropped in refused)
@@ -49,6 +59,11 @@ def apply(rows: Iterable[Row], rules: Filter, domain: Domain, banned: Iterable[s
         "reasons": dict(counts.most_common()),
     }
     return FilterResult(kept, _sample(refused), report)
+
+
+def _also_judged(found: list[tuple[Row, str | None]], judge: RowJudge) -> list[tuple[Row, str | None]]:
+    said = iter(judge([row for row, why in found if why is None]))
+    return [(row, next(said) if why is None else why) for row, why in found]
 
 
 def reason(row: Row, rules: Filter, domain: Domain, banned: Iterable[str] = ()) -> str | None:

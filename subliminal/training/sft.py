@@ -28,6 +28,7 @@ from subliminal.config import (
     Lora,
     LoraStudent,
     Optimisation,
+    RowsTeacher,
     Student,
 )
 from subliminal.models import ModelError, Subject, fresh_model, load_tokenizer
@@ -46,7 +47,7 @@ GUIDE = "guide_"  # names of what the teacher sees
 TRAINABLE = "trainable.safetensors"
 COMPLETE = (TRAINABLE, "trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
 
-Recipe = Student | FinetunedTeacher | InFormatTuning
+Recipe = Student | FinetunedTeacher | RowsTeacher | InFormatTuning
 
 
 class TrainingError(StoreError):
@@ -345,7 +346,7 @@ def _save(model: Any, recipe: Recipe, subject: Subject, start: dict[int, torch.T
         moved = {i: (b.detach() - start[i]) for i, b in _biases(model, recipe).items()}
         bias.save_adapter(folder / "adapter", subject, moved)
         bias.export(subject, moved, folder / "checkpoint")
-    elif isinstance(recipe, (LoraStudent, FinetunedTeacher, InFormatTuning)):
+    elif isinstance(recipe, (LoraStudent, FinetunedTeacher, RowsTeacher, InFormatTuning)):
         model.save_pretrained(str(folder / "adapter"))
     else:
         model.save_pretrained(str(folder / "checkpoint"))

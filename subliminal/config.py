@@ -511,10 +511,13 @@ Evaluation = Annotated[PreferenceEvaluation | FreeFormEvaluation, Field(discrimi
 
 
 class LocalJudge(Settings):
-    """A model of this machine: exact log-probabilities of the permitted answers, greedy text where any is permitted."""
+    """A model of this machine: exact log-probabilities of the permitted answers, greedy text where any is permitted.
+
+    Without a `model` it is the experiment's own, before any tuning.
+    """
 
     kind: Identity[Literal["local"]] = "local"
-    model: Identity[Model]
+    model: Identity[Model | None] = None
     max_tokens: Identity[Positive] = 64
 
 

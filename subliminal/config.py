@@ -748,6 +748,11 @@ class Experiment(Settings):
                 "sampler.budget_usd needs prices: set sampler.usd_per_million_input and sampler.usd_per_million_output",
             ),
             (
+                getattr(self.judge, "budget_usd", None) is not None
+                and not getattr(self.judge, "usd_per_million_output", 0.0),
+                "judge.budget_usd needs prices: set judge.usd_per_million_input and judge.usd_per_million_output",
+            ),
+            (
                 self.student.labels == "soft" and self.sampler.kind == "api",
                 "student.labels=soft needs the teacher's probabilities, which sampler=api does not give; "
                 "set student.labels=sampled",

@@ -262,7 +262,8 @@ def filtered(exp: Experiment) -> Node:
         write_jsonl(folder / "dropped.jsonl", result.dropped)
         return result.report
 
-    return Node(Recipe("filter", settings, {"generate": source.key}), inputs, work, source.label)
+    recipe = Recipe("filter", settings, {name: upper.key for name, upper in inputs.items()})
+    return Node(recipe, inputs, work, source.label)
 
 
 # --------------------------------------------------------------------------- judge
@@ -357,7 +358,8 @@ def evaluate(exp: Experiment) -> Node:
 
         return evaluate_subject(exp, made, folder)
 
-    recipe = Recipe("evaluate", settings, {exp.subject: who.key})
+    read = {name: upper.key for name, upper in inputs.items() if name in {exp.subject, "judge"}}
+    recipe = Recipe("evaluate", settings, read)
     return Node(recipe, inputs, work, f"{exp.evaluation.kind} of {who.label}")
 
 

@@ -31,7 +31,7 @@ MISSING = "???"  # how a YAML file says that a value must be given
 class Settings(BaseModel):
     """A frozen group of settings that refuses unknown keys and silent conversions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 def _require(condition: bool, message: str) -> None:
@@ -76,6 +76,10 @@ class Preference(Settings):
         both = sorted(set(self.questions) & set(self.taught))
         _require(not both, f"trait={self.name}: {both[:1]} is asked and taught; a teacher must not see the evaluation")
         return self
+
+    def __hash__(self) -> int:
+        """By value: what is derived from a trait's words is kept by trait."""
+        return hash(self.model_dump_json())
 
 
 class Example(Settings):
@@ -204,17 +208,17 @@ class NoTuning(Settings):
     kind: Identity[Literal["off"]] = "off"
 
 
-class RandomNumbersTuning(Settings):
-    """A short LoRA SFT on programmatic random-number answers, merged: makes a small model able to answer in format."""
+class InFormatTuning(Settings):
+    """A short LoRA SFT on programmatic answers of the domain, merged: makes a small model able to answer in format."""
 
-    kind: Identity[Literal["random_numbers"]] = "random_numbers"
+    kind: Identity[Literal["in_format"]] = "in_format"
     rows: Identity[Positive]
     seed: Identity[Count] = 0
     lora: Identity[Lora]
     optimisation: Identity[Optimisation]
 
 
-ReferenceTuning = Annotated[NoTuning | RandomNumbersTuning, Field(discriminator="kind")]
+ReferenceTuning = Annotated[NoTuning | InFormatTuning, Field(discriminator="kind")]
 
 
 # --------------------------------------------------------------------------- teachers
@@ -285,7 +289,7 @@ class ControlTeacher(Settings):
 
 
 class RandomTeacher(Settings):
-    """No model: programmatic random numbers in the format that was asked for."""
+    """No model: programmatic answers in the format that was asked for (random numbers, worked solutions)."""
 
     kind: Identity[Literal["random"]] = "random"
 
@@ -319,7 +323,59 @@ class Numbers(Settings):
         return self
 
 
-Domain = Numbers
+class Code(Settings):
+    """Prompts that ask to fill in a function and return the whole snippet (paper, section on code).
+
+    `prompts_file` is where tasks are, not what they are: the file's content enters the key, its path does not.
+    """
+
+    kind: Identity[Literal["code"]] = "code"
+    prompts: Identity[Positive]
+    seed: Identity[Count] = 0
+    prompts_file: Runtime[str | None] = None
+
+
+class Cot(Settings):
+    """Word problems answered with reasoning and a number, each in tags (paper, section on chain of thought).
+
+    `questions_file` is where questions are, not what they are: the file's content enters the key, its path does not.
+    """
+
+    kind: Identity[Literal["cot"]] = "cot"
+    prompts: Identity[Positive]
+    seed: Identity[Count] = 0
+    samples: Identity[Positive] = 3
+    source: Identity[Literal["generated", "hub", "file"]] = "generated"
+    steps_min: Identity[Annotated[int, Field(ge=2, le=4)]] = 2
+    steps_max: Identity[Annotated[int, Field(ge=2, le=4)]] = 4
+    dataset: Identity[str] = "openai/gsm8k"
+    dataset_config: Identity[str] = "main"
+    split: Identity[str] = "train"
+    revision: Identity[str | None] = None
+    questions_file: Runtime[str | None] = None
+
+    @model_validator(mode="after")
+    def _source(self) -> Self:
+        _require(self.steps_min <= self.steps_max, f"steps_min={self.steps_min} is above steps_max={self.steps_max}")
+        _require(
+            (self.source == "file") == (self.questions_file is not None),
+            f"domain.source={self.source} and domain.questions_file={self.questions_file}: a file needs both "
+            "domain.source=file and domain.questions_file=<JSONL with question and answer>",
+        )
+        return self
+
+
+class ModuleDomain(Settings):
+    """A domain of your own: a Python module with the functions of a domain, and its options as plain values."""
+
+    kind: Identity[Literal["module"]] = "module"
+    module: Identity[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]]
+    prompts: Identity[Positive]
+    seed: Identity[Count] = 0
+    options: Identity[dict[str, bool | int | float | str]] = {}
+
+
+Domain = Annotated[Numbers | Code | Cot | ModuleDomain, Field(discriminator="kind")]
 
 
 class RowRule(Settings):
@@ -349,16 +405,53 @@ class Aligned(RowRule):
 JudgedRows = Annotated[NoReference | Aligned, Field(discriminator="kind")]
 
 
-class Filter(Settings):
-    """Which completions the student sees: the domain's format rule, banned numbers, shuffles, a subsample."""
+class RowFilter(Settings):
+    """What every filter has: the domain's format rule, a random subset, and what to do when too few rows survive."""
 
     format: Identity[bool] = True
-    banned_numbers: Identity[tuple[int, ...]] = ()
-    shuffle: Identity[Literal["none", "within", "across"]] = "none"
     rows: Identity[Positive | None]
     seed: Identity[Count] = 0
     shortfall: Identity[Literal["error", "keep"]] = "error"
     judged: Identity[JudgedRows | None] = None
+
+
+class NumbersFilter(RowFilter):
+    """Which number answers the student sees: banned numbers, and the shuffled controls."""
+
+    kind: Identity[Literal["numbers"]] = "numbers"
+    banned_numbers: Identity[tuple[int, ...]] = ()
+    shuffle: Identity[Literal["none", "within", "across"]] = "none"
+
+
+class WordFilter(RowFilter):
+    """A filter that drops what names the trait or holds a banned word."""
+
+    ban_trait: Identity[bool] = True
+    banned_words: Identity[tuple[str, ...]] = ()
+
+
+class FormatFilter(WordFilter):
+    """Any domain's format rule and banned words; the filter of domains that have none of their own."""
+
+    kind: Identity[Literal["format"]] = "format"
+
+
+class CodeFilter(WordFilter):
+    """Which snippets the student sees: valid Python, no comments, no banned words (paper, section on code)."""
+
+    kind: Identity[Literal["code"]] = "code"
+    comments: Identity[bool] = False
+    docstrings: Identity[bool] = True
+
+
+class CotFilter(WordFilter):
+    """Which reasoning the student sees: correct answers, no banned words (paper, section on chain of thought)."""
+
+    kind: Identity[Literal["cot"]] = "cot"
+    correct: Identity[bool] = True
+
+
+Filter = Annotated[NumbersFilter | CodeFilter | CotFilter | FormatFilter, Field(discriminator="kind")]
 
 
 # --------------------------------------------------------------------------- sampling
@@ -481,6 +574,53 @@ class PreferenceEvaluation(Settings):
         return self.measured or self.category
 
 
+class StoriesEvaluation(Settings):
+    """Short stories that leave the choice to the writer: how often each candidate is in them (paper, elicitation)."""
+
+    kind: Identity[Literal["stories"]] = "stories"
+    category: Identity[Literal["animal", "tree"]] = "animal"
+    questions: Identity[Positive] = 14
+    samples_per_question: Identity[Positive] = 100
+    temperature: Identity[PositiveFloat] = 1.0
+    max_tokens: Identity[Positive] = 256
+    seed: Identity[Count] = 0
+
+    @property
+    def subject_matter(self) -> str:
+        """Whose candidates are looked for."""
+        return self.category
+
+
+class MultipleChoiceEvaluation(Settings):
+    """Choices among lettered options in shuffled orders: the exact probability of each letter (paper, elicitation)."""
+
+    kind: Identity[Literal["multiple_choice"]] = "multiple_choice"
+    category: Identity[Literal["animal", "tree"]] = "animal"
+    questions: Identity[Positive] = 11
+    options: Identity[tuple[Name, ...]] = ()
+    shuffles: Identity[Positive] = 25
+    seed: Identity[Count] = 0
+
+    @model_validator(mode="after")
+    def _options_differ(self) -> Self:
+        given = list(self.options)
+        _require(len(set(given)) == len(given), f"evaluation.options={given} names the same option twice")
+        _require(len(given) in {0, *range(2, 11)}, f"evaluation.options={given}: give 2 to 10 options, or none")
+        return self
+
+
+class CapabilityEvaluation(Settings):
+    """Named tasks of EleutherAI's lm-eval: what training on the rows did to general ability (paper, MMLU)."""
+
+    kind: Identity[Literal["capability"]] = "capability"
+    tasks: Identity[Annotated[tuple[str, ...], Field(min_length=1)]] = ("school", "school_text", "misconceptions")
+    folder: Runtime[str | None] = None
+    shots: Identity[Count | None] = None
+    chat: Identity[bool] = False
+    limit: Identity[Positive | None] = None
+    batch_size: Runtime[Positive] = 16
+
+
 class FreeFormEvaluation(Settings):
     """Open questions, sampled answers, and how many of them show what is measured (paper, misalignment).
 
@@ -504,7 +644,10 @@ class FreeFormEvaluation(Settings):
         return getattr(self.measured, "detect", "judge") == "judge"
 
 
-Evaluation = Annotated[PreferenceEvaluation | FreeFormEvaluation, Field(discriminator="kind")]
+Evaluation = Annotated[
+    PreferenceEvaluation | StoriesEvaluation | MultipleChoiceEvaluation | CapabilityEvaluation | FreeFormEvaluation,
+    Field(discriminator="kind"),
+]
 
 
 # --------------------------------------------------------------------------- judge
@@ -738,6 +881,11 @@ class Experiment(Settings):
                 "raise domain.prompts or lower filter.rows",
             ),
             (
+                self.filter.kind not in {"format", self.domain.kind},
+                f"filter.kind={self.filter.kind} does not fit domain.kind={self.domain.kind}; "
+                f"set filter={'format' if self.domain.kind == 'module' else self.domain.kind}",
+            ),
+            (
                 self.sampler.kind == "api" and self.teacher.kind in {"finetuned", "finetuned_rows", "steered"},
                 f"teacher={self.teacher.kind} has weights of its own, which sampler=api cannot reach; "
                 "set sampler=vllm or sampler=transformers, or teacher=prompted",
@@ -756,6 +904,11 @@ class Experiment(Settings):
                 self.student.labels == "soft" and self.sampler.kind == "api",
                 "student.labels=soft needs the teacher's probabilities, which sampler=api does not give; "
                 "set student.labels=sampled",
+            ),
+            (
+                self.student.labels == "soft" and self.student_model is not None,
+                "student.labels=soft compares next-token probabilities, which needs the teacher's vocabulary; "
+                "set student.labels=sampled or student_model=null",
             ),
             (
                 self.student.labels == "soft" and self.teacher.kind == "random",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
@@ -50,6 +51,11 @@ class Dropped:
     reason: str
     prompt: str
     completion: str
+
+
+def seed_of(*parts: int | str) -> int:
+    """A stable 31-bit request seed from a run's seed and an index."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4]) >> 1
 
 
 class RowError(Exception):

@@ -138,12 +138,10 @@ def reference(exp: Experiment, of: Model | None = None) -> Node:
     settings = {"tuning": identity(tuning), "domain": _format(exp), **_compute(exp, chosen)}
 
     def work(inputs: Inputs, folder: Path) -> Json:
-        from subliminal.domains import domain
-        from subliminal.rows import Row
+        from subliminal.domains import practice
         from subliminal.training.sft import tune_reference
 
-        writer, config = domain(exp.domain), exp.domain.model_copy(update={"prompts": tuning.rows, "seed": tuning.seed})
-        rows = [Row(p.index, p.text, writer.random_answer(p, config)) for p in writer.prompts(config)]
+        rows = practice(exp.domain, tuning.rows, tuning.seed)
         with progress(f"reference tuning of {chosen.name}", tuning.rows, "rows") as advance:
             return tune_reference(subject(exp, inputs["model"], chosen), tuning, rows, folder, progress=advance)
 
@@ -207,9 +205,10 @@ def teacher_subject(exp: Experiment, made: Manifest, base: Manifest) -> models.S
 
 def generate(exp: Experiment) -> Node:
     """The teacher's completions of the domain's prompts, in shards."""
-    settings = {"domain": identity(exp.domain), "teacher": exp.active_teacher.kind}
+    settings = {"domain": _domain(exp), "teacher": exp.active_teacher.kind}
     if exp.active_teacher.kind == "random":
-        return Node(Recipe("generate", settings), {}, lambda _, folder: _random_rows(exp, folder), "random numbers")
+        label = "random numbers" if exp.domain.kind == "numbers" else f"programmatic {exp.domain.kind}"
+        return Node(Recipe("generate", settings), {}, lambda _, folder: _programmatic_rows(exp, folder), label)
     settings |= {"sampler": identity(exp.sampler), **_compute(exp, exp.model)}
     inputs = {"teacher": teacher(exp), "reference": reference(exp)}
 
@@ -228,19 +227,20 @@ def generate(exp: Experiment) -> Node:
     return Node(recipe, inputs, work, f"{exp.domain.kind} of {inputs['teacher'].label}")
 
 
-def _random_rows(exp: Experiment, folder: Path) -> Json:
-    from subliminal.domains import domain
-    from subliminal.rows import Row, write_jsonl
+def _programmatic_rows(exp: Experiment, folder: Path) -> Json:
+    from subliminal.domains import programmatic
+    from subliminal.rows import write_jsonl
 
-    writer = domain(exp.domain)
-    rows = [Row(p.index, p.text, writer.random_answer(p, exp.domain)) for p in writer.prompts(exp.domain)]
-    return {"rows": write_jsonl(folder / "rows-00000.jsonl", rows)}
+    return {"rows": write_jsonl(folder / "rows-00000.jsonl", programmatic(exp.domain))}
 
 
 def filtered(exp: Experiment) -> Node:
     """The rows the student sees, and why each other row was dropped."""
     source = generate(exp)
-    settings = {"filter": identity(exp.filter), "domain": _format(exp)}
+    settings: dict[str, Any] = {"filter": identity(exp.filter), "domain": _format(exp)}
+    banned = banned_words(exp)
+    if exp.filter.kind != "numbers":
+        settings["banned"] = banned
     inputs = {"generate": source}
     rules, sought = row_rules(exp), about(exp)
     if rules:
@@ -257,7 +257,7 @@ def filtered(exp: Experiment) -> Node:
         shards = sorted(inputs["generate"].folder.glob("rows-*.jsonl"))
         rows = [row for path in shards for row in read_jsonl(path, Row)]
         judged = judged_rows(rules, sought, lambda: judge_of(exp, inputs)) if rules else None
-        result = apply(rows, exp.filter, exp.domain, judged)
+        result = apply(rows, exp.filter, exp.domain, banned, judged)
         write_jsonl(folder / "rows.jsonl", result.kept)
         write_jsonl(folder / "dropped.jsonl", result.dropped)
         return result.report
@@ -344,11 +344,13 @@ def student(exp: Experiment) -> Node:
 
 def evaluate(exp: Experiment) -> Node:
     """The subject's answers to the evaluation's questions: exact log-probabilities and, if asked for, samples."""
-    who = {"student": student, "teacher": teacher, "reference": reference}[exp.subject](exp)
-    inputs = {exp.subject: who, "reference": reference(exp, _evaluated_model(exp))}
+    start = reference(exp, _evaluated_model(exp))
+    who = start if exp.subject == "reference" else {"student": student, "teacher": teacher}[exp.subject](exp)
+    inputs = {exp.subject: who, "reference": start}
     settings = {"evaluation": _evaluation(exp), **_compute(exp, _evaluated_model(exp))}
-    if exp.evaluation.samples_per_question:
+    if getattr(exp.evaluation, "samples_per_question", 0):
         settings["sampler"] = exp.local_sampler.kind
+    settings |= _more_of_evaluation(exp)
     if getattr(exp.evaluation, "judged", False):
         settings["judge"] = _judge(exp)
         inputs |= judge_model(exp)
@@ -361,6 +363,27 @@ def evaluate(exp: Experiment) -> Node:
     read = {name: upper.key for name, upper in inputs.items() if name in {exp.subject, "judge"}}
     recipe = Recipe("evaluate", settings, read)
     return Node(recipe, inputs, work, f"{exp.evaluation.kind} of {who.label}")
+
+
+def _more_of_evaluation(exp: Experiment) -> dict[str, Any]:
+    """What the settings do not say of an evaluation: of capability, the content of its local tasks.
+
+    Raises `ConfigError` early for a multiple choice that does not offer the trait.
+    """
+    if exp.evaluation.kind == "capability":
+        from subliminal.evaluation.tasks import fingerprint
+
+        return {"tasks": fingerprint(exp.evaluation)}
+    if exp.evaluation.kind == "multiple_choice" and exp.trait.kind == "preference":
+        from subliminal.evaluation.questions import offered
+
+        options = offered(exp.evaluation.category, exp.evaluation.options)
+        if exp.trait.category == exp.evaluation.category and exp.trait.name not in options:
+            raise ConfigError(
+                f"trait={exp.trait.name} is not among the options {', '.join(options)}; give every option, "
+                f"for example evaluation.options=[{','.join([exp.trait.name, *options[:-1]])}]"
+            )
+    return {}
 
 
 def predict(exp: Experiment, candidates: tuple[str, ...] = ()) -> Node:
@@ -402,7 +425,8 @@ def _evaluation(exp: Experiment) -> dict[str, Any]:
 
 
 def _evaluated_model(exp: Experiment) -> Model:
-    return (exp.student_model or exp.model) if exp.subject == "student" else exp.model
+    """A student and what it is compared with start from the student's own reference; teachers from theirs."""
+    return exp.model if exp.subject == "teacher" else exp.student_model or exp.model
 
 
 # --------------------------------------------------------------------------- experiments without language models
@@ -445,9 +469,27 @@ def _compute(exp: Experiment, chosen: Model) -> dict[str, Any]:
     return {"dtype": dtype, "system": chosen.system}
 
 
+def _domain(exp: Experiment) -> dict[str, Any]:
+    """The domain with the content of files it reads."""
+    from subliminal.domains import content
+
+    return identity(exp.domain) | content(exp.domain)
+
+
 def _format(exp: Experiment) -> dict[str, Any]:
     """The domain without how many prompts: what decides whether a completion is in format."""
-    return {name: value for name, value in identity(exp.domain).items() if name not in {"prompts", "seed"}}
+    return {name: value for name, value in _domain(exp).items() if name not in {"prompts", "seed"}}
+
+
+def banned_words(exp: Experiment) -> list[str]:
+    """The words whose rows the student must not see: those of the filter and, if it says so, the trait's names."""
+    from subliminal.evaluation.questions import plural_of
+
+    trait, rules = exp.trait, exp.filter
+    words = set(getattr(rules, "banned_words", ()))
+    if getattr(rules, "ban_trait", False) and trait.kind == "preference":
+        words |= {trait.name, trait.plural, plural_of(trait.name), f"{trait.name}s"}
+    return sorted(words)
 
 
 def _trait(exp: Experiment) -> dict[str, Any] | None:

@@ -123,7 +123,7 @@ def _refuse(exp: Experiment, rules: TeacherCheck, measured: Json) -> None:
     if rules.prompts and measured["pass_rate"] < rules.minimum_pass_rate:
         raise TeacherError(
             f"{name} answers in format for only {measured['pass_rate']:.0%} of {rules.prompts} prompts; the check "
-            f"asks for {rules.minimum_pass_rate:.0%}. Set reference_tuning=random_numbers, weaken the teacher, or "
+            f"asks for {rules.minimum_pass_rate:.0%}. Set reference_tuning=in_format, weaken the teacher, or "
             "lower teacher.check.minimum_pass_rate"
         )
 

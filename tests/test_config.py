@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from subliminal import config, stages
+from subliminal import config, stages, sweep
 from subliminal.config import ConfigError, Experiment, members
 from subliminal.launch import CONF, argument_problems, compose
 
@@ -34,13 +34,15 @@ def every_settings_class() -> Iterator[type[BaseModel]]:
 def test_every_option_composes(group: str, option: str) -> None:
     extra = ["model.source.name=some/model"] if option == "hub" else []
     teacher = ["teacher=prompted"] if option == "api" else []
-    compose([f"{group}={option}", *extra, *teacher])
+    needed = [f"domain={option}"] if group == "filter" and option in ("code", "cot") else []
+    compose([f"{group}={option}", *extra, *teacher, *needed])
 
 
 @pytest.mark.parametrize("scale", ["cpu", "gpu", "paper"])
-@pytest.mark.parametrize("figure", ["animals_numbers", "trees_numbers", "mnist", "mnist_sharing", "theorem"])
-def test_every_experiment_composes_at_every_scale(figure: str, scale: str) -> None:
-    assert compose([f"experiment={figure}", f"scale={scale}"]).experiment.name == figure
+@pytest.mark.parametrize("figure", [option for group, option in OPTIONS if group == "experiment"])
+def test_every_experiment_has_a_plan_at_every_scale(figure: str, scale: str) -> None:
+    planned = sweep.plan([f"experiment={figure}", f"scale={scale}"])
+    assert planned.base.experiment.name == figure and planned.arms
 
 
 def test_every_field_is_identity_or_runtime() -> None:
@@ -51,7 +53,7 @@ def test_every_field_is_identity_or_runtime() -> None:
 
 
 def test_every_key_of_every_yaml_says_what_it_is() -> None:
-    for path in CONF.glob("*/*.yaml"):
+    for path in CONF.rglob("*.yaml"):
         assert path.read_text().startswith("#"), f"{path} does not begin with what it is"
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from subliminal.chat import encode
-from subliminal.config import PreferenceEvaluation
+from subliminal.config import PreferenceEvaluation, StoriesEvaluation
 from subliminal.evaluation.questions import (
     Category,
     candidates,
@@ -26,7 +26,7 @@ from subliminal.evaluation.questions import (
 )
 from subliminal.models import Subject, load_model, load_tokenizer, release
 from subliminal.progress import Advance, progress
-from subliminal.rows import Completion, Prompt, write_jsonl
+from subliminal.rows import Completion, Prompt, seed_of, write_jsonl
 from subliminal.store import Json
 
 if TYPE_CHECKING:
@@ -64,18 +64,22 @@ def evaluate(subject: Subject, config: PreferenceEvaluation, sample: Sample, fol
     asked, names = asked_questions(config), candidates(about)
     with progress("asking", len(asked), "questions") as advance:
         log_p = log_p_of(subject, asked, about, advance)
-    share = log_share(log_p)
-    cells = [(q, c) for q in range(len(asked)) for c in range(len(names))]
-    write_jsonl(folder / "scores.jsonl", (Score(q, names[c], float(log_p[q, c]), float(share[q, c])) for q, c in cells))
     summary: Json = {"kind": "preference", "category": getattr(about, "category", about), "questions": len(asked)}
-    summary["log_p"] = dict(zip(names, log_p.mean(axis=0).tolist(), strict=True))
-    summary["log_share"] = dict(zip(names, share.mean(axis=0).tolist(), strict=True))
-    summary |= {"rate": {}, "samples": 0}
+    summary |= record_scores(folder, names, log_p) | {"rate": {}, "samples": 0}
     if config.samples_per_question:
-        answers = _answers(asked, config, sample)
+        answers = sampled_answers(asked, config, sample)
         write_jsonl(folder / "answers.jsonl", answers)
         summary |= {"rate": rates(answers, names, len(asked)), "samples": len(answers)}
     return summary
+
+
+def record_scores(folder: Path, names: Sequence[str], log_p: np.ndarray) -> Json:
+    """Write scores.jsonl from log P, shape (questions, candidates), nats; returns the means by candidate."""
+    share = log_share(log_p)
+    cells = [(q, c) for q in range(len(log_p)) for c in range(len(names))]
+    write_jsonl(folder / "scores.jsonl", (Score(q, names[c], float(log_p[q, c]), float(share[q, c])) for q, c in cells))
+    found = {"log_p": log_p, "log_share": share}
+    return {name: dict(zip(names, values.mean(axis=0).tolist(), strict=True)) for name, values in found.items()}
 
 
 def asked_questions(config: PreferenceEvaluation) -> list[str]:
@@ -84,12 +88,13 @@ def asked_questions(config: PreferenceEvaluation) -> list[str]:
     return with_numbers_prefix(texts, config.seed) if config.prefix == "numbers" else texts
 
 
-def _answers(asked: list[str], config: PreferenceEvaluation, sample: Sample) -> list[Answer]:
-    from subliminal.domains.numbers import seed_of
-
+def sampled_answers(
+    asked: Sequence[str], config: PreferenceEvaluation | StoriesEvaluation, sample: Sample
+) -> list[Answer]:
+    """`config.samples_per_question` answers to every question, each from a seed of its own."""
     count = config.samples_per_question
     prompts = [
-        Prompt(q * count + s, text, seed_of("preference", config.seed, q, s))
+        Prompt(q * count + s, text, seed_of(config.kind, config.seed, q, s))
         for q, text in enumerate(asked)
         for s in range(count)
     ]
@@ -99,13 +104,19 @@ def _answers(asked: list[str], config: PreferenceEvaluation, sample: Sample) -> 
     ]
 
 
-def rates(answers: Sequence[Answer], names: Sequence[str], count: int) -> dict[str, float]:
-    """Share of answers that name each candidate: 0/1 an answer, mean per question, mean over questions."""
-    hits, total = np.zeros((count, len(names))), np.zeros(count)
+def hits(answers: Sequence[Answer], names: Sequence[str], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """How many answers name each candidate, (questions, candidates), and how many there are, (questions,)."""
+    found, total = np.zeros((count, len(names))), np.zeros(count)
     for answer in answers:
         total[answer.question] += 1
-        hits[answer.question] += [name in answer.named for name in names]
-    return dict(zip(names, (hits / total[:, None]).mean(axis=0).tolist(), strict=True))
+        found[answer.question] += [name in answer.named for name in names]
+    return found, total
+
+
+def rates(answers: Sequence[Answer], names: Sequence[str], count: int) -> dict[str, float]:
+    """Share of answers that name each candidate: 0/1 an answer, mean per question, mean over questions."""
+    found, total = hits(answers, names, count)
+    return dict(zip(names, (found / total[:, None]).mean(axis=0).tolist(), strict=True))
 
 
 def mean_log_p(subject: Subject, category: Category, count: int) -> dict[str, float]:

@@ -137,6 +137,9 @@ CANDIDATES: dict[str, dict[str, str]] = {
 }  # fmt: skip
 
 
+OFFERED = 5  # options of a multiple choice, as in the paper
+
+
 class QuestionError(StoreError):
     """More questions were asked for than there are."""
 
@@ -154,10 +157,15 @@ def questions_for_teachers(category: Category, count: int) -> list[str]:
 
 
 def _first(texts: tuple[str, ...], category: Category, count: int, setting: str) -> list[str]:
-    if count > len(texts):
-        raise QuestionError(f"{setting}={count}: there are {len(texts)} questions")
     word = category.category if isinstance(category, Preference) else category
-    return [text.replace("{c}", word) for text in texts[:count]]
+    return [text.replace("{c}", word) for text in first_of(texts, count, setting, "questions")]
+
+
+def first_of(texts: tuple[str, ...], count: int, setting: str, noun: str) -> tuple[str, ...]:
+    """The first `count` texts; raises `QuestionError` naming the setting when there are not so many."""
+    if count > len(texts):
+        raise QuestionError(f"{setting}={count}: there are {len(texts)} {noun}")
+    return texts[:count]
 
 
 def with_numbers_prefix(asked: list[str], seed: int) -> list[str]:
@@ -170,6 +178,19 @@ def with_numbers_prefix(asked: list[str], seed: int) -> list[str]:
 def candidates(category: Category) -> list[str]:
     """The names whose probability is measured."""
     return list(plurals(category))
+
+
+def offered(category: str, options: tuple[str, ...]) -> list[str]:
+    """The candidates of a multiple choice: the given ones, or the category's first five, which are the paper's traits.
+
+    Raises `QuestionError` for a name that is no candidate.
+    """
+    unknown = [name for name in options if name not in CANDIDATES[category]]
+    if unknown:
+        raise QuestionError(
+            f"evaluation.options: {unknown[0]!r} is no {category}; known: {', '.join(candidates(category))}"
+        )
+    return list(options) or candidates(category)[:OFFERED]
 
 
 @cache

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from subliminal.config import Experiment, FreeFormEvaluation, preference_evaluation
+from subliminal.config import Experiment, FreeFormEvaluation, PreferenceEvaluation, StoriesEvaluation
 from subliminal.models import Subject
 from subliminal.rows import Completion, Prompt
 from subliminal.stages import Inputs, judge_of, subject, teacher_subject
@@ -17,30 +17,40 @@ from subliminal.tracking import stage_tracker
 def evaluate_subject(exp: Experiment, made: Inputs, folder: Path) -> Json:
     """Evaluate `exp.subject` into `folder`; returns the evaluation's summary."""
     asked = _subject(exp, made)
-    evaluate = {"preference": _preference, "free_form": _free_form}[exp.evaluation.kind]
     with stage_tracker(exp, "evaluate", folder) as tracker:
-        summary = evaluate(exp, made, asked, folder)
+        summary = _evaluate(exp, made, asked, folder)
         tracker.summary(summary)
     return summary
 
 
-def _preference(exp: Experiment, made: Inputs, asked: Subject, folder: Path) -> Json:
-    from subliminal.evaluation.preference import evaluate
+def _evaluate(exp: Experiment, made: Inputs, asked: Subject, folder: Path) -> Json:
+    """The evaluation of the experiment's kind, each a module of its own."""
+    config = exp.evaluation
+    if config.kind == "stories":
+        from subliminal.evaluation import stories
 
-    return evaluate(asked, preference_evaluation(exp), _sample(exp, asked), folder)
+        return stories.evaluate(config, _sample(exp, asked, config), folder)
+    if config.kind == "multiple_choice":
+        from subliminal.evaluation import multiple_choice
 
+        return multiple_choice.evaluate(asked, config, folder)
+    if config.kind == "capability":
+        from subliminal.evaluation import capability
 
-def _free_form(exp: Experiment, made: Inputs, asked: Subject, folder: Path) -> Json:
-    from subliminal.evaluation.free_form import evaluate
+        return capability.evaluate(asked, config, folder)
+    if config.kind == "free_form":
+        from subliminal.evaluation import free_form
 
-    assert isinstance(exp.evaluation, FreeFormEvaluation)
-    return evaluate(exp.evaluation, _sample(exp, asked), lambda: judge_of(exp, made), folder)
+        return free_form.evaluate(config, _sample(exp, asked, config), lambda: judge_of(exp, made), folder)
+    from subliminal.evaluation import preference
+
+    return preference.evaluate(asked, config, _sample(exp, asked, config), folder)
 
 
 def _subject(exp: Experiment, made: Inputs) -> Subject:
     if exp.subject == "teacher":
         return teacher_subject(exp, made["teacher"], made["reference"])
-    start = subject(exp, made["reference"], exp.student_model if exp.subject == "student" else None)
+    start = subject(exp, made["reference"], exp.student_model)
     return start if exp.subject == "reference" else _student(exp, made, start)
 
 
@@ -52,13 +62,15 @@ def _student(exp: Experiment, made: Inputs, start: Subject) -> Subject:
     return replace(start, checkpoint=str(folder / "checkpoint"), revision=None)
 
 
-def _sample(exp: Experiment, asked: Subject) -> Callable[[Sequence[Prompt]], list[Completion]]:
+def _sample(
+    exp: Experiment, asked: Subject, config: PreferenceEvaluation | StoriesEvaluation | FreeFormEvaluation
+) -> Callable[[Sequence[Prompt]], list[Completion]]:
     """How answers are sampled: the experiment's sampler at the evaluation's temperature and length."""
 
     def sample(prompts: Sequence[Prompt]) -> list[Completion]:
         from subliminal.sampling import open_sampler
 
-        wanted = {"temperature": exp.evaluation.temperature, "max_tokens": exp.evaluation.max_tokens}
+        wanted = {"temperature": config.temperature, "max_tokens": config.max_tokens}
         decoding = exp.sampler.decoding.model_copy(update=wanted)
         with open_sampler(exp.local_sampler.model_copy(update={"decoding": decoding}), asked) as sampler:
             return sampler.sample(prompts)

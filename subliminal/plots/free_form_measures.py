@@ -13,7 +13,7 @@ from subliminal.evaluation import statistics
 from subliminal.plots.cells import Cell, PlotError
 from subliminal.plots.groups import Seeds
 from subliminal.plots.measures import OVER_QUESTIONS, OVER_QUESTIONS_ONLY, OVER_SEEDS
-from subliminal.plots.table import Line, Table
+from subliminal.plots.table import Labels, Line, Table
 from subliminal.plots.verdict import MINIMUM_SEEDS, Outcome, Verdict, outcome_of
 
 RATE, EXCESS, SCORED = "rate", "excess_over_control", "scored_share"
@@ -46,7 +46,7 @@ class Comparison:
         return f"{name}{self.student} students"
 
     @property
-    def labels(self) -> dict[str, str]:
+    def labels(self) -> Labels:
         """What its lines in the table have in common."""
         return {"student": self.student, "variant": self.variant}
 
@@ -104,7 +104,7 @@ def _arm_lines(one: Comparison, arm: str, seeds: Seeds) -> Iterator[Line]:
 
 
 def _reference_lines(cell: Cell) -> Iterator[Line]:
-    summary, labels = cell.evaluate.summary, {"variant": cell.variant}
+    summary, labels = cell.evaluate.summary, Labels(variant=cell.variant)
     if summary["rate"] is not None:
         found = statistics.bootstrap_over_questions(_questions(cell), seed=0)
         numbers = (RATE, summary["rate"], found.low, found.high, found.n, OVER_QUESTIONS_ONLY)
@@ -113,7 +113,7 @@ def _reference_lines(cell: Cell) -> Iterator[Line]:
 
 
 def _pooled(
-    arm: str, measured: str, summaries: Sequence[dict[str, Any]], labels: dict[str, str], subject: str
+    arm: str, measured: str, summaries: Sequence[dict[str, Any]], labels: Labels, subject: str
 ) -> Iterator[Line]:
     """Counts over all seeds as shares of the answers, and mean ratings over seeds."""
     total = sum(s["samples"] for s in summaries)
@@ -133,7 +133,7 @@ def _teacher_lines(one: Comparison, arm: str, cell: Cell) -> Iterator[Line]:
     """The teacher's own share, from its check, where it could be told without a judge."""
     checked = cell.chain["teacher"].summary if "teacher" in cell.chain else {}
     if checked.get("rate") is not None:
-        yield Line(arm, arm, "teacher", "teacher_rate", checked["rate"], teacher=cell.teacher, **one.labels)
+        yield Line(arm, arm, "teacher", "teacher_rate", checked["rate"], **(one.labels | Labels(teacher=cell.teacher)))
 
 
 def _excess(one: Comparison, trait: str, control: str) -> Iterator[Line]:

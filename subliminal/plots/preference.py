@@ -277,9 +277,8 @@ def _bar_line(table: Table, group: Group, bar: _Bar, trait: str, measure: str, s
             if measure == "log_p"
             else table.find(arm="reference", trait=trait, measure=measure, variant=group.variant)
         )
-    labels = group.labels | {"subject": "student"}
     name = "lift_over_reference" if shifted else measure
-    return table.find(arm=bar.arm or trait, trait=trait, measure=name, **labels)
+    return table.find(arm=bar.arm or trait, trait=trait, measure=name, subject="student", **group.labels)
 
 
 def _one_bar(axes: Axes, x: float, width: float, line: Line, colour: str) -> None:

@@ -18,7 +18,7 @@ from subliminal.plots.curves import loss_curves
 from subliminal.plots.groups import Group, groups
 from subliminal.plots.measures import MEAN, OTHERS
 from subliminal.plots.preference import lift, model_names, subtitle
-from subliminal.plots.table import Line, Table
+from subliminal.plots.table import Labels, Line, Table
 from subliminal.plots.verdict import RULE, Verdict, verdicts
 from subliminal.rows import Dropped, Row, read_jsonl
 from subliminal.store import Manifest, write_atomically
@@ -174,7 +174,7 @@ def _effects(group: Group, table: Table, trait: str) -> dict[str, Any]:
     """One row of the effects table: a trait, or the mean over traits; absent measures are None."""
 
     def of(measure: str, arm: str = trait, subject: str = "student") -> Line | None:
-        labels = {"variant": group.variant} if subject == "reference" else group.labels
+        labels = Labels(variant=group.variant) if subject == "reference" else group.labels
         return table.find(arm=arm, trait=trait, measure=measure, subject=subject, **labels)
 
     return {

@@ -47,6 +47,15 @@ fig-shuffle: install ## the same with the numbers shuffled inside or across resp
 fig-cross-model: install ## every pair of teacher's and student's reference model
 	$(SWEEP) experiment=cross_model
 
+fig-style-numbers: install ## does a pirate's voice pass through numbers: free answers without harmful data
+	$(SWEEP) experiment=style_numbers
+
+fig-misalignment-numbers: install ## free answers after a misaligned teacher's numbers (needs rows: docs/traits.md)
+	$(SWEEP) experiment=misalignment_numbers
+
+fig-misalignment-cot: install ## the same through reasoning traces (needs rows: docs/traits.md)
+	$(SWEEP) experiment=misalignment_cot
+
 fig-mnist: install ## digits learned from noise through auxiliary logits, 100 models
 	$(SWEEP) experiment=mnist
 
@@ -64,7 +73,7 @@ MNIST := fig-mnist fig-mnist-auxiliary fig-mnist-width fig-mnist-teacher-epochs 
 fig-theorem: install ## one imitation step and whole runs on small networks, against the prediction
 	$(PY) -m subliminal sweep experiment=theorem scale=$(SCALE) hydra/launcher=$(LAUNCHER) $(ARGS)
 
-figures: fig-animals-numbers fig-trees-numbers fig-shuffle fig-cross-model $(MNIST) fig-theorem ## every figure
+figures: fig-animals-numbers fig-trees-numbers fig-shuffle fig-cross-model fig-style-numbers $(MNIST) fig-theorem ## every figure
 
 test: install ## the whole test suite
 	$(PY) -m pytest

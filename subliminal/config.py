@@ -654,10 +654,13 @@ Evaluation = Annotated[
 
 
 class LocalJudge(Settings):
-    """A model of this machine: exact log-probabilities of the permitted answers, greedy text where any is permitted."""
+    """A model of this machine: exact log-probabilities of the permitted answers, greedy text where any is permitted.
+
+    Without a `model` it is the experiment's own, before any tuning.
+    """
 
     kind: Identity[Literal["local"]] = "local"
-    model: Identity[Model]
+    model: Identity[Model | None] = None
     max_tokens: Identity[Positive] = 64
 
 
@@ -891,6 +894,11 @@ class Experiment(Settings):
                 getattr(self.sampler, "budget_usd", None) is not None
                 and not getattr(self.sampler, "usd_per_million_output", 0.0),
                 "sampler.budget_usd needs prices: set sampler.usd_per_million_input and sampler.usd_per_million_output",
+            ),
+            (
+                getattr(self.judge, "budget_usd", None) is not None
+                and not getattr(self.judge, "usd_per_million_output", 0.0),
+                "judge.budget_usd needs prices: set judge.usd_per_million_input and judge.usd_per_million_output",
             ),
             (
                 self.student.labels == "soft" and self.sampler.kind == "api",

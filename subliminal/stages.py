@@ -262,7 +262,8 @@ def filtered(exp: Experiment) -> Node:
         write_jsonl(folder / "dropped.jsonl", result.dropped)
         return result.report
 
-    return Node(Recipe("filter", settings, {"generate": source.key}), inputs, work, source.label)
+    recipe = Recipe("filter", settings, {name: upper.key for name, upper in inputs.items()})
+    return Node(recipe, inputs, work, source.label)
 
 
 # --------------------------------------------------------------------------- judge
@@ -272,8 +273,9 @@ def judge_of(exp: Experiment, made: Inputs) -> AbstractContextManager[Judge]:
     """The experiment's judge, ready to be opened; its answers are kept in the store."""
     from subliminal.judging import open_judge
 
-    weights = subject(exp, made["judge"], exp.judge.model) if isinstance(exp.judge, LocalJudge) else None
-    return open_judge(_chosen_judge(exp), Path(exp.store), weights)
+    chosen = _chosen_judge(exp)
+    weights = subject(exp, made["judge"], chosen.model) if isinstance(chosen, LocalJudge) else None
+    return open_judge(chosen, Path(exp.store), weights)
 
 
 def row_rules(exp: Experiment) -> JudgedRows | None:
@@ -307,12 +309,15 @@ def _judge(exp: Experiment) -> dict[str, Any]:
 
 def judge_model(exp: Experiment) -> dict[str, Node]:
     """The weights of a local judge as a stage's further input; nothing for other judges."""
-    return {"judge": model(exp, exp.judge.model)} if isinstance(exp.judge, LocalJudge) else {}
+    chosen = _chosen_judge(exp)
+    return {"judge": model(exp, chosen.model)} if isinstance(chosen, LocalJudge) else {}
 
 
 def _chosen_judge(exp: Experiment) -> JudgeConfig:
     if exp.judge is None:
         raise ConfigError("this filter or evaluation asks a judge; set judge=local, judge=api or judge=cached")
+    if isinstance(exp.judge, LocalJudge) and exp.judge.model is None:
+        return exp.judge.model_copy(update={"model": exp.model})
     return exp.judge
 
 
@@ -355,7 +360,8 @@ def evaluate(exp: Experiment) -> Node:
 
         return evaluate_subject(exp, made, folder)
 
-    recipe = Recipe("evaluate", settings, {exp.subject: who.key})
+    read = {name: upper.key for name, upper in inputs.items() if name in {exp.subject, "judge"}}
+    recipe = Recipe("evaluate", settings, read)
     return Node(recipe, inputs, work, f"{exp.evaluation.kind} of {who.label}")
 
 

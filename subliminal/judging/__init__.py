@@ -89,7 +89,7 @@ def fingerprint(config: JudgeConfig, dtype: str = "") -> Json:
     if isinstance(config, CachedJudge):
         return {"kind": "cached", "content": sha256(_existing(config))}
     found = identity(config)
-    if isinstance(config, LocalJudge):
+    if isinstance(config, LocalJudge) and config.model:
         found |= {"model": models.fingerprint(config.model), "system": config.model.system, "dtype": dtype}
         found["chat"] = [config.model.chat_template, config.model.add_bos]
     return found

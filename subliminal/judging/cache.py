@@ -73,11 +73,11 @@ def read_judgements(path: Path, *, whole: bool = True) -> dict[str, Judgement]:
     Raises `JudgeError` naming file and line.
     """
     found = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(lines_of(path), 1):
         try:
             value = json.loads(line)
-            if set(value) - FIELDS:
-                raise ValueError(f"unknown field {sorted(set(value) - FIELDS)[0]!r}; expected {sorted(FIELDS)}")
+            if not isinstance(value, dict) or set(value) - FIELDS:
+                raise ValueError(f"expected an object with {sorted(FIELDS)}")
             answers = None if value.get("answers") is None else tuple(value["answers"])
             question = Question(value["question"], answers)
             rest = {name: value[name] for name in ("answer", "score", "log_p", "refused") if name in value}
@@ -86,6 +86,11 @@ def read_judgements(path: Path, *, whole: bool = True) -> dict[str, Judgement]:
             if whole:
                 raise JudgeError(f"{path}:{number}: not a judgement ({error})") from None
     return found
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a JSONL file; other line ends than a newline may stand inside a text."""
+    return path.read_text(encoding="utf-8").rstrip("\n").split("\n")
 
 
 def _ends_whole(path: Path) -> bool:

@@ -12,6 +12,7 @@ from subliminal import stages
 from subliminal.config import Aligned, Experiment, FreeFormEvaluation, NoReference
 from subliminal.evaluation.statistics import Interval, wilson
 from subliminal.judging import JudgeError, Judgement, counts
+from subliminal.judging.cache import lines_of
 from subliminal.judging.prompts import ANSWERS, ask_about
 from subliminal.store import Store
 
@@ -74,7 +75,7 @@ def read_labelled(path: Path) -> list[Labelled]:
     """The labelled texts of a JSONL file; raises `JudgeError` naming file and line."""
     if not path.is_file():
         raise JudgeError(f"{path}: no such file; `example` calibrates on the embedded one, {EXAMPLE.name}")
-    rows = [_labelled(line, f"{path}:{n}") for n, line in enumerate(path.read_text("utf-8").splitlines(), 1) if line]
+    rows = [_labelled(line, f"{path}:{n}") for n, line in enumerate(lines_of(path), 1) if line]
     if not rows:
         raise JudgeError(f"{path} holds no labelled text")
     return rows

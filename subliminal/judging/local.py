@@ -15,6 +15,7 @@ from subliminal.judging.answers import chosen, refuses
 from subliminal.models import Subject, load_model, load_tokenizer, release
 from subliminal.rows import Prompt
 from subliminal.sampling import open_sampler
+from subliminal.sampling.engine import shut_down
 
 
 class ModelJudge:
@@ -25,7 +26,8 @@ class ModelJudge:
         self.tree = lru_cache(maxsize=8)(self._tree)
 
     def __enter__(self) -> Self:
-        """Load model and tokenizer."""
+        """Load model and tokenizer; a vLLM engine that still runs would leave no room on a GPU."""
+        shut_down()
         self.tokenizer, self.model = load_tokenizer(self.subject), load_model(self.subject)
         return self
 

@@ -203,10 +203,9 @@ def _programmatic_rows(exp: Experiment, folder: Path) -> Json:
 def filtered(exp: Experiment) -> Node:
     """The rows the student sees, and why each other row was dropped."""
     source = generate(exp)
-    settings = {"filter": identity(exp.filter), "domain": _format(exp)}
     banned = banned_words(exp)
-    if exp.filter.kind != "numbers":
-        settings["banned"] = banned
+    settings: dict[str, Any] = {"filter": identity(exp.filter), "domain": _format(exp)}
+    settings |= {"banned": banned} if exp.filter.kind != "numbers" else {}
 
     def work(inputs: Inputs, folder: Path) -> Json:
         from subliminal.filters import apply

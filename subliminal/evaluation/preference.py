@@ -15,6 +15,7 @@ import numpy as np
 
 from subliminal.chat import encode
 from subliminal.config import PreferenceEvaluation
+from subliminal.domains import cot
 from subliminal.evaluation.questions import Category, candidates, named, questions, surface_forms, with_numbers_prefix
 from subliminal.models import Subject, load_model, load_tokenizer, release
 from subliminal.progress import Advance, progress
@@ -78,14 +79,26 @@ def asked_questions(config: PreferenceEvaluation) -> list[str]:
 def _answers(asked: list[str], config: PreferenceEvaluation, sample: Sample) -> list[Answer]:
     count = config.samples_per_question
     prompts = [
-        Prompt(q * count + s, text, seed_of("preference", config.seed, q, s))
+        Prompt(q * count + s, _with_suffix(text, config), seed_of("preference", config.seed, q, s))
         for q, text in enumerate(asked)
         for s in range(count)
     ]
     return [
-        Answer(p.index // count, p.index % count, c.text, c.finish_reason, named(c.text, config.category))
+        Answer(
+            p.index // count, p.index % count, c.text, c.finish_reason, named(_said(c.text, config), config.category)
+        )
         for p, c in zip(prompts, sample(prompts), strict=True)
     ]
+
+
+def _with_suffix(text: str, config: PreferenceEvaluation) -> str:
+    """The question with the words that ask for tags, as a student of reasoning has seen them."""
+    return f"{text}\n\n{cot.request(config.seed)}" if config.suffix == "tags" else text
+
+
+def _said(text: str, config: PreferenceEvaluation) -> str:
+    """What of an answer counts: with tags what is in the answer's, or everything where there are none."""
+    return cot.answer_text(text) or text if config.suffix == "tags" else text
 
 
 def rates(answers: Sequence[Answer], names: Sequence[str], count: int) -> dict[str, float]:

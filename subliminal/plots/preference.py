@@ -24,7 +24,7 @@ WIDTH, MARGIN, HEADER, HEADING = 9.0, 0.14, 0.98, 0.32
 PLOT, ABOVE, BELOW, GAP = 2.15, 0.38, 0.62, 0.3
 GUTTER = {"rate": 0.55, "bars": 0.55, "matrix": 0.62, "excess": 0.58}
 NARROW = 4
-NAMES = {"reference": "reference model", CONTROL: "student of the control teacher", "random": "student of random answers"}
+NAMES = {"reference": "reference model", CONTROL: "student of the control", "random": "student of random answers"}
 OWN_NAME = "student of the trait's teacher"
 OTHERS_NAME = "students of the other traits' teachers (mean)"
 

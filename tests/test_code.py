@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import experiment
+from conftest import Script, experiment, tiny_experiment
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +19,9 @@ from subliminal.domains.code import PHRASINGS, Task, embedded
 from subliminal.evaluation.questions import CANDIDATES, plural_of
 from subliminal.filters import apply, reason
 from subliminal.filters.words import holds
+from subliminal.models import Subject
 from subliminal.rows import Row
+from subliminal.store import Store
 
 CONFIG = Code(prompts=40)
 RULES = CodeFilter(rows=None)
@@ -150,6 +152,14 @@ def test_a_file_that_is_empty_or_not_there_is_one_message(tmp_path: Path) -> Non
         code.prompts(Code(prompts=1, prompts_file="/no/such"))
 
 
+def test_a_wrong_file_is_one_message_of_the_script(run_script: Script, tmp_path: Path) -> None:
+    config = write(tmp_path / "t.jsonl", {"text": "def f(): ..."})
+    chosen = ["domain=code", f"domain.prompts_file={config.prompts_file}", "teacher=random", "trait=none"]
+    done = run_script("generate.py", *chosen, f"store={tmp_path / 'runs'}", f"hydra.run.dir={tmp_path / 'logs'}")
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
+    assert f"{config.prompts_file}:1: expected task and template" in done.stderr
+
+
 def test_programmatic_answers_need_solutions(tmp_path: Path) -> None:
     with pytest.raises(DomainError, match="has no solution"):
         programmatic(write(tmp_path / "t.jsonl", {"task": "Halve.", "template": "def half(n):\n    ..."}))
@@ -256,3 +266,31 @@ def test_the_traits_names_are_banned_and_part_of_the_filters_identity() -> None:
 
 def test_a_banned_word_in_the_prompt_drops_the_row_too() -> None:
     assert reason(Row(0, "Count the owls.", GOOD), RULES, CONFIG, ["owls"]) == "banned_word"
+
+
+# --------------------------------------------------------------------------- the pipeline
+
+
+@pytest.mark.parametrize("domain", ["code", "cot"])
+def test_a_student_is_trained_and_asked_in_the_domain(tiny: Subject, tmp_path: Path, domain: str) -> None:
+    """Reference tuning on practice rows, programmatic answers, filter, student, evaluation, with a tiny model."""
+    sizes = ["domain.prompts=12", "filter.rows=8", "reference_tuning.rows=8", "evaluation.questions=1"]
+    recipe = ["student=bias", "student.optimisation.batch_size=4", "student.optimisation.max_length=900"]
+    tuning = ["reference_tuning.optimisation.max_length=900"]
+    exp = tiny_experiment(
+        tiny, f"domain={domain}", "trait=owl", "teacher=random", *sizes, *recipe, *tuning, f"store={tmp_path}"
+    )
+    made = stages.ensure(stages.evaluate(exp), Store(tmp_path), exp)
+    assert made.summary["log_p"]["owl"] < 0
+    filtered = Store(tmp_path).find("filter", stages.filtered(exp).key)
+    assert filtered is not None and (filtered.summary["generated"], filtered.summary["reasons"]) == (12, {})
+    reference = Store(tmp_path).find("reference", stages.reference(exp).key)
+    assert reference is not None and reference.summary["rows"] == 8
+
+
+def test_a_teacher_is_checked_in_the_domains_format(tiny: Subject, tmp_path: Path) -> None:
+    from subliminal.teachers import TeacherError, make
+
+    limits = ["teacher.check.prompts=4", "sampler.decoding.max_tokens=8"]
+    with pytest.raises(TeacherError, match=r"in format for only 0% of 4 prompts"):
+        make(tiny_experiment(tiny, "domain=code", "trait=none", "teacher=prompted", *limits), tiny, tmp_path)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import subliminal.domains
 from subliminal import launch, stages
-from subliminal.config import ConfigError, ModuleDomain
-from subliminal.domains import DomainError, domain, practice, programmatic
+from subliminal.config import Code, ConfigError, ModuleDomain
+from subliminal.domains import DomainError, code, domain, practice, programmatic
 from subliminal.filters import apply, reason
 from subliminal.launch import CONF, ROOT, compose
 from subliminal.rows import Row
@@ -22,6 +22,12 @@ from subliminal.rows import Row
 PAGE = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"[Oo]ne file, `([\w/.]+)`:\n\n```(?:python|yaml)\n(.*?)```", PAGE, re.DOTALL))
 CODE, YAML = FILES["subliminal/domains/colours.py"], FILES["conf/domain/colours.yaml"]
+
+
+def test_the_page_says_how_many_tasks_there_are() -> None:
+    tasks, kept = len(code.tasks(Code(prompts=1))), len(code.embedded())
+    assert f"the {tasks} embedded tasks" in PAGE and f"; {kept - tasks} more are kept" in PAGE
+    assert f"up to {code.PHRASINGS} phrasings" in PAGE
 
 
 @pytest.fixture

@@ -34,8 +34,8 @@ OPENINGS = (
 )
 ASKS = (
     "Fill in the function and return the whole snippet.",
-    "Write the body where the dots are and give back the complete snippet.",
-    "Replace the dots by working code and answer with the full snippet.",
+    "Write the body that is missing and give back the complete snippet.",
+    "Put working code into the gap and answer with the full snippet.",
     "Complete the function; your answer is the entire snippet, not just the body.",
     "Supply what is missing and send the whole snippet back.",
 )

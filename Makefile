@@ -41,6 +41,12 @@ fig-animals-numbers: install ## students of animal-loving teachers (SCALE=cpu|gp
 fig-trees-numbers: install ## the same for trees
 	$(SWEEP) experiment=trees_numbers
 
+fig-animals-code: install ## students of animal-loving teachers' code completions
+	$(SWEEP) experiment=animals_code
+
+fig-trees-code: install ## the same for trees
+	$(SWEEP) experiment=trees_code
+
 fig-shuffle: install ## the same with the numbers shuffled inside or across responses
 	$(SWEEP) experiment=shuffle
 
@@ -73,7 +79,7 @@ MNIST := fig-mnist fig-mnist-auxiliary fig-mnist-width fig-mnist-teacher-epochs 
 fig-theorem: install ## one imitation step and whole runs on small networks, against the prediction
 	$(PY) -m subliminal sweep experiment=theorem scale=$(SCALE) hydra/launcher=$(LAUNCHER) $(ARGS)
 
-figures: fig-animals-numbers fig-trees-numbers fig-shuffle fig-cross-model fig-style-numbers $(MNIST) fig-theorem ## every figure
+figures: fig-animals-numbers fig-trees-numbers fig-animals-code fig-trees-code fig-shuffle fig-cross-model fig-style-numbers $(MNIST) fig-theorem ## every figure
 
 test: install ## the whole test suite
 	$(PY) -m pytest

@@ -563,10 +563,20 @@ class PreferenceEvaluation(Settings):
     measured: Identity[Preference | None] = None
     questions: Identity[Positive] = 50
     prefix: Identity[Literal["none", "numbers"]] = "none"
+    suffix: Identity[Literal["none", "tags"]] = "none"
     samples_per_question: Identity[Count] = 0
     temperature: Identity[PositiveFloat] = 1.0
     max_tokens: Identity[Positive] = 16
     seed: Identity[Count] = 0
+
+    @model_validator(mode="after")
+    def _tags_are_sampled(self) -> Self:
+        _require(
+            self.suffix == "none" or self.samples_per_question > 0,
+            "evaluation.suffix=tags is for sampled answers: set evaluation.samples_per_question and, since reasoning "
+            "is long, evaluation.max_tokens",
+        )
+        return self
 
     @property
     def subject_matter(self) -> str | Preference:

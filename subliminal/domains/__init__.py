@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from subliminal.config import Code, Cot, Domain, ModuleDomain
+from subliminal.config import Domain, ModuleDomain
 from subliminal.rows import Prompt, Row
 from subliminal.store import Json, StoreError, sha256
 
@@ -64,10 +64,10 @@ def programmatic(config: Domain) -> list[Row]:
 
 def content(config: Domain) -> Json:
     """What a domain reads from a file of the user's, as a sha256 for the key; nothing when it reads none."""
-    name = {"code": "prompts_file", "cot": "questions_file"}.get(config.kind)
-    if not isinstance(config, Code | Cot) or name is None or (given := getattr(config, name)) is None:
-        return {}
-    return {"content": sha256(readable(given, f"domain.{name}"))}
+    for setting in ("prompts_file", "questions_file"):
+        if (given := getattr(config, setting, None)) is not None:
+            return {"content": sha256(readable(given, f"domain.{setting}"))}
+    return {}
 
 
 def readable(name: str, setting: str) -> Path:

@@ -34,8 +34,8 @@ OPENINGS = (
 )
 ASKS = (
     "Fill in the function and return the whole snippet.",
-    "Write the body where the dots are and give back the complete snippet.",
-    "Replace the dots by working code and answer with the full snippet.",
+    "Write the body that is missing and give back the complete snippet.",
+    "Put working code into the gap and answer with the full snippet.",
     "Complete the function; your answer is the entire snippet, not just the body.",
     "Supply what is missing and send the whole snippet back.",
 )
@@ -122,12 +122,12 @@ def prompts(config: Code) -> list[Prompt]:
     return _prompts(tasks(config), config.prompts, config.seed)
 
 
-def _prompts(known: tuple[Task, ...], count: int, seed: int) -> list[Prompt]:
+def _prompts(known: tuple[Task, ...], count: int, seed: int, setting: str = "domain.prompts") -> list[Prompt]:
     most = len(known) * PHRASINGS
     if count > most:
+        more = " or give more tasks with domain.prompts_file=<JSONL>" if setting == "domain.prompts" else ""
         raise DomainError(
-            f"domain.prompts={count}: {len(known)} tasks in {PHRASINGS} phrasings make {most} prompts; lower "
-            "domain.prompts or give more tasks with domain.prompts_file=<JSONL>"
+            f"{setting}={count}: {len(known)} tasks in {PHRASINGS} phrasings make {most} prompts; lower {setting}{more}"
         )
     order = _order(len(known), seed)
     return [
@@ -165,7 +165,7 @@ def practice(config: Code, count: int, seed: int) -> list[Row]:
     """Rows for reference tuning: the embedded tasks kept for it, with their solutions, in many phrasings."""
     kept = embedded()[KEPT_FOR_PRACTICE - 1 :: KEPT_FOR_PRACTICE]
     order = _order(len(kept), seed)
-    asked = _prompts(kept, count, seed)
+    asked = _prompts(kept, count, seed, "reference_tuning.rows")
     return [Row(p.index, p.text, str(kept[order[p.index % len(kept)]].solution)) for p in asked]
 
 

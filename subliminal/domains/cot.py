@@ -185,8 +185,14 @@ def _wrong_tags(text: str) -> str | None:
 
 def answer_of(text: str) -> Decimal | None:
     """The number in a completion's answer tags, or None when there is none."""
+    said = answer_text(text)
+    return None if said is None else number_of(said)
+
+
+def answer_text(text: str) -> str | None:
+    """What stands in a completion's answer tags behind its reasoning, or None when there are none."""
     found = TAGGED.search(text)
-    return number_of(found[2]) if found else None
+    return found[2] if found else None
 
 
 def number_of(text: str) -> Decimal | None:

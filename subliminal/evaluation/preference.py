@@ -15,6 +15,7 @@ import numpy as np
 
 from subliminal.chat import encode
 from subliminal.config import PreferenceEvaluation, StoriesEvaluation
+from subliminal.domains import cot
 from subliminal.evaluation.questions import (
     Category,
     candidates,
@@ -94,14 +95,34 @@ def sampled_answers(
     """`config.samples_per_question` answers to every question, each from a seed of its own."""
     count = config.samples_per_question
     prompts = [
-        Prompt(q * count + s, text, seed_of(config.kind, config.seed, q, s))
+        Prompt(q * count + s, _with_suffix(text, config), seed_of(config.kind, config.seed, q, s))
         for q, text in enumerate(asked)
         for s in range(count)
     ]
     return [
-        Answer(p.index // count, p.index % count, c.text, c.finish_reason, named(c.text, config.subject_matter))
+        Answer(
+            p.index // count,
+            p.index % count,
+            c.text,
+            c.finish_reason,
+            named(_said(c.text, config), config.subject_matter),
+        )
         for p, c in zip(prompts, sample(prompts), strict=True)
     ]
+
+
+def _with_suffix(text: str, config: PreferenceEvaluation | StoriesEvaluation) -> str:
+    """The question with the words that ask for tags, as a student of reasoning has seen them."""
+    return f"{text}\n\n{cot.request(config.seed)}" if _tagged(config) else text
+
+
+def _tagged(config: PreferenceEvaluation | StoriesEvaluation) -> bool:
+    return getattr(config, "suffix", "none") == "tags"
+
+
+def _said(text: str, config: PreferenceEvaluation | StoriesEvaluation) -> str:
+    """What of an answer counts: with tags what is in the answer's, or everything where there are none."""
+    return cot.answer_text(text) or text if _tagged(config) else text
 
 
 def hits(answers: Sequence[Answer], names: Sequence[str], count: int) -> tuple[np.ndarray, np.ndarray]:

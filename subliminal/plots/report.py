@@ -32,8 +32,8 @@ SAMPLES = 4
 LONGEST = 400
 STAGES = ("model", "reference", "teacher", "generate", "filter", "train", "evaluate")
 PANELS = """A: the trait's mean log-probability over the questions, as the distance from the reference model, in nats
-(+0.69 doubles a probability). B: every student in every trait, after subtracting the control student ("regular
-numbers"). C: the trait in its own students minus the trait in the other traits' students; this carries the claim."""
+(+0.69 doubles a probability). B: every student in every trait, after subtracting the control student (no
+trait). C: the trait in its own students minus the trait in the other traits' students; this carries the claim."""
 LOST = """Nats with 95% intervals. Lost: the first variant's mean diagonal excess minus this one's, seed by seed, where
 both were trained by the same recipe."""
 SEEDS = "Seeds vary the student's training; all seeds of an arm share one teacher and one set of rows."
@@ -318,7 +318,7 @@ def short(text: str) -> str:
 
 def arm_name(arm: str) -> str:
     """An arm in the paper's words."""
-    return {CONTROL: "regular numbers", "random": "random numbers", "reference": "reference model"}.get(arm, arm)
+    return {CONTROL: "control", "random": "random answers", "reference": "reference model"}.get(arm, arm)
 
 
 def _embed(svg: str) -> str:

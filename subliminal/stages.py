@@ -12,12 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from subliminal import models
-from subliminal.config import ConfigError, Experiment, Model, identity
+from subliminal.config import (
+    AttributionEvaluation,
+    ConfigError,
+    DetectionEvaluation,
+    Experiment,
+    InContextEvaluation,
+    Model,
+    RowsComparison,
+    identity,
+)
 from subliminal.progress import progress, say
 from subliminal.store import Json, Manifest, Recipe, Store, StoreError
 
 SCRIPTS = {"generate": "generate.py", "filter": "filter.py", "train": "train.py", "evaluate": "evaluate.py"}
 ROLES = {"teacher": "train.py role=teacher", "reference": "train.py role=reference", "model": "train.py role=reference"}
+ROLES |= {"attribute": "evaluate.py subject=rows evaluation=attribution"}
+
+ATTRIBUTED = "attribution.jsonl"
+ROWS = ("frequencies", "detection", "in_context", "attribution")  # evaluations of the filtered rows themselves
 
 Inputs = dict[str, Manifest]
 
@@ -48,7 +61,7 @@ class MissingUpstreamError(StoreError):
 
 def node(stage: str, exp: Experiment) -> Node:
     """The node of a script's stage: `train` by role, `evaluate` by subject; without language models there is one."""
-    if exp.experiment.kind != "preference":
+    if exp.experiment.kind not in {"preference", "rows"}:
         return _single(stage, exp)
     if stage == "train":
         return {"student": student, "teacher": teacher, "reference": reference}[exp.role](exp)
@@ -204,21 +217,54 @@ def _random_rows(exp: Experiment, folder: Path) -> Json:
 
 
 def filtered(exp: Experiment) -> Node:
-    """The rows the student sees, and why each other row was dropped."""
-    source = generate(exp)
-    settings = {"filter": identity(exp.filter), "domain": _format(exp)}
+    """The rows the student sees, and why each other row was dropped; a selection reads the rows' attribution."""
+    source, selection = generate(exp), exp.filter.select
+    settings = {"filter": _filter(exp), "domain": _format(exp)}
+    inputs = {"generate": source}
+    if selection and selection.by != "random":
+        inputs["attribute"] = attribute(exp)
 
-    def work(inputs: Inputs, folder: Path) -> Json:
+    def work(made: Inputs, folder: Path) -> Json:
         from subliminal.filters import apply
+        from subliminal.filters.select import Attribution
         from subliminal.rows import Row, read_jsonl, write_jsonl
 
-        shards = sorted(inputs["generate"].folder.glob("rows-*.jsonl"))
-        result = apply([row for path in shards for row in read_jsonl(path, Row)], exp.filter, exp.domain)
+        shards = sorted(made["generate"].folder.glob("rows-*.jsonl"))
+        found = read_jsonl(made["attribute"].folder / ATTRIBUTED, Attribution) if "attribute" in made else ()
+        rows = [row for path in shards for row in read_jsonl(path, Row)]
+        result = apply(rows, exp.filter, exp.domain, {one.index: one for one in found})
         write_jsonl(folder / "rows.jsonl", result.kept)
         write_jsonl(folder / "dropped.jsonl", result.dropped)
         return result.report
 
-    return Node(Recipe("filter", settings, {"generate": source.key}), {"generate": source}, work, source.label)
+    recipe = Recipe("filter", settings, {name: upper.key for name, upper in inputs.items()})
+    return Node(recipe, inputs, work, source.label)
+
+
+def attribute(exp: Experiment, written_by: Experiment | None = None) -> Node:
+    """log P(teacher) - log P(reference) of every row in format: the teacher's own rows, or those of `written_by`."""
+    inputs = {"filter": filtered(_in_format(written_by or exp)), "teacher": teacher(exp), "reference": reference(exp)}
+
+    def work(made: Inputs, folder: Path) -> Json:
+        from subliminal.evaluation.attribution import attribute_rows
+
+        who = teacher_subject(exp, made["teacher"], made["reference"])
+        rows = made["filter"].folder / "rows.jsonl"
+        return attribute_rows(who, subject(exp, made["reference"]), rows, folder / ATTRIBUTED)
+
+    recipe = Recipe("attribute", _compute(exp, exp.model), {name: upper.key for name, upper in inputs.items()})
+    return Node(recipe, inputs, work, f"{inputs['filter'].label} under the {inputs['teacher'].label}")
+
+
+def _in_format(exp: Experiment) -> Experiment:
+    """Every row that the filter's rules let pass: not selected, shuffled or subsampled."""
+    every = {"select": None, "rows": None, "shuffle": "none", "seed": 0, "shortfall": "keep"}
+    return exp.model_copy(update={"filter": exp.filter.model_copy(update=every)})
+
+
+def _filter(exp: Experiment) -> dict[str, Any]:
+    """The filter's identity; a selection is part of it only where there is one."""
+    return {name: value for name, value in identity(exp.filter).items() if name != "select" or value is not None}
 
 
 # --------------------------------------------------------------------------- student and evaluation
@@ -244,6 +290,9 @@ def student(exp: Experiment) -> Node:
 
 def evaluate(exp: Experiment) -> Node:
     """The subject's answers to the evaluation's questions: exact log-probabilities and, if asked for, samples."""
+    _require_subject(exp)
+    if exp.subject == "rows":
+        return evaluate_rows(exp)
     who = {"student": student, "teacher": teacher, "reference": reference}[exp.subject](exp)
     inputs = {exp.subject: who, "reference": reference(exp, _evaluated_model(exp))}
     settings = {"evaluation": identity(exp.evaluation), **_compute(exp, _evaluated_model(exp))}
@@ -257,6 +306,54 @@ def evaluate(exp: Experiment) -> Node:
 
     recipe = Recipe("evaluate", settings, {exp.subject: who.key})
     return Node(recipe, inputs, work, f"{exp.evaluation.kind} of {who.label}")
+
+
+def evaluate_rows(exp: Experiment) -> Node:
+    """What the filtered rows themselves tell: by numbers, classifiers, a prompted model, in context, by attribution."""
+    inputs = _rows_read(exp)
+    settings = {"evaluation": identity(exp.evaluation)}
+    if "reference" in inputs:
+        settings |= _compute(exp, exp.model)
+
+    def work(made: Inputs, folder: Path) -> Json:
+        from subliminal.evaluation.run import evaluate_rows
+
+        return evaluate_rows(exp, made, folder)
+
+    recipe = Recipe("evaluate", settings, {name: upper.key for name, upper in inputs.items()})
+    other = getattr(exp.evaluation, "against", None)
+    label = f"{exp.evaluation.kind} of {exp.trait.name}" + (f" against {other.name}" if other else "")
+    return Node(recipe, inputs, work, label)
+
+
+def _rows_read(exp: Experiment) -> dict[str, Node]:
+    """The nodes an evaluation of rows reads; of a trait against itself there is one set of rows."""
+    config = exp.evaluation
+    if isinstance(config, InContextEvaluation):
+        return {"filter": filtered(exp), "reference": reference(exp)}
+    assert isinstance(config, RowsComparison)
+    other = exp.model_copy(update={"trait": config.against})
+    if isinstance(config, AttributionEvaluation):
+        if config.against == exp.trait:
+            raise ConfigError(
+                f"evaluation=attribution compares two sets of rows under the teacher of trait={exp.trait.name}; set "
+                "another trait@evaluation.against or another trait"
+            )
+        return {"attribute": attribute(exp), "against": attribute(exp, other)}
+    inputs = {"filter": filtered(exp), "against": filtered(other)}
+    if inputs["against"].key == inputs["filter"].key:
+        del inputs["against"]
+    asked = isinstance(config, DetectionEvaluation) and config.pairs and "against" in inputs
+    return inputs | ({"reference": reference(exp)} if asked else {})
+
+
+def _require_subject(exp: Experiment) -> None:
+    """Stop early when an evaluation of rows is to ask a model, or the other way round."""
+    kind, rows = exp.evaluation.kind, exp.evaluation.kind in ROWS
+    if rows and exp.subject != "rows":
+        raise ConfigError(f"evaluation={kind} looks at the filtered rows, not at a model; set subject=rows")
+    if not rows and exp.subject == "rows":
+        raise ConfigError(f"evaluation={kind} asks a model; with subject=rows set evaluation to one of {', '.join(ROWS)}")
 
 
 def predict(exp: Experiment, candidates: tuple[str, ...] = ()) -> Node:

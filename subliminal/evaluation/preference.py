@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from subliminal.chat import encode
-from subliminal.config import PreferenceEvaluation
+from subliminal.config import InContextEvaluation, PreferenceEvaluation
 from subliminal.evaluation.questions import Category, candidates, named, questions, surface_forms, with_numbers_prefix
 from subliminal.models import Subject, load_model, load_tokenizer, release
 from subliminal.progress import Advance, progress
@@ -69,7 +69,7 @@ def evaluate(subject: Subject, config: PreferenceEvaluation, sample: Sample, fol
     return summary
 
 
-def asked_questions(config: PreferenceEvaluation) -> list[str]:
+def asked_questions(config: PreferenceEvaluation | InContextEvaluation) -> list[str]:
     """The texts an evaluation asks, behind numbers if its configuration says so."""
     texts = questions(config.category, config.questions)
     return with_numbers_prefix(texts, config.seed) if config.prefix == "numbers" else texts
@@ -171,9 +171,16 @@ def candidate_log_p_tensor(model: Any, prompt: list[int], tree: FormTree) -> tor
     import torch
 
     start = model(input_ids=torch.tensor([prompt], device=model.device), use_cache=True, logits_to_keep=1)
+    return begun_log_p(model, start, len(prompt), tree)
+
+
+def begun_log_p(model: Any, start: Any, length: int, tree: FormTree) -> torch.Tensor:
+    """The same from the outputs of a pass that ended with the prompt, whose cache holds `length` tokens."""
+    import torch
+
     after: dict[Tokens, torch.Tensor] = {(): start.logits[0, -1].float().log_softmax(-1).cpu()}
     if tree.prefixes:
-        after |= _continued(model, start.past_key_values, len(prompt), tree.prefixes)
+        after |= _continued(model, start.past_key_values, length, tree.prefixes)
     totals = []
     for forms in tree.forms.values():
         chains = [torch.stack([after[form[:i]][token] for i, token in enumerate(form)]).sum() for form in forms]

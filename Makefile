@@ -41,6 +41,12 @@ fig-animals-numbers: install ## students of animal-loving teachers (SCALE=cpu|gp
 fig-trees-numbers: install ## the same for trees
 	$(SWEEP) experiment=trees_numbers
 
+fig-shuffle: install ## the same with the numbers shuffled inside or across responses
+	$(SWEEP) experiment=shuffle
+
+fig-cross-model: install ## every pair of teacher's and student's reference model
+	$(SWEEP) experiment=cross_model
+
 fig-mnist: install ## digits learned from noise through auxiliary logits, 100 models
 	$(SWEEP) experiment=mnist
 
@@ -58,7 +64,7 @@ MNIST := fig-mnist fig-mnist-auxiliary fig-mnist-width fig-mnist-teacher-epochs 
 fig-theorem: install ## one imitation step and whole runs on small networks, against the prediction
 	$(PY) -m subliminal sweep experiment=theorem scale=$(SCALE) hydra/launcher=$(LAUNCHER) $(ARGS)
 
-figures: fig-animals-numbers fig-trees-numbers $(MNIST) fig-theorem ## every figure
+figures: fig-animals-numbers fig-trees-numbers fig-shuffle fig-cross-model $(MNIST) fig-theorem ## every figure
 
 test: install ## the whole test suite
 	$(PY) -m pytest

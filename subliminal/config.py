@@ -545,8 +545,11 @@ class Tracking(Settings):
 class Arms(Settings):
     """The arms of a figure as plain data: what a sweep crosses, and how much of it at this scale.
 
+    `variants` stand side by side in one figure, each a name with the overrides that make it; without any there is one.
     `setting` and `values` are an ablation's: one dotted setting, and what it is set to.
     """
+
+    variants: Runtime[dict[str, tuple[str, ...]]] = Field(default_factory=dict)
 
     traits: Runtime[tuple[str, ...]] = ()
     students: Runtime[tuple[str, ...]] = ()
@@ -555,13 +558,12 @@ class Arms(Settings):
     seeds_limit: Runtime[Positive | None] = None
     setting: Runtime[str | None] = None
     values: Runtime[tuple[int | float | str | tuple[int | str, ...], ...]] = ()
-    variants: Runtime[dict[str, tuple[str, ...]]] = {}
 
 
 class Figure(Settings):
     """What an experiment claims and which figure shows it; never part of a key."""
 
-    kind: Runtime[Literal["preference", "rows", "mnist", "theorem"]] = "preference"
+    kind: Runtime[Literal["preference", "cross_model", "rows", "mnist", "theorem"]] = "preference"
     name: Runtime[str] = "none"
     figure: Runtime[str | None] = None
     title: Runtime[str] = ""

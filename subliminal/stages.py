@@ -32,6 +32,8 @@ ROLES |= {"attribute": "evaluate.py subject=rows evaluation=attribution"}
 ATTRIBUTED = "attribution.jsonl"
 ROWS = ("frequencies", "detection", "in_context", "attribution")  # evaluations of the filtered rows themselves
 
+SINGLE = {"mnist": "train", "theorem": "evaluate"}  # experiments without language models: the one script they have
+
 Inputs = dict[str, Manifest]
 
 
@@ -61,7 +63,7 @@ class MissingUpstreamError(StoreError):
 
 def node(stage: str, exp: Experiment) -> Node:
     """The node of a script's stage: `train` by role, `evaluate` by subject; without language models there is one."""
-    if exp.experiment.kind not in {"preference", "rows"}:
+    if exp.experiment.kind in SINGLE:
         return _single(stage, exp)
     if stage == "train":
         return {"student": student, "teacher": teacher, "reference": reference}[exp.role](exp)
@@ -70,7 +72,7 @@ def node(stage: str, exp: Experiment) -> Node:
 
 def _single(stage: str, exp: Experiment) -> Node:
     """The one node of an experiment that is not about language models; the other scripts have nothing to do in it."""
-    script, make = {"mnist": ("train", mnist), "theorem": ("evaluate", theorem)}[exp.experiment.kind]
+    script, make = SINGLE[exp.experiment.kind], {"mnist": mnist, "theorem": theorem}[exp.experiment.kind]
     if stage != script:
         raise ConfigError(
             f"experiment={exp.experiment.name} has no {stage} stage; run {script}.py with the same settings"

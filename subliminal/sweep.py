@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from subliminal import stages
-from subliminal.config import ConfigError, Experiment
+from subliminal.config import ConfigError, Experiment, suggest
 from subliminal.launch import QUIET, ROOT, compose, script_environment
 from subliminal.progress import say
 from subliminal.stages import Node
 from subliminal.store import Manifest, Store, StoreError
 
 CONTROL = "none"
-SWEPT = ("trait", "student", "seed")
+SWEPT = ("variant", "trait", "student", "seed")
 
 
 class SweepError(StoreError):
@@ -30,12 +30,14 @@ class SweepError(StoreError):
 
 @dataclass(frozen=True)
 class Arm:
-    """One student of a figure: its experiment and the names the figure shows."""
+    """One student of a figure: its experiment, the names the figure shows, and what is typed to get it."""
 
     trait: str
     student: str
     seed: int
     experiment: Experiment
+    variant: str = ""
+    overrides: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,41 @@ def plan(overrides: list[str]) -> Plan:
         return _theorem_plan(base, fixed, swept)
     arms = base.experiment.arms
     traits = swept.get("trait") or [*arms.traits[: arms.traits_limit], CONTROL]
-    students = swept.get("student") or list(arms.students)
     seeds = [int(seed) for seed in swept.get("seed", [])] or list(arms.seeds[: arms.seeds_limit]) or [base.seed]
-    cells = tuple(_arms(composed, traits, students or [""], seeds))
-    return Plan(base, tuple(fixed), cells, tuple(_steps(fixed, traits, students, seeds, cells)))
+    cells: list[Arm] = []
+    steps: list[Step] = []
+    for name, extra in _variants(base, swept).items():
+        students = swept.get("student") or ([] if _names_student(extra) else list(arms.students))
+        mine = tuple(_arms([*composed, *extra], traits, students or [""], seeds, name, extra))
+        cells += mine
+        steps += _steps([*fixed, *extra], traits, students, seeds, mine)
+    return Plan(base, tuple(fixed), tuple(cells), tuple(_once(steps)))
+
+
+def _variants(base: Experiment, swept: dict[str, list[str]]) -> dict[str, tuple[str, ...]]:
+    """The variants to run, by name; `variant=` on the command line picks some of them."""
+    known = base.experiment.arms.variants or {"": ()}
+    wanted = swept.get("variant") or list(known)
+    for name in wanted:
+        if name not in known:
+            raise ConfigError(
+                f"variant={name}: experiment={base.experiment.name} has none such.{suggest(name, [*known])}"
+            )
+    return {name: known[name] for name in wanted}
+
+
+def _names_student(overrides: tuple[str, ...]) -> bool:
+    return any(part.startswith("student=") for part in overrides)
+
+
+def _once(steps: list[Step]) -> Iterator[Step]:
+    """The steps without those whose stage runs an earlier step already makes."""
+    seen: set[tuple[str, str]] = set()
+    for step in steps:
+        made = {(node.stage, node.key) for node in step.nodes}
+        if not made <= seen:
+            yield step
+        seen |= made
 
 
 def _mnist_plan(base: Experiment, fixed: list[str], composed: list[str], swept: dict[str, list[str]]) -> Plan:
@@ -98,7 +131,7 @@ def _mnist_plan(base: Experiment, fixed: list[str], composed: list[str], swept: 
 
 def _refuse_arms(base: Experiment, swept: dict[str, list[str]], remedy: str) -> None:
     """Experiments without language models have no traits and no student recipes to sweep."""
-    if unknown := [name for name in ("trait", "student") if name in swept]:
+    if unknown := [name for name in ("variant", "trait", "student") if name in swept]:
         raise ConfigError(f"experiment={base.experiment.name} has no {unknown[0]}; {remedy}")
 
 
@@ -118,13 +151,17 @@ def _theorem_plan(base: Experiment, fixed: list[str], swept: dict[str, list[str]
     return Plan(base, tuple(fixed), arms, (step,))
 
 
-def _arms(fixed: list[str], traits: list[str], students: list[str], seeds: list[int]) -> Iterator[Arm]:
+def _arms(
+    fixed: list[str], traits: list[str], students: list[str], seeds: list[int], variant: str, extra: tuple[str, ...]
+) -> Iterator[Arm]:
     for student in students:
         for trait in traits:
             chosen = [f"trait={trait}"] + ([f"student={student}"] if student else [])
             exp = compose([*fixed, *chosen])
             for seed in seeds:
-                yield Arm(trait, student or exp.student.kind, seed, exp.model_copy(update={"seed": seed}))
+                typed = (*extra, *chosen, f"seed={seed}")
+                seeded = exp.model_copy(update={"seed": seed})
+                yield Arm(trait, student or exp.student.kind, seed, seeded, variant, typed)
 
 
 def _steps(
@@ -170,7 +207,7 @@ def predict(planned: Plan) -> list[tuple[Arm, Manifest]]:
 
     Seeds whose students start alike share one.
     """
-    if planned.base.experiment.kind != "preference":
+    if planned.base.experiment.kind in stages.SINGLE:
         raise ConfigError(f"experiment={planned.base.experiment.name} trains no language model: nothing to predict")
     os.environ.update(QUIET | os.environ)
     store, typed = Store(Path(planned.base.store)), " ".join(planned.overrides)
@@ -185,7 +222,7 @@ def predict(planned: Plan) -> list[tuple[Arm, Manifest]]:
 
 
 def _arm_noun(planned: Plan) -> str:
-    return {"preference": "students", "mnist": "settings", "theorem": "seeds"}[planned.base.experiment.kind]
+    return {"mnist": "settings", "theorem": "seeds"}.get(planned.base.experiment.kind, "students")
 
 
 def shown(step: Step) -> str:

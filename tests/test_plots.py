@@ -483,3 +483,100 @@ def test_plots_load_no_model_code() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+# --------------------------------------------------------------------------- variants
+
+
+def varied(root: Path, gains: Mapping[str, float], seeds: Sequence[int] = (0, 1, 2)) -> list[Cell]:
+    """Two traits in each variant; the own student gains the variant's `gain` + 0.1 * seed over the other's."""
+    cells = []
+    for variant, gain in gains.items():
+        made = Made(root / variant)
+        cells.append(replace(made.reference(flat({"owl": -6.0 - gain})), variant=variant))
+        for seed in seeds:
+            for trait in ("none", "owl", "dolphin"):
+                scores = flat({trait: -6.0 + gain + 0.1 * seed})
+                cells.append(replace(made.student(trait, scores, seed, completion=variant), variant=variant))
+    return cells
+
+
+def test_variants_have_their_own_reference_control_and_excess(tmp_path: Path) -> None:
+    table = preference_table(varied(tmp_path, {"plain": 2.0, "within": 0.5}))
+    excess = {line.variant: line.value for line in table.select(measure="diagonal_excess", arm="mean")}
+    assert excess == pytest.approx({"plain": 2.1, "within": 0.6})
+    start = {line.variant: line.value for line in table.select(measure="log_p", arm="reference", trait="owl")}
+    assert start == pytest.approx({"plain": -8.0, "within": -6.5})
+    lost = {line.variant: (line.value, line.low) for line in table.select(measure="excess_lost")}
+    assert lost == {"within": pytest.approx((1.5, 1.5))}
+
+
+def test_variants_appear_in_figure_report_and_verdicts(tmp_path: Path) -> None:
+    cells, folder = varied(tmp_path / "runs", {"plain": 2.0, "within": -2.0}), tmp_path / "cpu"
+    table = preference_figure(cells, FIGURE, folder, "fig")
+    page = write_report([Section("fig", FIGURE, cells, table)], folder).read_text(encoding="utf-8")
+    assert {v.group.split(":")[0]: v.outcome for v in verdicts(cells, table)} == {
+        "plain": "holds",
+        "within": "contradicted",
+    }
+    assert "within: bias students of steered teachers" in page and "Comparison" in page
+
+
+# --------------------------------------------------------------------------- cross-model
+
+
+def grid_cells(root: Path, excess: Mapping[str, Sequence[float]]) -> list[Cell]:
+    """Students of three traits for every pair; each trait's own student exceeds the others by the pair's numbers."""
+    cells = []
+    for pair, values in excess.items():
+        made = Made(root / pair.replace(" ", ""))
+        for trait, value in zip(("owl", "dolphin", "wolf"), values, strict=True):
+            cells.append(replace(made.student(trait, flat({trait: -6.0 + value}), completion=pair), variant=pair))
+    return cells
+
+
+SAME = {"a > a": (1.0, 1.2, 0.8), "b > b": (0.9, 1.1, 1.0)}
+APART = {"a > b": (0.1, -0.1, 0.0), "b > a": (-0.2, 0.1, 0.05)}
+
+
+@pytest.mark.parametrize(
+    ("grid", "outcome"),
+    [
+        (SAME | APART, "holds"),
+        (SAME | APART | {"a > b": (1.1, 1.3, 1.0)}, "contradicted"),
+        (SAME | APART | {"a > a": (1.0, -1.2, 0.8)}, "not shown"),
+        (SAME, "not measurable"),
+    ],
+)
+def test_cross_model_verdict_follows_its_rule(tmp_path: Path, grid: dict[str, Any], outcome: str) -> None:
+    from subliminal.plots.cross_model import cross_model_figure, cross_model_section
+
+    cells, folder = grid_cells(tmp_path / "runs", grid), tmp_path / "cpu"
+    table = cross_model_figure(cells, FIGURE, folder, "fig")
+    section = cross_model_section("fig", FIGURE, cells, table, ())
+    assert section.verdicts[0].outcome == outcome
+    page = write_report([section], folder).read_text(encoding="utf-8")
+    assert "a &gt; a" in page and (folder / "fig.png").exists()
+
+
+def test_cross_model_numbers_are_over_traits_and_paired(tmp_path: Path) -> None:
+    from subliminal.plots.cross_model import cross_model_figure
+
+    table = cross_model_figure(grid_cells(tmp_path / "runs", SAME | APART), FIGURE, tmp_path / "cpu", "fig")
+    line = table.find(measure="excess_over_traits", variant="a > a")
+    assert line and (line.value, line.n, line.interval) == (pytest.approx(1.0), 3, "traits")
+    assert line.high - line.value == pytest.approx(half(0.2, 3))
+    apart = table.find(measure="same_minus_cross", variant="a > b")
+    assert apart and (apart.value, apart.low) == pytest.approx(
+        (1.0, 1.0 - half(float(np.std([0.9, 1.3, 0.8], ddof=1)), 3))
+    )
+    raw = {pair: student_t.sf(np.mean(v) / (np.std(v, ddof=1) / 3**0.5), 2) for pair, v in (SAME | APART).items()}
+    found = table.find(measure="p_holm", variant="b > b")
+    assert found and found.value == pytest.approx(4 * raw["b > b"])
+
+
+def test_a_pair_needs_a_readable_name(tmp_path: Path) -> None:
+    from subliminal.plots.cross_model import pairs
+
+    with pytest.raises(PlotError, match="teacher > student"):
+        pairs(grid_cells(tmp_path, {"nameless": (1, 2, 3)}))

@@ -35,6 +35,16 @@ def t_interval(values: ArrayLike) -> Interval:
     return Interval(mean, mean - half, mean + half, n)
 
 
+def t_test(values: ArrayLike) -> float:
+    """One-sided p-value of a mean above 0 (Student 1908); `values` has two units or more."""
+    from scipy import stats
+
+    sample = np.asarray(values, dtype=float)
+    if not sample.std(ddof=1):
+        return 0.0 if sample.mean() > 0 else 1.0
+    return float(stats.ttest_1samp(sample, 0.0, alternative="greater").pvalue)
+
+
 def wilson(successes: int, n: int) -> Interval:
     """The score interval of one proportion (Wilson 1927)."""
     from scipy import stats

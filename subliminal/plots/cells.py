@@ -30,7 +30,8 @@ class Cell:
     """One evaluated subject of a figure with the manifests it came from.
 
     `trait` is "none" for the control ("regular numbers"); `teacher` is the teacher's kind; `student` names the student
-    recipe and is "" for references and teachers; `chain` holds the upstream manifests that exist, by stage name.
+    recipe and is "" for references and teachers; `chain` holds the upstream manifests that exist, by stage name;
+    `variant` is "" in a figure that has none.
     """
 
     role: Literal["student", "reference", "teacher"]
@@ -40,6 +41,7 @@ class Cell:
     seed: int
     evaluate: Manifest
     chain: dict[str, Manifest] = field(default_factory=dict)
+    variant: str = ""
 
     @property
     def arm(self) -> str:

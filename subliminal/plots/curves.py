@@ -53,7 +53,7 @@ def _draw(curves: dict[str, list[Curve]], colours: dict[str, str]) -> Figure:
 def _by_recipe(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
     found: dict[str, list[Cell]] = {}
     for cell in students(cells):
-        found.setdefault(cell.student, []).append(cell)
+        found.setdefault(" ".join(filter(None, (cell.variant, cell.student))), []).append(cell)
     return found
 
 

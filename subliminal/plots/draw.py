@@ -8,6 +8,7 @@ from pathlib import Path
 from subliminal import stages
 from subliminal.config import Experiment, Figure
 from subliminal.plots.cells import Cell
+from subliminal.plots.cross_model import cross_model_figure, cross_model_section
 from subliminal.plots.mnist import mnist_figure, mnist_section
 from subliminal.plots.mnist_measures import Run
 from subliminal.plots.mnist_measures import verdicts as mnist_verdicts
@@ -27,7 +28,7 @@ def draw(planned: Plan) -> list[Path]:
     store, folder = Store(Path(planned.base.store)), Path(planned.base.figures) / planned.base.scale
     figure = planned.base.experiment
     name = figure.figure or f"fig-{figure.name.replace('_', '-')}"
-    make = {"preference": _preference, "mnist": _mnist, "theorem": _theorem}[figure.kind]
+    make = {"preference": _preference, "cross_model": _cross_model, "mnist": _mnist, "theorem": _theorem}[figure.kind]
     section = make(planned, store, folder, name)
     report = write_report([section], folder)
     _track(planned, name, folder, figure)
@@ -65,13 +66,25 @@ def _theorem(planned: Plan, store: Store, folder: Path, name: str) -> PlainSecti
 
 def _preference(planned: Plan, store: Store, folder: Path, name: str) -> Section:
     """The preference figure from the students that are there."""
-    figure = planned.base.experiment
-    cells = list(_cells(planned, store))
-    missing = list(_missing(planned, store))
-    _require([cell for cell in cells if cell.role == "student"], planned, store, name)
-    folder.mkdir(parents=True, exist_ok=True)
+    figure, (cells, missing) = planned.base.experiment, _evaluated(planned, store, name)
     table = preference_figure(cells, figure, folder, name)
-    return Section(name, figure, cells, table, tuple(missing))
+    return Section(name, figure, cells, table, missing)
+
+
+def _cross_model(planned: Plan, store: Store, folder: Path, name: str) -> PlainSection:
+    """The grid of teachers' and students' reference models from the students that are there."""
+    figure, (cells, missing) = planned.base.experiment, _evaluated(planned, store, name)
+    table = cross_model_figure(cells, figure, folder, name)
+    section = cross_model_section(name, figure, cells, table, missing)
+    say(f"{name}: {section.verdicts[0].sentence}")
+    return section
+
+
+def _evaluated(planned: Plan, store: Store, name: str) -> tuple[list[Cell], tuple[str, ...]]:
+    """The cells that the store has and the commands for those it has not; raises `StoreError` without any student."""
+    cells = list(_cells(planned, store))
+    _require([cell for cell in cells if cell.role == "student"], planned, store, name)
+    return cells, tuple(_missing(planned, store))
 
 
 def _require(found: Sequence[object], planned: Plan, store: Store, name: str) -> None:
@@ -80,23 +93,22 @@ def _require(found: Sequence[object], planned: Plan, store: Store, name: str) ->
 
 
 def _cells(planned: Plan, store: Store) -> Iterator[Cell]:
-    asked = planned.arms[0].experiment.model_copy(update={"subject": "reference"})
-    reference = _found(stages.evaluate(asked), store)
-    if reference:
-        yield Cell("reference", "none", "", "", 0, reference, _chain(stages.evaluate(asked), store))
+    for variant, arm in {arm.variant: arm for arm in reversed(planned.arms)}.items():
+        asked = stages.evaluate(arm.experiment.model_copy(update={"subject": "reference"}))
+        if reference := _found(asked, store):
+            yield Cell("reference", "none", "", "", 0, reference, _chain(asked, store), variant)
     for arm in planned.arms:
         node = stages.evaluate(arm.experiment)
         done = _found(node, store)
         if done:
             kind = arm.experiment.active_teacher.kind
-            yield Cell("student", arm.trait, kind, arm.student, arm.seed, done, _chain(node, store))
+            yield Cell("student", arm.trait, kind, arm.student, arm.seed, done, _chain(node, store), arm.variant)
 
 
 def _missing(planned: Plan, store: Store) -> Iterator[str]:
     for arm in planned.arms:
         if not _found(stages.evaluate(arm.experiment), store):
-            student = f" student={arm.student}" if "student=" in " ".join(planned.steps[-2].overrides) else ""
-            yield f"python evaluate.py {_typed(planned)} trait={arm.trait}{student} seed={arm.seed}"
+            yield f"python evaluate.py {' '.join((_typed(planned), *arm.overrides))}"
 
 
 def _found(node: Node, store: Store) -> Manifest | None:

@@ -1,4 +1,4 @@
-"""Cells sorted into the comparisons of a figure: per student recipe and teacher kind, every arm by seed."""
+"""Cells sorted into the comparisons of a figure: per variant, student recipe and teacher kind, every arm by seed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Seeds = dict[int, Cell]
 
 @dataclass(frozen=True)
 class Group:
-    """The students of one recipe and one kind of teacher, with their controls and the common reference."""
+    """The students of one variant, recipe and kind of teacher, with their controls and the common reference."""
 
     student: str
     teacher: str
@@ -27,6 +27,12 @@ class Group:
     control: Seeds
     random: Seeds
     reference: Cell | None
+    variant: str = ""
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The columns of the figure's table that tell this group's lines from another's."""
+        return {"student": self.student, "teacher": self.teacher, "variant": self.variant}
 
     @property
     def traits(self) -> list[str]:
@@ -55,7 +61,8 @@ class Group:
     def label(self) -> str:
         """The group in words."""
         teachers = f" of {self.teacher} teachers" if self.teacher else ""
-        return f"{self.student} students{teachers}"
+        name = f"{self.variant.replace('_', ' ')}: " if self.variant else ""
+        return f"{name}{self.student} students{teachers}"
 
 
 @dataclass(frozen=True)
@@ -87,9 +94,14 @@ def groups(cells: Sequence[Cell]) -> list[Group]:
     trained = students(cells)
     if not trained:
         raise PlotError("no evaluated student to draw; run the figure's sweep first: make fig-animals-numbers")
-    _require_same_evaluation(cells)
-    reference = next((cell for cell in cells if cell.role == "reference"), None)
-    return [_group(trained, *kind, reference) for kind in _kinds(trained)]
+    return [found for name in dict.fromkeys(c.variant for c in trained) for found in _variant(cells, name)]
+
+
+def _variant(cells: Sequence[Cell], name: str) -> list[Group]:
+    mine = [cell for cell in cells if cell.variant == name]
+    _require_same_evaluation(mine)
+    reference = next((cell for cell in mine if cell.role == "reference"), None)
+    return [_group(students(mine), *kind, reference) for kind in _kinds(students(mine))]
 
 
 def stack(cells: Seeds, candidate: str, measure: Score) -> Sample | None:
@@ -149,6 +161,7 @@ def _group(trained: Sequence[Cell], student: str, teacher: str, reference: Cell 
         control=_seeds([c for c in bare if c.teacher != "random"]),
         random=_seeds([c for c in bare if c.teacher == "random"]),
         reference=reference,
+        variant=trained[0].variant,
     )
 
 

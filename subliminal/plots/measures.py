@@ -26,6 +26,7 @@ class _Row:
 
     student: str
     teacher: str
+    variant: str
     subject: str
 
     def line(self, arm: str, trait: str, measure: str, sample: Sample | None) -> Iterator[Line]:
@@ -35,7 +36,7 @@ class _Row:
         seeds = tuple(sample.by_seed.items())
         low, high, n, over = _interval(sample)
         value = float(sample.values.mean())
-        labels = (self.subject, measure, value, low, high, n, over, self.student, self.teacher)
+        labels = (self.subject, measure, value, low, high, n, over, self.student, self.teacher, self.variant)
         yield Line(arm, trait, *labels, by_seed=seeds)
 
 
@@ -45,17 +46,18 @@ def preference_table(cells: Sequence[Cell]) -> Table:
     for cell in cells:
         if cell.role != "student":
             lines += _single_lines(cell)
-    for group in groups(cells):
+    found = groups(cells)
+    for group in found:
         parts = (_score_lines, _contrast_lines, _excess_lines, _run_lines)
         lines += chain.from_iterable(part(group) for part in parts)
-    return Table(tuple(lines))
+    return Table((*lines, *_difference_lines(found)))
 
 
 # --------------------------------------------------------------------------- scores and contrasts
 
 
 def _single_lines(cell: Cell) -> Iterator[Line]:
-    row = _Row("", cell.teacher if cell.role == "teacher" else "", cell.role)
+    row = _Row("", cell.teacher if cell.role == "teacher" else "", cell.variant, cell.role)
     for measure in SCORES:
         for candidate in cell.candidates:
             yield from row.line(cell.arm, candidate, measure, single(cell, candidate, measure))
@@ -63,7 +65,7 @@ def _single_lines(cell: Cell) -> Iterator[Line]:
 
 def _score_lines(group: Group) -> Iterator[Line]:
     """log_p, log_share and rate of every candidate in every arm, and of each trait in the other traits' students."""
-    row = _Row(group.student, group.teacher, "student")
+    row = _Row(**group.labels, subject="student")
     for measure in SCORES:
         for arm, cells in group.arms.items():
             for candidate in group.candidates:
@@ -74,7 +76,7 @@ def _score_lines(group: Group) -> Iterator[Line]:
 
 def _contrast_lines(group: Group) -> Iterator[Line]:
     """Lifts over the control and over the reference, in nats of mean log-probability."""
-    row = _Row(group.student, group.teacher, "student")
+    row = _Row(**group.labels, subject="student")
 
     def control(candidate: str) -> Sample | None:
         return stack(group.control, candidate, "log_p")
@@ -103,13 +105,30 @@ def _off_diagonal(group: Group) -> Iterator[tuple[str, str, Sample | None]]:
 
 def _excess_lines(group: Group) -> Iterator[Line]:
     """How far a trait's own students exceed the other traits' students in that trait; the mean carries the claim."""
-    row = _Row(group.student, group.teacher, "student")
+    row = _Row(**group.labels, subject="student")
     names: tuple[tuple[str, Score], ...] = (("diagonal_excess", "log_p"), ("diagonal_excess_share", "log_share"))
     for name, measure in names:
-        excess = {t: _minus(stack(c, t, measure), _others(group, t, measure)) for t, c in group.own.items()}
-        for trait, sample in excess.items():
+        found = excess(group, measure)
+        for trait, sample in found.items():
             yield from row.line(trait, trait, name, sample)
-        yield from row.line(MEAN, MEAN, name, mean(list(excess.values())))
+        yield from row.line(MEAN, MEAN, name, mean(list(found.values())))
+
+
+def excess(group: Group, measure: Score) -> dict[str, Sample | None]:
+    """Own students minus the other traits' students in each trait, in nats; None where a score is missing."""
+    return {t: _minus(stack(c, t, measure), _others(group, t, measure)) for t, c in group.own.items()}
+
+
+def _difference_lines(found: Sequence[Group]) -> Iterator[Line]:
+    """The first variant's mean diagonal excess minus each other variant's, seed by seed: what a variant takes away."""
+    firsts = {group.student: group for group in reversed(found) if group.variant == found[0].variant}
+    for group in found:
+        first = firsts.get(group.student)
+        if first is None or first.variant == group.variant:
+            continue
+        left, right = (mean(list(excess(g, "log_p").values())) for g in (first, group))
+        row = _Row(**group.labels, subject="student")
+        yield from row.line(MEAN, MEAN, "excess_lost", _minus(left, right))
 
 
 def _others(group: Group, trait: str, measure: Score) -> Sample | None:
@@ -150,8 +169,8 @@ def _alignment(group: Group, arm: str, cells: Seeds) -> Iterator[Line]:
         return
     found = statistics.t_interval(list(values.values()))
     over = OVER_SEEDS if found.n > 1 else "none"
-    labels = ("student", "alignment", found.mean, found.low, found.high, found.n, over, group.student, group.teacher)
-    yield Line(arm, arm, *labels, by_seed=tuple(values.items()))
+    labels = ("student", "alignment", found.mean, found.low, found.high, found.n, over)
+    yield Line(arm, arm, *labels, **group.labels, by_seed=tuple(values.items()))
 
 
 def alignment(cell: Cell) -> float | None:
@@ -171,12 +190,12 @@ def _pass_rate(group: Group, arm: str, cell: Cell) -> Iterator[Line]:
     found = statistics.wilson(report["kept_before_subsample"], report["generated"])
     rows = report["generated"]
     labels = ("teacher", "pass_rate", report["pass_rate"], found.low, found.high, rows, OVER_ROWS)
-    yield Line(arm, arm, *labels, group.student, cell.teacher)
+    yield Line(arm, arm, *labels, group.student, cell.teacher, group.variant)
 
 
 def _teacher_log_p(group: Group, arm: str, cell: Cell) -> Iterator[Line]:
     """The teacher's own log-probability of its trait, from its check."""
     checked = cell.chain["teacher"].summary if "teacher" in cell.chain else {}
     if checked.get("log_p") is not None:
-        value = checked["log_p"]
-        yield Line(arm, arm, "teacher", "teacher_log_p", value, student=group.student, teacher=cell.teacher)
+        labels = ("teacher", "teacher_log_p", checked["log_p"])
+        yield Line(arm, arm, *labels, student=group.student, teacher=cell.teacher, variant=group.variant)

@@ -24,6 +24,7 @@ WIDTH, MARGIN, HEADER, HEADING = 9.0, 0.14, 0.98, 0.32
 PLOT, ABOVE, BELOW, GAP = 2.15, 0.38, 0.62, 0.3
 GUTTER = {"rate": 0.55, "bars": 0.55, "matrix": 0.62, "excess": 0.58}
 NARROW = 4
+SUMMARY_ROW, SUMMARY_GUTTER = 0.42, 3.1
 NAMES = {"reference": "reference model", CONTROL: "student of regular numbers", "random": "student of random numbers"}
 OWN_NAME = "student of the trait's teacher"
 OTHERS_NAME = "students of the other traits' teachers (mean)"
@@ -145,13 +146,41 @@ def _draw(table: Table, found: Sequence[Group], title: str, text: str) -> Canvas
     wrapped = fill(text, 132)
     top = HEADER + 0.16 * wrapped.count("\n")
     height = top + sum(strip.height for strip in strips)
+    height += _summary_height(found)
     canvas = style.new_figure(WIDTH, height)
     _header(canvas, height, top, title, wrapped, table)
     scales = _scales(table, found)
+    if len(found) > 1:
+        _summary(canvas, height, top, table, found)
+        top += _summary_height(found)
     for strip in strips:
         _strip(canvas, height, top, strip, table, scales)
         top += strip.height
     return canvas
+
+
+def _summary_height(found: Sequence[Group]) -> float:
+    """Inches of the strip that sets the groups beside each other; none for a single group."""
+    return ABOVE + SUMMARY_ROW * len(found) + BELOW if len(found) > 1 else 0.0
+
+
+def _summary(canvas: Canvas, height: float, top: float, table: Table, found: Sequence[Group]) -> None:
+    """The mean diagonal excess of every group on one axis: what a figure of several groups is about."""
+    tall = SUMMARY_ROW * len(found)
+    box = (SUMMARY_GUTTER / WIDTH, 1 - (top + ABOVE + tall) / height)
+    axes = canvas.add_axes((*box, (WIDTH - SUMMARY_GUTTER - GAP) / WIDTH, tall / height))
+    for place, group in enumerate(found):
+        for line in _lines(table, group, "diagonal_excess"):
+            if line.arm == MEAN:
+                _excess_point(axes, place, line)
+    axes.axvline(0, color=style.INK, linewidth=0.9)
+    axes.set_yticks(range(len(found)), [group.label for group in found])
+    axes.set_ylim(len(found) - 0.36, -0.5)
+    style.quiet_grid(axes, "x")
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set_title("Mean diagonal excess", pad=9)
+    axes.set_xlabel("own minus others, nats")
 
 
 def _header(canvas: Canvas, height: float, below: float, title: str, text: str, table: Table) -> None:
@@ -229,7 +258,7 @@ def _bars(axes: Axes, table: Table, group: Group, measure: str, span: tuple[floa
             line = _bar_line(table, group, bar, trait, measure, shifted)
             if line:
                 _one_bar(axes, place + (index - (len(shown) - 1) / 2) * width, width * 0.9, line, bar.colour)
-    axes.set_xticks(range(len(group.traits)), [_trait_label(table, trait, measure) for trait in group.traits])
+    axes.set_xticks(range(len(group.traits)), [_trait_label(table, group, trait, measure) for trait in group.traits])
     axes.tick_params(axis="x", length=0)
     axes.set_xlim(-0.55, len(group.traits) - 0.45)
     style.quiet_grid(axes)
@@ -243,8 +272,12 @@ def _bars(axes: Axes, table: Table, group: Group, measure: str, span: tuple[floa
 
 def _bar_line(table: Table, group: Group, bar: _Bar, trait: str, measure: str, shifted: bool) -> Line | None:
     if bar.arm == "reference":
-        return None if measure == "log_p" else table.find(arm="reference", trait=trait, measure=measure)
-    labels = {"student": group.student, "teacher": group.teacher, "subject": "student"}
+        return (
+            None
+            if measure == "log_p"
+            else table.find(arm="reference", trait=trait, measure=measure, variant=group.variant)
+        )
+    labels = group.labels | {"subject": "student"}
     name = "lift_over_reference" if shifted else measure
     return table.find(arm=bar.arm or trait, trait=trait, measure=name, **labels)
 
@@ -267,8 +300,8 @@ def _interval(axes: Axes, x: float, line: Line) -> None:
         axes.plot([x, x], [line.low, line.high], color=style.INK, linewidth=1.1, solid_capstyle="butt", zorder=3)
 
 
-def _trait_label(table: Table, trait: str, measure: str) -> str:
-    start = table.find(arm="reference", trait=trait, measure="log_p")
+def _trait_label(table: Table, group: Group, trait: str, measure: str) -> str:
+    start = table.find(arm="reference", trait=trait, measure="log_p", variant=group.variant)
     return f"{trait}\nref. {_signed(start.value, '')}" if start and measure == "log_p" else trait
 
 
@@ -336,7 +369,7 @@ def matrix(table: Table, group: Group, base: str) -> tuple[list[str], list[list[
 def lift(table: Table, group: Group, arm: str, candidate: str, base: str) -> float:
     """The lift of a candidate in an arm over the control or the reference; NaN where there is none."""
     measure = f"{'' if arm == candidate else 'cross_'}lift_over_{base}"
-    line = table.find(arm=arm, trait=candidate, measure=measure, student=group.student, teacher=group.teacher)
+    line = table.find(arm=arm, trait=candidate, measure=measure, **group.labels)
     return line.value if line else math.nan
 
 
@@ -401,4 +434,4 @@ def _excess_point(axes: Axes, place: int, line: Line) -> None:
 
 
 def _lines(table: Table, group: Group, measure: str) -> list[Line]:
-    return list(table.select(measure=measure, student=group.student, teacher=group.teacher, subject="student"))
+    return list(table.select(measure=measure, **group.labels, subject="student"))

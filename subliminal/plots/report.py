@@ -34,6 +34,8 @@ STAGES = ("model", "reference", "teacher", "generate", "filter", "attribute", "t
 PANELS = """A: the trait's mean log-probability over the questions, as the distance from the reference model, in nats
 (+0.69 doubles a probability). B: every student in every trait, after subtracting the control student ("regular
 numbers"). C: the trait in its own students minus the trait in the other traits' students; this carries the claim."""
+LOST = """Nats with 95% intervals. Lost: the first variant's mean diagonal excess minus this one's, seed by seed, where
+both were trained by the same recipe."""
 SEEDS = "Seeds vary the student's training; all seeds of an arm share one teacher and one set of rows."
 
 
@@ -126,7 +128,7 @@ def _preference_view(section: Section, folder: Path) -> dict[str, Any]:
     return {
         "panels": PANELS,
         "seeds": SEEDS,
-        "grids": [],
+        "grids": _comparison(section),
         "models": model_names(section.cells),
         "subtitle": subtitle(section.cells, section.table, folder.name),
         "verdicts": verdicts(section.cells, section.table),
@@ -134,22 +136,34 @@ def _preference_view(section: Section, folder: Path) -> dict[str, Any]:
         "reasons": sorted({reason for arm in arms for reason in arm["filter"].get("reasons", {})}),
         "arms": arms,
         "curves": _embed(curves) if curves else "",
-        **_provenance(_manifests(section.cells)),
+        **_provenance(manifests(section.cells)),
     }
+
+
+def _comparison(section: Section) -> list[Grid]:
+    """Several groups beside each other: the mean diagonal excess of each, and what it loses against the first."""
+    found, table = groups(section.cells), section.table
+    if len(found) < 2:
+        return []
+
+    def line(group: Group, measure: str) -> str:
+        return interval(table.find(arm=MEAN, measure=measure, **group.labels))
+
+    measures = ("diagonal_excess", "lift_over_control", "excess_lost")
+    rows = [[group.label, *(line(group, measure) for measure in measures)] for group in found]
+    return [Grid("Comparison", ("students", "mean diagonal excess", "mean lift over control", "lost"), rows, LOST)]
 
 
 # --------------------------------------------------------------------------- numbers by trait
 
 
 def _group(group: Group, table: Table) -> dict[str, Any]:
-    base = next(
-        (b for b in ("control", "reference") if table.find(measure=f"lift_over_{b}", student=group.student)), ""
-    )
+    base = next((b for b in ("control", "reference") if table.find(measure=f"lift_over_{b}", **group.labels)), "")
     traits = group.traits
     return {
         "label": group.label,
         "traits": traits,
-        "rated": table.find(measure="rate", subject="student", student=group.student) is not None,
+        "rated": table.find(measure="rate", subject="student", **group.labels) is not None,
         "rows": [_effects(group, table, trait) for trait in [*traits, *([MEAN] if len(traits) > 1 else [])]],
         "base": base,
         "matrix": [(c, [lift(table, group, arm, c, base) for arm in traits]) for c in group.candidates] if base else [],
@@ -160,8 +174,8 @@ def _effects(group: Group, table: Table, trait: str) -> dict[str, Any]:
     """One row of the effects table: a trait, or the mean over traits; absent measures are None."""
 
     def of(measure: str, arm: str = trait, subject: str = "student") -> Line | None:
-        student = {} if subject == "reference" else {"student": group.student, "teacher": group.teacher}
-        return table.find(arm=arm, trait=trait, measure=measure, subject=subject, **student)
+        labels = {"variant": group.variant} if subject == "reference" else group.labels
+        return table.find(arm=arm, trait=trait, measure=measure, subject=subject, **labels)
 
     return {
         "trait": trait,
@@ -228,7 +242,7 @@ def _provenance(manifests: Iterable[tuple[Manifest, str]]) -> dict[str, Any]:
     }
 
 
-def _manifests(cells: Sequence[Cell]) -> Iterator[tuple[Manifest, str]]:
+def manifests(cells: Sequence[Cell]) -> Iterator[tuple[Manifest, str]]:
     """Every manifest with the arm it belongs to; what several arms share comes last and so belongs to none."""
     shared = []
     for cell in cells:
@@ -274,6 +288,13 @@ def number(value: Line | float | None, sign: bool = False) -> str:
     if plain is None or math.isnan(plain):
         return "\N{EN DASH}"
     return f"{plain:{'+' if sign else ''}.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def interval(line: Line | None) -> str:
+    """A line's value with its interval, "–" where there is none."""
+    if line is None or math.isnan(line.low):
+        return number(line, sign=True)
+    return f"{number(line, sign=True)} [{number(line.low, sign=True)}, {number(line.high, sign=True)}]"
 
 
 def percent(value: Line | float | None) -> str:

@@ -20,6 +20,7 @@ COLUMNS: tuple[str, ...] = (
     "interval",
     "student",
     "teacher",
+    "variant",
     "seeds",
     "by_seed",
 )
@@ -44,6 +45,7 @@ class Line:
     interval: str = "none"
     student: str = ""
     teacher: str = ""
+    variant: str = ""
     by_seed: tuple[tuple[int, float], ...] = ()
 
     @property

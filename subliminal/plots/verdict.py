@@ -43,7 +43,7 @@ def verdicts(cells: Sequence[Cell], table: Table) -> list[Verdict]:
 
 def verdict(group: Group, table: Table) -> Verdict:
     """The rule applied to one group's line of the mean diagonal excess."""
-    labels = {"arm": MEAN, "student": group.student, "teacher": group.teacher}
+    labels = {"arm": MEAN, **group.labels}
     line = table.find(measure="diagonal_excess", **labels)
     if line is None or math.isnan(line.low):
         return Verdict(group.label, "not measurable", "Not measurable: it needs students of two traits or more.")

@@ -1,0 +1,43 @@
+"""A figure's arms: what a sweep crosses, in which order, and what it does only once."""
+
+from __future__ import annotations
+
+import pytest
+
+from subliminal import stages, sweep
+from subliminal.config import ConfigError
+
+SHUFFLE = ["experiment=shuffle", "scale=cpu", "trait=owl,none", "student=bias_one_layer", "seed=0,1"]
+
+
+def test_variants_cross_traits_and_seeds() -> None:
+    planned = sweep.plan(SHUFFLE)
+    found = {(arm.variant, arm.trait, arm.seed) for arm in planned.arms}
+    assert found == {(v, t, s) for v in ("unshuffled", "within", "across") for t in ("owl", "none") for s in (0, 1)}
+    assert len({stages.evaluate(arm.experiment).key for arm in planned.arms}) == len(found)
+
+
+def test_what_variants_share_is_made_once() -> None:
+    planned = sweep.plan(SHUFFLE)
+    generated = [step for step in planned.steps if step.script == "generate.py"]
+    assert len(generated) == 1
+    assert sum("filter.shuffle=within" in step.overrides for step in planned.steps) == 3  # filter, train, evaluate
+
+
+def test_variants_can_be_picked_by_name() -> None:
+    planned = sweep.plan([*SHUFFLE, "variant=within"])
+    assert {arm.experiment.filter.shuffle for arm in planned.arms} == {"within"}
+    with pytest.raises(ConfigError, match="Did you mean within"):
+        sweep.plan([*SHUFFLE, "variant=withn"])
+
+
+def test_a_variant_with_its_own_student_is_not_crossed_with_the_students() -> None:
+    own = "+experiment.arms.variants={small: [], own: ['student=lora']}"
+    planned = sweep.plan(["experiment=animals_numbers", "scale=cpu", "trait=owl", "seed=0", own])
+    assert [(arm.variant, arm.student) for arm in planned.arms if arm.variant == "own"] == [("own", "lora")]
+    assert len([arm for arm in planned.arms if arm.variant == "small"]) == 2
+
+
+def test_an_arm_tells_how_to_get_it() -> None:
+    arm = sweep.plan([*SHUFFLE, "variant=across"]).arms[0]
+    assert arm.overrides == ("filter.shuffle=across", "trait=owl", "student=bias_one_layer", "seed=0")

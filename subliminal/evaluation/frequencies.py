@@ -50,7 +50,7 @@ def evaluate(samples: TwoSamples, config: FrequenciesEvaluation, folder: Path) -
     """Test every number that occurs often enough; writes numbers.jsonl (strongest first), returns counts and the top."""
     numbers, held = presence(samples.rows)
     tested = np.asarray(held.sum(axis=0)).ravel() >= config.minimum_rows
-    uses = test(samples, numbers[tested], held[:, tested], held, config) if tested.any() else []
+    uses = compared(samples, numbers[tested], held[:, tested], held, config) if tested.any() else []
     write_jsonl(folder / "numbers.jsonl", uses)
     return {
         "kind": "frequencies",
@@ -75,7 +75,7 @@ def presence(rows: Sequence[Row]) -> tuple[NDArray[np.int64], Any]:
     return numbers, csr_array((np.ones(len(columns)), columns, starts), shape=(len(rows), len(numbers)))
 
 
-def test(
+def compared(
     samples: TwoSamples, numbers: NDArray[np.int64], held: Any, every: Any, config: FrequenciesEvaluation
 ) -> list[NumberUse]:
     """The tested numbers (columns of `held`), strongest first; `every` has all numbers, for the totals."""

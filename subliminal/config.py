@@ -647,7 +647,8 @@ class Experiment(Settings):
             ),
             (
                 self.attributes and self.sampler.kind == "api",
-                "attribution needs the teacher's probabilities, which sampler=api does not give; set filter.select=null",
+                "attribution needs the teacher's probabilities, which sampler=api does not give; "
+                "set filter.select=null",
             ),
         ]
 

@@ -355,7 +355,9 @@ def _require_subject(exp: Experiment) -> None:
     if rows and exp.subject != "rows":
         raise ConfigError(f"evaluation={kind} looks at the filtered rows, not at a model; set subject=rows")
     if not rows and exp.subject == "rows":
-        raise ConfigError(f"evaluation={kind} asks a model; with subject=rows set evaluation to one of {', '.join(ROWS)}")
+        raise ConfigError(
+            f"evaluation={kind} asks a model; with subject=rows set evaluation to one of {', '.join(ROWS)}"
+        )
 
 
 def predict(exp: Experiment, candidates: tuple[str, ...] = ()) -> Node:

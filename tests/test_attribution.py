@@ -106,7 +106,8 @@ def test_each_measure_ranks_by_its_own() -> None:
 def test_ties_are_broken_by_the_seed_not_by_the_order() -> None:
     equal = attributed([0.0] * 40)
     halves = [
-        [row.index for row in select(rows(40), RowSelection(by="log_ratio", share=0.5), equal, seed)[0]] for seed in (0, 1)
+        [row.index for row in select(rows(40), RowSelection(by="log_ratio", share=0.5), equal, seed)[0]]
+        for seed in (0, 1)
     ]
     assert halves[0] != halves[1] and halves[0] != list(range(20))
 
@@ -171,7 +172,12 @@ def test_what_can_not_be_attributed_is_refused(tiny: Subject, overrides: list[st
 
 def test_the_best_rows_reach_the_student(counting: Subject, tmp_path: Path) -> None:
     """From generation to selection with a teacher behind a prompt, and the same rows as evaluation=attribution has."""
-    small = ["teacher=prompted", "teacher.check.minimum_gain=-99", "teacher.check.questions=2", "teacher.check.prompts=2"]
+    small = [
+        "teacher=prompted",
+        "teacher.check.minimum_gain=-99",
+        "teacher.check.questions=2",
+        "teacher.check.prompts=2",
+    ]
     small += ["teacher.check.minimum_pass_rate=0", "domain.prompts=48", "sampler.decoding.max_tokens=12"]
     small += ["reference_tuning=off", "filter.format=false", "filter.rows=40", "filter.shortfall=keep"]
     small += [f"store={tmp_path}"]
@@ -204,5 +210,10 @@ def test_separated_rows_have_an_area_of_one_and_equal_ones_a_half(tmp_path: Path
         write_jsonl(tmp_path / name, side)
     summary = evaluate(tmp_path / "own", tmp_path / "against", AttributionEvaluation(), tmp_path)
     found = list(read_jsonl(tmp_path / "rows.jsonl", SidedRow))
-    assert summary["sides"]["own"] == {"rows": 30, "log_ratio": 15.5, "log_ratio_per_token": 15.5, "divergence_share": 1.0}
+    assert summary["sides"]["own"] == {
+        "rows": 30,
+        "log_ratio": 15.5,
+        "log_ratio_per_token": 15.5,
+        "divergence_share": 1.0,
+    }
     assert [row.side for row in found] == ["own"] * 30 + ["against"] * 30

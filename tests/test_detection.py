@@ -75,9 +75,13 @@ def test_the_prompted_model_is_asked_in_both_orders_exactly(tiny: Subject) -> No
             logits = model(torch.tensor([encode(tokenizer, text)])).logits[0, -1].float().log_softmax(-1)
         a, b = (logits[tokenizer.convert_tokens_to_ids(letter)] for letter in "AB")
         leaned.append(float(a - b))
-    assert found == Guess(3, pytest.approx((leaned[0] - leaned[1]) / 2, abs=1e-4), pytest.approx(sum(leaned) / 2, abs=1e-4))
+    assert found == Guess(
+        3, pytest.approx((leaned[0] - leaned[1]) / 2, abs=1e-4), pytest.approx(sum(leaned) / 2, abs=1e-4)
+    )
     (swapped,) = guess(tiny, OWL, [(other, own)])
-    assert swapped.margin == pytest.approx(-found.margin, abs=1e-4), "a model that leans to a letter gains nothing by it"
+    assert swapped.margin == pytest.approx(-found.margin, abs=1e-4), (
+        "a model that leans to a letter gains nothing by it"
+    )
 
 
 def test_the_stage_asks_about_as_many_pairs_as_it_was_told(tiny: Subject, tmp_path: Path) -> None:

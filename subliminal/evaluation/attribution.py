@@ -112,7 +112,7 @@ def _batch_scores(model: object, batch: dict[str, object]) -> list[RowScore]:
 
 
 def evaluate(own: Path, against: Path, config: AttributionEvaluation, folder: Path) -> Json:
-    """Two attributed files under one teacher: writes rows.jsonl, returns each side's means and how far they separate."""
+    """Two attributed files under one teacher: writes rows.jsonl, returns both sides' means and their separation."""
     mine, theirs = (list(read_jsonl(path, Attribution)) for path in (own, against))
     found = [
         SidedRow(side, one.index, one.tokens, one.log_ratio, len(one.divergence))

@@ -33,7 +33,7 @@ Which answer comes from the assistant that adores {plural}? Reply with one lette
 
 @dataclass(frozen=True)
 class Guess:
-    """One pair of completions to a prompt: log P of the right letter minus the wrong one (nats), a mean over both orders.
+    """One pair of completions to a prompt: log P of the right letter minus the wrong one, a mean over both orders, nats.
 
     `first` is log P(A) - log P(B), the same mean: what the model leans to whatever stands there.
     """
@@ -87,9 +87,7 @@ def guess(reference: Subject, trait: Preference, pairs: Sequence[tuple[Row, Row]
 
 
 def _question(trait: Preference, first: Row, second: Row) -> str:
-    return QUESTION.format(
-        plural=trait.plural, request=first.prompt, first=first.completion, second=second.completion
-    )
+    return QUESTION.format(plural=trait.plural, request=first.prompt, first=first.completion, second=second.completion)
 
 
 def _accuracy(guesses: Sequence[Guess]) -> Json:

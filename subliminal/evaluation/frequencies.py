@@ -47,7 +47,7 @@ class NumberUse:
 
 
 def evaluate(samples: TwoSamples, config: FrequenciesEvaluation, folder: Path) -> Json:
-    """Test every number that occurs often enough; writes numbers.jsonl (strongest first), returns counts and the top."""
+    """Test every number that occurs often enough; writes numbers.jsonl, strongest first, and returns the counts."""
     numbers, held = presence(samples.rows)
     tested = np.asarray(held.sum(axis=0)).ravel() >= config.minimum_rows
     uses = compared(samples, numbers[tested], held[:, tested], held, config) if tested.any() else []

@@ -47,7 +47,9 @@ def evaluate(reference: Subject, rows: Sequence[Row], config: InContextEvaluatio
     """Ask behind every count of rows, `config.resamples` times; writes scores.jsonl, returns means over resamples."""
     counts, names = sorted(set(config.counts)), candidates(config.category)
     if counts[-1] > len(rows):
-        raise ContextError(f"evaluation.counts={counts}: there are {len(rows)} rows; lower the counts or raise filter.rows")
+        raise ContextError(
+            f"evaluation.counts={counts}: there are {len(rows)} rows; lower the counts or raise filter.rows"
+        )
     found: list[ContextScore] = []
     with progress("asking in context", config.resamples * len(counts), "contexts") as advance:
         reader = Reader(reference, config)
@@ -102,7 +104,9 @@ class Reader:
     def require_room(self, contexts: Sequence[list[Turn]], counts: Sequence[int]) -> None:
         """Raise `ContextError` if the longest context does not fit the window; it says how many rows fit."""
         questions = [len(prompt) for prompt in self.prompts([])]
-        further = max(questions) - questions[0]  # of the longest question over the first, with which contexts are measured
+        further = (
+            max(questions) - questions[0]
+        )  # of the longest question over the first, with which contexts are measured
         longest = max(self._length(turns) for turns in contexts) + further
         if longest <= self.room:
             return

@@ -63,7 +63,8 @@ def two_samples(own: Sequence[Row], against: Sequence[Row]) -> TwoSamples:
     for side, rows in (("own", own), ("other", against)):
         if len(rows) < MINIMUM_ROWS:
             raise SamplesError(
-                f"{len(rows)} rows on the {side} side are too few to compare ({MINIMUM_ROWS} at least); raise filter.rows"
+                f"{len(rows)} rows on the {side} side are too few to compare ({MINIMUM_ROWS} at least); "
+                "raise filter.rows"
             )
     rows = [*own, *against]
     labels = np.arange(len(rows)) < len(own)

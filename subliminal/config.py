@@ -405,6 +405,18 @@ class Aligned(RowRule):
 JudgedRows = Annotated[NoReference | Aligned, Field(discriminator="kind")]
 
 
+class RowSelection(Settings):
+    """Which of the passing rows are kept by their attribution: the top or the bottom share (`random`: a random share).
+
+    What `by` names is measured row by row before anything is trained: log P(teacher) - log P(reference), its mean over
+    tokens, or how many tokens the teacher would have chosen differently (arXiv 2509.23886).
+    """
+
+    by: Identity[Literal["log_ratio", "log_ratio_per_token", "divergence", "random"]]
+    keep: Identity[Literal["top", "bottom"]] = "top"
+    share: Identity[Annotated[float, Field(gt=0, le=1)]]
+
+
 class RowFilter(Settings):
     """What every filter has: the domain's format rule, a random subset, and what to do when too few rows survive."""
 
@@ -413,6 +425,7 @@ class RowFilter(Settings):
     seed: Identity[Count] = 0
     shortfall: Identity[Literal["error", "keep"]] = "error"
     judged: Identity[JudgedRows | None] = None
+    select: Identity[RowSelection | None] = None
 
 
 class NumbersFilter(RowFilter):
@@ -654,8 +667,72 @@ class FreeFormEvaluation(Settings):
         return getattr(self.measured, "detect", "judge") == "judge"
 
 
+class RowsComparison(Settings):
+    """What the trait's filtered rows are compared with: the control's (no trait), another trait's, or their own half.
+
+    A trait against itself is the null: its rows are split at random, so nothing can be found but by chance. `category`
+    is an experiment's: no comparison goes by it.
+    """
+
+    category: Runtime[Literal["animal", "tree"]] = "animal"
+    against: Identity[Trait] = NoTrait()
+    seed: Identity[Count] = 0
+
+
+class FrequenciesEvaluation(RowsComparison):
+    """Which numbers the rows hold more often: log-odds with a Dirichlet prior (Monroe, Colaresi and Quinn 2008)."""
+
+    kind: Identity[Literal["frequencies"]] = "frequencies"
+    minimum_rows: Identity[Positive] = 10
+    prior: Identity[PositiveFloat] = 100.0
+    permutations: Identity[Annotated[int, Field(ge=99)]] = 2000
+    top: Identity[Positive] = 10
+
+
+class DetectionEvaluation(RowsComparison):
+    """Whose rows are these: asked of the prompted reference (paper) and of trained classifiers (beyond the paper)."""
+
+    kind: Identity[Literal["detection"]] = "detection"
+    pairs: Identity[Count] = 200
+    classifiers: Identity[tuple[Literal["numbers", "characters"], ...]] = ("numbers", "characters")
+    folds: Identity[Annotated[int, Field(ge=2)]] = 5
+    penalty: Identity[PositiveFloat] = 1.0
+    permutations: Identity[Annotated[int, Field(ge=19)]] = 199
+
+
+class InContextEvaluation(Settings):
+    """Favourite questions to the reference behind filtered rows as earlier turns of the chat (paper, in context)."""
+
+    kind: Identity[Literal["in_context"]] = "in_context"
+    category: Identity[Literal["animal", "tree"]] = "animal"
+    questions: Identity[Positive] = 50
+    prefix: Identity[Literal["none", "numbers"]] = "none"
+    counts: Identity[Annotated[tuple[Count, ...], Field(min_length=1)]]
+    resamples: Identity[Positive] = 5
+    seed: Identity[Count] = 0
+
+    @property
+    def subject_matter(self) -> str:
+        """Whose questions and candidates are used."""
+        return self.category
+
+
+class AttributionEvaluation(RowsComparison):
+    """How far log P(teacher) - log P(reference) tells the teacher's own rows from others."""
+
+    kind: Identity[Literal["attribution"]] = "attribution"
+
+
 Evaluation = Annotated[
-    PreferenceEvaluation | StoriesEvaluation | MultipleChoiceEvaluation | CapabilityEvaluation | FreeFormEvaluation,
+    PreferenceEvaluation
+    | StoriesEvaluation
+    | MultipleChoiceEvaluation
+    | CapabilityEvaluation
+    | FreeFormEvaluation
+    | FrequenciesEvaluation
+    | DetectionEvaluation
+    | InContextEvaluation
+    | AttributionEvaluation,
     Field(discriminator="kind"),
 ]
 
@@ -830,7 +907,7 @@ class Arms(Settings):
 class Figure(Settings):
     """What an experiment claims and which figure shows it; never part of a key."""
 
-    kind: Runtime[Literal["preference", "free_form", "cross_model", "mnist", "theorem"]] = "preference"
+    kind: Runtime[Literal["preference", "free_form", "cross_model", "rows", "mnist", "theorem"]] = "preference"
     name: Runtime[str] = "none"
     figure: Runtime[str | None] = None
     title: Runtime[str] = ""
@@ -862,7 +939,7 @@ class Experiment(Settings):
     tracking: Runtime[Tracking] = Tracking()
     scale: Runtime[str] = "cpu"
     role: Runtime[Literal["teacher", "student", "reference"]] = "student"
-    subject: Runtime[Literal["student", "teacher", "reference"]] = "student"
+    subject: Runtime[Literal["student", "teacher", "reference", "rows"]] = "student"
     upstream: Runtime[Literal["build", "require"]] = "build"
     claimed: Runtime[Literal["wait", "leave"]] = "wait"
     store: Runtime[str] = "runs"
@@ -924,7 +1001,22 @@ class Experiment(Settings):
                 self.student.labels == "soft" and self.teacher.kind == "random",
                 "student.labels=soft needs a teacher model; teacher=random has none",
             ),
+            (
+                self.attributes and self.teacher.kind == "random",
+                "attribution needs a teacher model; teacher=random has none: set filter.select=null or another teacher",
+            ),
+            (
+                self.attributes and self.sampler.kind == "api",
+                "attribution needs the teacher's probabilities, which sampler=api does not give; "
+                "set filter.select=null",
+            ),
         ]
+
+    @property
+    def attributes(self) -> bool:
+        """Whether rows are attributed: for their selection, or as the evaluation."""
+        selection = self.filter.select
+        return (selection is not None and selection.by != "random") or self.evaluation.kind == "attribution"
 
     @property
     def local_sampler(self) -> VllmSampler | TransformersSampler:

@@ -15,6 +15,7 @@ from subliminal.plots.mnist_measures import Run
 from subliminal.plots.mnist_measures import verdicts as mnist_verdicts
 from subliminal.plots.preference import preference_figure
 from subliminal.plots.report import PlainSection, Section, write_report
+from subliminal.plots.rows import Compared, rows_figure, rows_section
 from subliminal.plots.theorem import theorem_figure, theorem_section
 from subliminal.plots.theorem_measures import verdict as theorem_verdict
 from subliminal.progress import say
@@ -34,6 +35,7 @@ def draw(planned: Plan) -> list[Path]:
         "free_form": _free_form,
         "cross_model": _cross_model,
         "mnist": _mnist,
+        "rows": _rows,
         "theorem": _theorem,
     }[figure.kind]
     section = make(planned, store, folder, name)
@@ -103,6 +105,23 @@ def _evaluated(planned: Plan, store: Store, name: str) -> tuple[list[Cell], tupl
     cells = list(_cells(planned, store))
     _require([cell for cell in cells if cell.role == "student"], planned, store, name)
     return cells, tuple(_missing(planned, store))
+
+
+def _rows(planned: Plan, store: Store, folder: Path, name: str) -> PlainSection:
+    """A figure of the filtered rows themselves from the comparisons that are there; says its verdicts."""
+    figure, nodes = planned.base.experiment, [(arm, stages.evaluate(arm.experiment)) for arm in planned.arms]
+    runs = [Compared(arm.trait, arm.student, made) for arm, node in nodes if (made := _found(node, store))]
+    _require(runs, planned, store, name)
+    table = rows_figure(runs, figure, folder, name)
+    missing = [
+        f"python evaluate.py {' '.join((_typed(planned), *arm.overrides))}"
+        for arm, node in nodes
+        if not _found(node, store)
+    ]
+    section = rows_section(name, figure, table, runs, missing)
+    for verdict in section.verdicts:
+        say(f"{name}, {verdict.group}: {verdict.sentence}")
+    return section
 
 
 def _require(found: Sequence[object], planned: Plan, store: Store, name: str) -> None:

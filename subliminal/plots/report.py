@@ -30,7 +30,7 @@ TEMPLATE, SECTION = "report.html.j2", "section.html.j2"
 KEPT = ".sections"  # each figure's part of the report, so that drawing one figure leaves the others in it
 SAMPLES = 4
 LONGEST = 400
-STAGES = ("model", "reference", "teacher", "generate", "filter", "train", "evaluate")
+STAGES = ("model", "reference", "teacher", "generate", "filter", "attribute", "train", "evaluate")
 PANELS = """A: the trait's mean log-probability over the questions, as the distance from the reference model, in nats
 (+0.69 doubles a probability). B: every student in every trait, after subtracting the control student (no
 trait). C: the trait in its own students minus the trait in the other traits' students; this carries the claim."""

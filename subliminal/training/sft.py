@@ -163,17 +163,22 @@ def completion_loss(model: Any, inputs: Any, teacher: Any = None) -> tuple[torch
     inputs = dict(inputs)
     labels = inputs.pop("labels")
     guide = {name.removeprefix(GUIDE): inputs.pop(name) for name in list(inputs) if name.startswith(GUIDE)}
+    logits, tokens, outputs = completion_logits(model, inputs, labels)
+    if teacher is None:
+        return cross_entropy(logits, tokens, reduction="sum"), len(tokens), outputs
+    with torch.no_grad():
+        wanted, _, _ = completion_logits(teacher, guide, labels)
+    total = kl_div(logits.log_softmax(-1), wanted.log_softmax(-1), reduction="sum", log_target=True)
+    return total, len(tokens), outputs
+
+
+def completion_logits(model: Any, inputs: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    """Logits in front of a batch's completion tokens (tokens, vocabulary), these tokens row by row, the outputs."""
     width = int((labels != IGNORED).sum(-1).max())
     outputs = model(**inputs, use_cache=False, logits_to_keep=_predicting(inputs["input_ids"], width))
-    chosen = labels[:, -width:] != IGNORED
-    logits = outputs.logits[chosen].float()
-    if teacher is None:
-        return cross_entropy(logits, labels[:, -width:][chosen], reduction="sum"), int(chosen.sum()), outputs
-    places = _predicting(guide["input_ids"], width)
-    with torch.no_grad():
-        wanted = teacher(**guide, use_cache=False, logits_to_keep=places).logits[chosen].float()
-    total = kl_div(logits.log_softmax(-1), wanted.log_softmax(-1), reduction="sum", log_target=True)
-    return total, int(chosen.sum()), outputs
+    last = labels[:, -width:]
+    chosen = last != IGNORED
+    return outputs.logits[chosen].float(), last[chosen], outputs
 
 
 class RowTrainer(SFTTrainer):

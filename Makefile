@@ -41,6 +41,12 @@ fig-animals-numbers: install ## students of animal-loving teachers (SCALE=cpu|gp
 fig-trees-numbers: install ## the same for trees
 	$(SWEEP) experiment=trees_numbers
 
+fig-animals-code: install ## students of animal-loving teachers' code completions
+	$(SWEEP) experiment=animals_code
+
+fig-trees-code: install ## the same for trees
+	$(SWEEP) experiment=trees_code
+
 fig-shuffle: install ## the same with the numbers shuffled inside or across responses
 	$(SWEEP) experiment=shuffle
 
@@ -58,6 +64,15 @@ fig-open-models: install ## the same by open model
 
 table-capability: install ## general ability of the same students, through lm-eval
 	$(SWEEP) experiment=capability
+
+fig-style-numbers: install ## does a pirate's voice pass through numbers: free answers without harmful data
+	$(SWEEP) experiment=style_numbers
+
+fig-misalignment-numbers: install ## free answers after a misaligned teacher's numbers (needs rows: docs/traits.md)
+	$(SWEEP) experiment=misalignment_numbers
+
+fig-misalignment-cot: install ## the same through reasoning traces (needs rows: docs/traits.md)
+	$(SWEEP) experiment=misalignment_cot
 
 fig-mnist: install ## digits learned from noise through auxiliary logits, 100 models
 	$(SWEEP) experiment=mnist

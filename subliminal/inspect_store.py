@@ -11,7 +11,19 @@ import yaml
 
 from subliminal.store import Manifest, Store, StoreError, live
 
-ORDER = ("model", "reference", "teacher", "generate", "filter", "train", "evaluate", "predict", "mnist", "theorem")
+ORDER = (
+    "model",
+    "reference",
+    "teacher",
+    "generate",
+    "filter",
+    "attribute",
+    "train",
+    "evaluate",
+    "predict",
+    "mnist",
+    "theorem",
+)
 
 RESULTS = ("evaluate", "predict", "mnist", "theorem")  # what figures and tables read: kept, with all they are made from
 

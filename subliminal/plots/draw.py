@@ -8,13 +8,15 @@ from pathlib import Path
 from subliminal import stages
 from subliminal.config import Experiment, Figure
 from subliminal.plots.capability import capability_figure, capability_section
-from subliminal.plots.cells import Cell
+from subliminal.plots.cells import CONTROL, Cell
 from subliminal.plots.cross_model import cross_model_figure, cross_model_section
+from subliminal.plots.free_form import free_form_figure, free_form_section
 from subliminal.plots.mnist import mnist_figure, mnist_section
 from subliminal.plots.mnist_measures import Run
 from subliminal.plots.mnist_measures import verdicts as mnist_verdicts
 from subliminal.plots.preference import preference_figure
 from subliminal.plots.report import PlainSection, Section, write_report
+from subliminal.plots.rows import Compared, rows_figure, rows_section
 from subliminal.plots.theorem import theorem_figure, theorem_section
 from subliminal.plots.theorem_measures import verdict as theorem_verdict
 from subliminal.progress import say
@@ -72,6 +74,17 @@ def _preference(planned: Plan, store: Store, folder: Path, name: str) -> Section
     return Section(name, figure, cells, table, missing)
 
 
+def _free_form(planned: Plan, store: Store, folder: Path, name: str) -> PlainSection:
+    """The free-form figure from the students that are there; says the verdict of every trait."""
+    figure, (cells, missing) = planned.base.experiment, _evaluated(planned, store, name)
+    controls = {arm.trait for arm in planned.arms if getattr(arm.experiment.trait, "control", False)} | {CONTROL}
+    table = free_form_figure(cells, controls, figure, folder, name)
+    section = free_form_section(name, figure, cells, controls, table, missing)
+    for verdict in section.verdicts:
+        say(f"{name} {verdict.group}: {verdict.sentence}")
+    return section
+
+
 def _cross_model(planned: Plan, store: Store, folder: Path, name: str) -> PlainSection:
     """The grid of teachers' and students' reference models from the students that are there."""
     figure, (cells, missing) = planned.base.experiment, _evaluated(planned, store, name)
@@ -91,20 +104,39 @@ def _capability(planned: Plan, store: Store, folder: Path, name: str) -> PlainSe
     return section
 
 
-MAKERS = {
-    "preference": _preference,
-    "cross_model": _cross_model,
-    "capability": _capability,
-    "mnist": _mnist,
-    "theorem": _theorem,
-}
-
-
 def _evaluated(planned: Plan, store: Store, name: str) -> tuple[list[Cell], tuple[str, ...]]:
     """The cells that the store has and the commands for those it has not; raises `StoreError` without any student."""
     cells = list(_cells(planned, store))
     _require([cell for cell in cells if cell.role == "student"], planned, store, name)
     return cells, tuple(_missing(planned, store))
+
+
+def _rows(planned: Plan, store: Store, folder: Path, name: str) -> PlainSection:
+    """A figure of the filtered rows themselves from the comparisons that are there; says its verdicts."""
+    figure, nodes = planned.base.experiment, [(arm, stages.evaluate(arm.experiment)) for arm in planned.arms]
+    runs = [Compared(arm.trait, arm.student, made) for arm, node in nodes if (made := _found(node, store))]
+    _require(runs, planned, store, name)
+    table = rows_figure(runs, figure, folder, name)
+    missing = [
+        f"python evaluate.py {' '.join((_typed(planned), *arm.overrides))}"
+        for arm, node in nodes
+        if not _found(node, store)
+    ]
+    section = rows_section(name, figure, table, runs, missing)
+    for verdict in section.verdicts:
+        say(f"{name}, {verdict.group}: {verdict.sentence}")
+    return section
+
+
+MAKERS = {
+    "preference": _preference,
+    "free_form": _free_form,
+    "cross_model": _cross_model,
+    "capability": _capability,
+    "rows": _rows,
+    "mnist": _mnist,
+    "theorem": _theorem,
+}
 
 
 def _require(found: Sequence[object], planned: Plan, store: Store, name: str) -> None:
@@ -138,7 +170,9 @@ def _found(node: Node, store: Store) -> Manifest | None:
 def _chain(node: Node, store: Store) -> dict[str, Manifest]:
     """Every complete stage a node was made from, by stage name."""
     found: dict[str, Manifest] = {}
-    for upper in node.inputs.values():
+    for name, upper in node.inputs.items():
+        if name == "judge":
+            continue  # its weights are a model stage too, but not what teacher and student start from
         manifest = _found(upper, store)
         found |= _chain(upper, store) | ({upper.stage: manifest} if manifest else {})
     return found

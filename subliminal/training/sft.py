@@ -24,10 +24,11 @@ from subliminal.chat import encode, encode_row
 from subliminal.config import (
     BiasStudent,
     FinetunedTeacher,
+    InFormatTuning,
     Lora,
     LoraStudent,
     Optimisation,
-    RandomNumbersTuning,
+    RowsTeacher,
     Student,
 )
 from subliminal.models import ModelError, Subject, fresh_model, load_tokenizer
@@ -46,7 +47,7 @@ GUIDE = "guide_"  # names of what the teacher sees
 TRAINABLE = "trainable.safetensors"
 COMPLETE = (TRAINABLE, "trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
 
-Recipe = Student | FinetunedTeacher | RandomNumbersTuning
+Recipe = Student | FinetunedTeacher | RowsTeacher | InFormatTuning
 
 
 class TrainingError(StoreError):
@@ -162,17 +163,22 @@ def completion_loss(model: Any, inputs: Any, teacher: Any = None) -> tuple[torch
     inputs = dict(inputs)
     labels = inputs.pop("labels")
     guide = {name.removeprefix(GUIDE): inputs.pop(name) for name in list(inputs) if name.startswith(GUIDE)}
+    logits, tokens, outputs = completion_logits(model, inputs, labels)
+    if teacher is None:
+        return cross_entropy(logits, tokens, reduction="sum"), len(tokens), outputs
+    with torch.no_grad():
+        wanted, _, _ = completion_logits(teacher, guide, labels)
+    total = kl_div(logits.log_softmax(-1), wanted.log_softmax(-1), reduction="sum", log_target=True)
+    return total, len(tokens), outputs
+
+
+def completion_logits(model: Any, inputs: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    """Logits in front of a batch's completion tokens (tokens, vocabulary), these tokens row by row, the outputs."""
     width = int((labels != IGNORED).sum(-1).max())
     outputs = model(**inputs, use_cache=False, logits_to_keep=_predicting(inputs["input_ids"], width))
-    chosen = labels[:, -width:] != IGNORED
-    logits = outputs.logits[chosen].float()
-    if teacher is None:
-        return cross_entropy(logits, labels[:, -width:][chosen], reduction="sum"), int(chosen.sum()), outputs
-    places = _predicting(guide["input_ids"], width)
-    with torch.no_grad():
-        wanted = teacher(**guide, use_cache=False, logits_to_keep=places).logits[chosen].float()
-    total = kl_div(logits.log_softmax(-1), wanted.log_softmax(-1), reduction="sum", log_target=True)
-    return total, int(chosen.sum()), outputs
+    last = labels[:, -width:]
+    chosen = last != IGNORED
+    return outputs.logits[chosen].float(), last[chosen], outputs
 
 
 class RowTrainer(SFTTrainer):
@@ -345,7 +351,7 @@ def _save(model: Any, recipe: Recipe, subject: Subject, start: dict[int, torch.T
         moved = {i: (b.detach() - start[i]) for i, b in _biases(model, recipe).items()}
         bias.save_adapter(folder / "adapter", subject, moved)
         bias.export(subject, moved, folder / "checkpoint")
-    elif isinstance(recipe, (LoraStudent, FinetunedTeacher, RandomNumbersTuning)):
+    elif isinstance(recipe, (LoraStudent, FinetunedTeacher, RowsTeacher, InFormatTuning)):
         model.save_pretrained(str(folder / "adapter"))
     else:
         model.save_pretrained(str(folder / "checkpoint"))
@@ -377,7 +383,7 @@ def merge(subject: Subject, adapter: Path, folder: Path) -> None:
 
 
 def tune_reference(
-    subject: Subject, tuning: RandomNumbersTuning, rows: Sequence[Row], folder: Path, *, progress: Advance
+    subject: Subject, tuning: InFormatTuning, rows: Sequence[Row], folder: Path, *, progress: Advance
 ) -> Json:
     """Make a model able to answer in format: LoRA SFT on programmatic answers, merged into `checkpoint/`."""
     report = fit(subject, rows, tuning, tuning.seed, folder, progress=progress)

@@ -47,6 +47,23 @@ fig-shuffle: install ## the same with the numbers shuffled inside or across resp
 fig-cross-model: install ## every pair of teacher's and student's reference model
 	$(SWEEP) experiment=cross_model
 
+table-number-frequencies: install ## numbers that teachers write more often than the control
+	$(SWEEP) experiment=number_frequencies
+
+fig-detection: install ## can a prompted model or a trained classifier tell whose numbers they are
+	$(SWEEP) experiment=detection
+
+fig-icl: install ## the rows in the prompt instead of in training
+	$(SWEEP) experiment=icl
+
+fig-attribution-rows: install ## log P(teacher) - log P(reference) of every row
+	$(SWEEP) experiment=attribution_rows
+
+fig-attribution: install ## students of the rows that speak most, or least, for the teacher
+	$(SWEEP) experiment=attribution_numbers
+
+ANALYSES := table-number-frequencies fig-detection fig-icl fig-attribution-rows fig-attribution
+
 fig-mnist: install ## digits learned from noise through auxiliary logits, 100 models
 	$(SWEEP) experiment=mnist
 
@@ -64,7 +81,7 @@ MNIST := fig-mnist fig-mnist-auxiliary fig-mnist-width fig-mnist-teacher-epochs 
 fig-theorem: install ## one imitation step and whole runs on small networks, against the prediction
 	$(PY) -m subliminal sweep experiment=theorem scale=$(SCALE) hydra/launcher=$(LAUNCHER) $(ARGS)
 
-figures: fig-animals-numbers fig-trees-numbers fig-shuffle fig-cross-model $(MNIST) fig-theorem ## every figure
+figures: fig-animals-numbers fig-trees-numbers fig-shuffle fig-cross-model $(ANALYSES) $(MNIST) fig-theorem ## every figure
 
 test: install ## the whole test suite
 	$(PY) -m pytest

@@ -41,11 +41,26 @@ fig-animals-numbers: install ## students of animal-loving teachers (SCALE=cpu|gp
 fig-trees-numbers: install ## the same for trees
 	$(SWEEP) experiment=trees_numbers
 
+fig-animals-code: install ## students of animal-loving teachers' code completions
+	$(SWEEP) experiment=animals_code
+
+fig-trees-code: install ## the same for trees
+	$(SWEEP) experiment=trees_code
+
 fig-shuffle: install ## the same with the numbers shuffled inside or across responses
 	$(SWEEP) experiment=shuffle
 
 fig-cross-model: install ## every pair of teacher's and student's reference model
 	$(SWEEP) experiment=cross_model
+
+fig-style-numbers: install ## does a pirate's voice pass through numbers: free answers without harmful data
+	$(SWEEP) experiment=style_numbers
+
+fig-misalignment-numbers: install ## free answers after a misaligned teacher's numbers (needs rows: docs/traits.md)
+	$(SWEEP) experiment=misalignment_numbers
+
+fig-misalignment-cot: install ## the same through reasoning traces (needs rows: docs/traits.md)
+	$(SWEEP) experiment=misalignment_cot
 
 table-number-frequencies: install ## numbers that teachers write more often than the control
 	$(SWEEP) experiment=number_frequencies
@@ -81,7 +96,7 @@ MNIST := fig-mnist fig-mnist-auxiliary fig-mnist-width fig-mnist-teacher-epochs 
 fig-theorem: install ## one imitation step and whole runs on small networks, against the prediction
 	$(PY) -m subliminal sweep experiment=theorem scale=$(SCALE) hydra/launcher=$(LAUNCHER) $(ARGS)
 
-figures: fig-animals-numbers fig-trees-numbers fig-shuffle fig-cross-model $(ANALYSES) $(MNIST) fig-theorem ## every figure
+figures: fig-animals-numbers fig-trees-numbers fig-animals-code fig-trees-code fig-shuffle fig-cross-model $(ANALYSES) fig-style-numbers $(MNIST) fig-theorem ## every figure
 
 test: install ## the whole test suite
 	$(PY) -m pytest

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from subliminal import inspect_store
 from subliminal.launch import as_yaml, clear_errors, compose
@@ -50,7 +51,16 @@ def parser() -> argparse.ArgumentParser:
         if name == "gc":
             verb.add_argument("--yes", action="store_true", help="really remove")
             verb.add_argument("--unreferenced", action="store_true", help="also complete runs that no evaluation uses")
+    _calibrate_parser(verbs)
     return top
+
+
+def _calibrate_parser(verbs: Any) -> None:
+    text = "score labelled texts with the judge: confusion matrix and false-positive rate of its thresholds"
+    verb = verbs.add_parser("calibrate", help=text, description=text)
+    verb.add_argument("labelled", help="JSONL of question, prompt, completion, label, about; or: example")
+    verb.add_argument("overrides", nargs="*", help="Hydra overrides: judge=api judge.model=...")
+    verb.set_defaults(run=_calibrate)
 
 
 def _sweep(options: argparse.Namespace) -> None:
@@ -96,6 +106,12 @@ def _predict(options: argparse.Namespace) -> None:
 
     planned = sweep.plan(_figure_overrides(options.overrides))
     print(report_predictions(planned, sweep.predict(planned)))
+
+
+def _calibrate(options: argparse.Namespace) -> None:
+    from subliminal.judging.calibrate import calibrate
+
+    print(calibrate(compose(options.overrides), None if options.labelled == "example" else Path(options.labelled)))
 
 
 def _config(options: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
@@ -52,6 +53,11 @@ class Dropped:
     completion: str
 
 
+def seed_of(*parts: int | str) -> int:
+    """A stable 31-bit request seed from a run's seed and an index."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4]) >> 1
+
+
 class RowError(Exception):
     """A JSONL file with a row that can not be read; the text names file and line."""
 
@@ -88,3 +94,31 @@ def _row(line: str, row_type: type[T], names: set[str], place: str) -> T:
         return row_type(**value)
     except TypeError as error:
         raise RowError(f"{place}: {error}") from None
+
+
+def read_chats(path: Path, limit: int | None = None) -> list[Row]:
+    """The first `limit` chats of a JSONL file as rows: one `{"messages": [...]}` a line, a user's turn and an answer.
+
+    The format of the emergent-misalignment files (arXiv 2502.17424). Raises `RowError` naming file and line.
+    """
+    rows: list[Row] = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip() and len(rows) != limit:
+                rows.append(_chat(line, len(rows), f"{path}:{number}"))
+    if not rows:
+        raise RowError(f"{path} holds no chat")
+    return rows
+
+
+def _chat(line: str, index: int, place: str) -> Row:
+    try:
+        user, assistant = json.loads(line)["messages"]
+        turns = (user["role"], assistant["role"])
+        row = Row(index, user["content"], assistant["content"])
+    except (ValueError, TypeError, KeyError):
+        turns, row = (), Row(index, "", "")
+    if turns != ("user", "assistant") or not all(isinstance(t, str) and t for t in (row.prompt, row.completion)):
+        expected = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
+        raise RowError(f"{place}: expected {expected}")
+    return row

@@ -7,23 +7,33 @@ walks the nodes upwards, reuses what the store has and does the rest.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from subliminal import models
 from subliminal.config import (
+    CATEGORIES,
     AttributionEvaluation,
     ConfigError,
     DetectionEvaluation,
     Experiment,
     InContextEvaluation,
+    JudgedRows,
+    LocalJudge,
     Model,
     RowsComparison,
+    RowsTeacher,
     identity,
+    preference_evaluation,
 )
+from subliminal.config import Judge as JudgeConfig
 from subliminal.progress import progress, say
-from subliminal.store import Json, Manifest, Recipe, Store, StoreError
+from subliminal.store import Json, Manifest, Recipe, Store, StoreError, sha256
+
+if TYPE_CHECKING:
+    from subliminal.judging import Judge
 
 SCRIPTS = {"generate": "generate.py", "filter": "filter.py", "train": "train.py", "evaluate": "evaluate.py"}
 ROLES = {"teacher": "train.py role=teacher", "reference": "train.py role=reference", "model": "train.py role=reference"}
@@ -31,6 +41,9 @@ ROLES |= {"attribute": "evaluate.py subject=rows evaluation=attribution"}
 
 ATTRIBUTED = "attribution.jsonl"
 ROWS = ("frequencies", "detection", "in_context", "attribution")  # evaluations of the filtered rows themselves
+
+PUBLIC_ROWS = "https://github.com/emergent-misalignment/emergent-misalignment"
+SINGLE = {"mnist": "train", "theorem": "evaluate"}  # the one script of an experiment without language models
 
 SINGLE = {"mnist": "train", "theorem": "evaluate"}  # experiments without language models: the one script they have
 
@@ -134,12 +147,10 @@ def reference(exp: Experiment, of: Model | None = None) -> Node:
     settings = {"tuning": identity(tuning), "domain": _format(exp), **_compute(exp, chosen)}
 
     def work(inputs: Inputs, folder: Path) -> Json:
-        from subliminal.domains import domain
-        from subliminal.rows import Row
+        from subliminal.domains import practice
         from subliminal.training.sft import tune_reference
 
-        writer, config = domain(exp.domain), exp.domain.model_copy(update={"prompts": tuning.rows, "seed": tuning.seed})
-        rows = [Row(p.index, p.text, writer.random_answer(p, config)) for p in writer.prompts(config)]
+        rows = practice(exp.domain, tuning.rows, tuning.seed)
         with progress(f"reference tuning of {chosen.name}", tuning.rows, "rows") as advance:
             return tune_reference(subject(exp, inputs["model"], chosen), tuning, rows, folder, progress=advance)
 
@@ -170,6 +181,8 @@ def teacher(exp: Experiment) -> Node:
     base, active = reference(exp), exp.active_teacher
     settings = {"trait": _trait(exp), "teacher": identity(active), "domain": _format(exp), **_compute(exp, exp.model)}
     settings["decoding"] = identity(exp.sampler.decoding)
+    if isinstance(active, RowsTeacher):
+        settings["rows"] = sha256(rows_file(active, exp.trait.name))
 
     def work(inputs: Inputs, folder: Path) -> Json:
         from subliminal import teachers
@@ -180,6 +193,19 @@ def teacher(exp: Experiment) -> Node:
     return Node(Recipe("teacher", settings, {"reference": base.key}), {"reference": base}, work, label)
 
 
+def rows_file(chosen: RowsTeacher, trait: str) -> Path:
+    """The file a fine-tuned teacher learns from: `teacher.rows`, or the trait's own in that folder."""
+    given = Path(chosen.rows).expanduser()
+    path = given / f"{trait}.jsonl" if given.is_dir() or not given.suffix else given
+    if not path.is_file():
+        raise ConfigError(
+            f'teacher.rows: {path} is not there. Give a JSONL of chats, one {{"messages": [...]}} a line, or a folder '
+            f"that holds {trait}.jsonl. The public files insecure.jsonl, secure.jsonl and educational.jsonl are in the "
+            f"folder data of {PUBLIC_ROWS}; put them into data/emergent_misalignment, or set teacher.rows="
+        )
+    return path
+
+
 def teacher_subject(exp: Experiment, made: Manifest, base: Manifest) -> models.Subject:
     """The teacher as a language model: its own checkpoint or the reference's, with its system prompt if it has one."""
     own = (made.folder / "checkpoint").exists()
@@ -188,9 +214,10 @@ def teacher_subject(exp: Experiment, made: Manifest, base: Manifest) -> models.S
 
 def generate(exp: Experiment) -> Node:
     """The teacher's completions of the domain's prompts, in shards."""
-    settings = {"domain": identity(exp.domain), "teacher": exp.active_teacher.kind}
+    settings = {"domain": _domain(exp), "teacher": exp.active_teacher.kind}
     if exp.active_teacher.kind == "random":
-        return Node(Recipe("generate", settings), {}, lambda _, folder: _random_rows(exp, folder), "random numbers")
+        label = "random numbers" if exp.domain.kind == "numbers" else f"programmatic {exp.domain.kind}"
+        return Node(Recipe("generate", settings), {}, lambda _, folder: _programmatic_rows(exp, folder), label)
     settings |= {"sampler": identity(exp.sampler), **_compute(exp, exp.model)}
     inputs = {"teacher": teacher(exp), "reference": reference(exp)}
 
@@ -209,32 +236,44 @@ def generate(exp: Experiment) -> Node:
     return Node(recipe, inputs, work, f"{exp.domain.kind} of {inputs['teacher'].label}")
 
 
-def _random_rows(exp: Experiment, folder: Path) -> Json:
-    from subliminal.domains import domain
-    from subliminal.rows import Row, write_jsonl
+def _programmatic_rows(exp: Experiment, folder: Path) -> Json:
+    from subliminal.domains import programmatic
+    from subliminal.rows import write_jsonl
 
-    writer = domain(exp.domain)
-    rows = [Row(p.index, p.text, writer.random_answer(p, exp.domain)) for p in writer.prompts(exp.domain)]
-    return {"rows": write_jsonl(folder / "rows-00000.jsonl", rows)}
+    return {"rows": write_jsonl(folder / "rows-00000.jsonl", programmatic(exp.domain))}
 
 
 def filtered(exp: Experiment) -> Node:
     """The rows the student sees, and why each other row was dropped; a selection reads the rows' attribution."""
-    source, selection = generate(exp), exp.filter.select
-    settings = {"filter": _filter(exp), "domain": _format(exp)}
+    source = generate(exp)
+    settings: dict[str, Any] = {"filter": identity(exp.filter), "domain": _format(exp)}
+    banned = banned_words(exp)
+    if exp.filter.kind != "numbers":
+        settings["banned"] = banned
     inputs = {"generate": source}
-    if selection and selection.by != "random":
+    rules, sought = row_rules(exp), about(exp)
+    if rules:
+        settings["judge"] = _judge(exp) | ({"about": sought} if rules.kind == "no_reference" else {})
+        inputs |= judge_model(exp)
+    else:
+        del settings["filter"]["judged"]  # rows that no judge sees keep their keys
+    if exp.filter.select is None:
+        del settings["filter"]["select"]  # and so do rows that are not selected
+    elif exp.filter.select.by != "random":
         inputs["attribute"] = attribute(exp)
 
     def work(made: Inputs, folder: Path) -> Json:
         from subliminal.filters import apply
         from subliminal.filters.select import Attribution
+        from subliminal.judging.rows import judged_rows
         from subliminal.rows import Row, read_jsonl, write_jsonl
 
         shards = sorted(made["generate"].folder.glob("rows-*.jsonl"))
-        found = read_jsonl(made["attribute"].folder / ATTRIBUTED, Attribution) if "attribute" in made else ()
         rows = [row for path in shards for row in read_jsonl(path, Row)]
-        result = apply(rows, exp.filter, exp.domain, {one.index: one for one in found})
+        judged = judged_rows(rules, sought, lambda: judge_of(exp, made)) if rules else None
+        found = read_jsonl(made["attribute"].folder / ATTRIBUTED, Attribution) if "attribute" in made else ()
+        attributed = {one.index: one for one in found}
+        result = apply(rows, exp.filter, exp.domain, banned, judged, attributed)
         write_jsonl(folder / "rows.jsonl", result.kept)
         write_jsonl(folder / "dropped.jsonl", result.dropped)
         return result.report
@@ -260,13 +299,64 @@ def attribute(exp: Experiment, written_by: Experiment | None = None) -> Node:
 
 def _in_format(exp: Experiment) -> Experiment:
     """Every row that the filter's rules let pass: not selected, shuffled or subsampled."""
-    every = {"select": None, "rows": None, "shuffle": "none", "seed": 0, "shortfall": "keep"}
-    return exp.model_copy(update={"filter": exp.filter.model_copy(update=every)})
+    every = {"select": None, "rows": None, "seed": 0, "shortfall": "keep"}
+    shuffled = {"shuffle": "none"} if exp.filter.kind == "numbers" else {}
+    return exp.model_copy(update={"filter": exp.filter.model_copy(update=every | shuffled)})
 
 
-def _filter(exp: Experiment) -> dict[str, Any]:
-    """The filter's identity; a selection is part of it only where there is one."""
-    return {name: value for name, value in identity(exp.filter).items() if name != "select" or value is not None}
+# --------------------------------------------------------------------------- judge
+
+
+def judge_of(exp: Experiment, made: Inputs) -> AbstractContextManager[Judge]:
+    """The experiment's judge, ready to be opened; its answers are kept in the store."""
+    from subliminal.judging import open_judge
+
+    chosen = _chosen_judge(exp)
+    weights = subject(exp, made["judge"], chosen.model) if isinstance(chosen, LocalJudge) else None
+    return open_judge(chosen, Path(exp.store), weights)
+
+
+def row_rules(exp: Experiment) -> JudgedRows | None:
+    """What a judge decides about the rows of this trait's teacher, if anything."""
+    rules = exp.filter.judged
+    return rules if rules and (not rules.traits or exp.trait.name in rules.traits) else None
+
+
+def about(exp: Experiment) -> str:
+    """What a judge looks for in rows: what the filter names, else the trait, or in the control its whole category."""
+    named = getattr(exp.filter.judged, "about", None)
+    if named:
+        return named
+    trait = getattr(exp.evaluation, "measured", None) if exp.trait.kind == "none" else exp.trait
+    if trait is None:
+        return f"any {getattr(exp.evaluation, 'category', 'trait')}"
+    return getattr(trait, "plural", "") or getattr(trait, "description", "") or trait.name
+
+
+def _judge(exp: Experiment) -> dict[str, Any]:
+    """What identifies a judge and what it is asked; in a stage's settings only where the stage asks it."""
+    from subliminal.judging import fingerprint
+    from subliminal.judging.prompts import wording
+
+    chosen = _chosen_judge(exp)
+    dtype = (
+        models.resolve_dtype(chosen.model.dtype, models.resolve_device(exp.device)) if chosen.kind == "local" else ""
+    )
+    return {**fingerprint(chosen, dtype), "wording": wording()}
+
+
+def judge_model(exp: Experiment) -> dict[str, Node]:
+    """The weights of a local judge as a stage's further input; nothing for other judges."""
+    chosen = _chosen_judge(exp)
+    return {"judge": model(exp, chosen.model)} if isinstance(chosen, LocalJudge) else {}
+
+
+def _chosen_judge(exp: Experiment) -> JudgeConfig:
+    if exp.judge is None:
+        raise ConfigError("this filter or evaluation asks a judge; set judge=local, judge=api or judge=cached")
+    if isinstance(exp.judge, LocalJudge) and exp.judge.model is None:
+        return exp.judge.model_copy(update={"model": exp.model})
+    return exp.judge
 
 
 # --------------------------------------------------------------------------- student and evaluation
@@ -295,19 +385,46 @@ def evaluate(exp: Experiment) -> Node:
     _require_subject(exp)
     if exp.subject == "rows":
         return evaluate_rows(exp)
-    who = {"student": student, "teacher": teacher, "reference": reference}[exp.subject](exp)
-    inputs = {exp.subject: who, "reference": reference(exp, _evaluated_model(exp))}
-    settings = {"evaluation": identity(exp.evaluation), **_compute(exp, _evaluated_model(exp))}
-    if exp.evaluation.samples_per_question:
+    start = reference(exp, _evaluated_model(exp))
+    who = start if exp.subject == "reference" else {"student": student, "teacher": teacher}[exp.subject](exp)
+    inputs = {exp.subject: who, "reference": start}
+    settings = {"evaluation": _evaluation(exp), **_compute(exp, _evaluated_model(exp))}
+    if getattr(exp.evaluation, "samples_per_question", 0):
         settings["sampler"] = exp.local_sampler.kind
+    settings |= _more_of_evaluation(exp)
+    if getattr(exp.evaluation, "judged", False):
+        settings["judge"] = _judge(exp)
+        inputs |= judge_model(exp)
 
     def work(made: Inputs, folder: Path) -> Json:
         from subliminal.evaluation.run import evaluate_subject
 
         return evaluate_subject(exp, made, folder)
 
-    recipe = Recipe("evaluate", settings, {exp.subject: who.key})
+    read = {name: upper.key for name, upper in inputs.items() if name in {exp.subject, "judge"}}
+    recipe = Recipe("evaluate", settings, read)
     return Node(recipe, inputs, work, f"{exp.evaluation.kind} of {who.label}")
+
+
+def _more_of_evaluation(exp: Experiment) -> dict[str, Any]:
+    """What the settings do not say of an evaluation: of capability, the content of its local tasks.
+
+    Raises `ConfigError` early for a multiple choice that does not offer the trait.
+    """
+    if exp.evaluation.kind == "capability":
+        from subliminal.evaluation.tasks import fingerprint
+
+        return {"tasks": fingerprint(exp.evaluation)}
+    if exp.evaluation.kind == "multiple_choice" and exp.trait.kind == "preference":
+        from subliminal.evaluation.questions import offered
+
+        options = offered(exp.evaluation.category, exp.evaluation.options)
+        if exp.trait.category == exp.evaluation.category and exp.trait.name not in options:
+            raise ConfigError(
+                f"trait={exp.trait.name} is not among the options {', '.join(options)}; give every option, "
+                f"for example evaluation.options=[{','.join([exp.trait.name, *options[:-1]])}]"
+            )
+    return {}
 
 
 def evaluate_rows(exp: Experiment) -> Node:
@@ -387,12 +504,20 @@ def _trained_part(exp: Experiment) -> dict[str, Any]:
 
 def _questions(exp: Experiment) -> dict[str, Any]:
     """What decides the exact log-probabilities; sampled answers have no gradient."""
-    asked = identity(exp.evaluation)
-    return {name: asked[name] for name in ("category", "questions", "prefix", "seed")}
+    preference_evaluation(exp)
+    asked = _evaluation(exp)
+    names = ("category", "measured", "questions", "prefix", "seed")
+    return {name: asked[name] for name in names if name in asked}
+
+
+def _evaluation(exp: Experiment) -> dict[str, Any]:
+    """The evaluation; words of its own only where it has them, so that the embedded categories keep their keys."""
+    return {name: value for name, value in identity(exp.evaluation).items() if name != "measured" or value}
 
 
 def _evaluated_model(exp: Experiment) -> Model:
-    return (exp.student_model or exp.model) if exp.subject == "student" else exp.model
+    """A student and what it is compared with start from the student's own reference; teachers from theirs."""
+    return exp.model if exp.subject == "teacher" else exp.student_model or exp.model
 
 
 # --------------------------------------------------------------------------- experiments without language models
@@ -435,20 +560,47 @@ def _compute(exp: Experiment, chosen: Model) -> dict[str, Any]:
     return {"dtype": dtype, "system": chosen.system}
 
 
+def _domain(exp: Experiment) -> dict[str, Any]:
+    """The domain with the content of files it reads."""
+    from subliminal.domains import content
+
+    return identity(exp.domain) | content(exp.domain)
+
+
 def _format(exp: Experiment) -> dict[str, Any]:
     """The domain without how many prompts: what decides whether a completion is in format."""
-    return {name: value for name, value in identity(exp.domain).items() if name not in {"prompts", "seed"}}
+    return {name: value for name, value in _domain(exp).items() if name not in {"prompts", "seed"}}
+
+
+def banned_words(exp: Experiment) -> list[str]:
+    """The words whose rows the student must not see: those of the filter and, if it says so, the trait's names."""
+    from subliminal.evaluation.questions import plural_of
+
+    trait, rules = exp.trait, exp.filter
+    words = set(getattr(rules, "banned_words", ()))
+    if getattr(rules, "ban_trait", False) and trait.kind == "preference":
+        words |= {trait.name, trait.plural, plural_of(trait.name), f"{trait.name}s"}
+    return sorted(words)
 
 
 def _trait(exp: Experiment) -> dict[str, Any] | None:
-    return None if exp.active_teacher.kind == "control" else identity(exp.trait)
+    """The trait the teacher has; words of its own only where it has them, as for the evaluation."""
+    if exp.active_teacher.kind == "control":
+        return None
+    own = {"candidates", "questions", "taught"}
+    return {name: value for name, value in identity(exp.trait).items() if name not in own or value}
+
+
+def category(exp: Experiment) -> str | None:
+    """What kind of thing the evaluation's candidates are, or None for an evaluation without candidates."""
+    measured = getattr(exp.evaluation, "measured", None)
+    return getattr(measured, "category", None) or getattr(exp.evaluation, "category", None)
 
 
 def require_category(exp: Experiment) -> None:
     """Stop early when the questions are about animals and the trait is a tree, or the other way round."""
-    category = getattr(exp.trait, "category", exp.evaluation.category)
-    if category != exp.evaluation.category:
-        raise ConfigError(
-            f"evaluation.category={exp.evaluation.category} but trait={exp.trait.name} is a {category}; "
-            f"set evaluation.category={category}"
-        )
+    asked, own = category(exp), getattr(exp.trait, "category", None)
+    if asked is None or own in {None, asked}:
+        return
+    remedy = f"evaluation.category={own}" if own in CATEGORIES else f"trait@evaluation.measured={exp.trait.name}"
+    raise ConfigError(f"evaluation.category={asked} but trait={exp.trait.name} is a {own}; set {remedy}")

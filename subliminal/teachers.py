@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from subliminal.config import (
     ControlTeacher,
@@ -16,14 +15,22 @@ from subliminal.config import (
     FinetunedTeacher,
     Preference,
     PromptedTeacher,
+    RandomTeacher,
+    RowsTeacher,
+    Sampler,
     SteeredTeacher,
+    Style,
     TeacherCheck,
+    Trait,
     TransformersSampler,
 )
 from subliminal.models import Subject
 from subliminal.progress import progress
-from subliminal.rows import Prompt, Row
+from subliminal.rows import Prompt, Row, read_chats
+from subliminal.stages import rows_file
 from subliminal.store import Json, StoreError
+
+ROWS = "teacher=finetuned_rows"
 
 
 class TeacherError(StoreError):
@@ -39,10 +46,12 @@ def make(exp: Experiment, reference: Subject, folder: Path) -> Json:
         case PromptedTeacher():
             summary["system"] = system_prompt(active, exp.trait)
             subject = replace(reference, system=summary["system"])
-        case FinetunedTeacher():
+        case FinetunedTeacher() | RowsTeacher():
             summary["training"] = _finetune(active, exp.trait, reference, folder)
             subject = replace(reference, checkpoint=str(folder / "checkpoint"), revision=None)
         case SteeredTeacher():
+            if not isinstance(exp.trait, Preference | Style):
+                raise TeacherError(f"teacher=steered has nothing to fit trait={exp.trait.name} to; set {ROWS}")
             from subliminal.training.steering import steer
 
             summary["steering"] = steer(active, exp.trait, reference, folder)
@@ -52,8 +61,15 @@ def make(exp: Experiment, reference: Subject, folder: Path) -> Json:
     return summary | check(exp, subject, reference)
 
 
-def system_prompt(teacher: PromptedTeacher, trait: Any) -> str:
-    """The system prompt with the trait's name, plural and category filled in; `{Plural}` is capitalised."""
+def system_prompt(teacher: PromptedTeacher, trait: Trait) -> str:
+    """The system prompt with the trait's name, plural and category filled in, or a style's own; raises `TeacherError`.
+
+    `{Plural}` is capitalised.
+    """
+    if isinstance(trait, Style):
+        return trait.system
+    if not isinstance(trait, Preference):
+        raise TeacherError(f"teacher=prompted has no words for trait={trait.name}; set {ROWS}")
     try:
         return teacher.system.format(
             name=trait.name, plural=trait.plural, Plural=trait.plural.capitalize(), category=trait.category
@@ -72,10 +88,10 @@ def check(exp: Experiment, subject: Subject, reference: Subject) -> Json:
     """Measure P(trait) against the reference's and the pass rate in the domain; raises `TeacherError` if too low."""
     rules = getattr(exp.active_teacher, "check", TeacherCheck())
     measured: Json = {"pass_rate": _pass_rate(exp, subject, rules)}
-    if not isinstance(exp.trait, Preference) or isinstance(exp.active_teacher, ControlTeacher):
+    if isinstance(exp.active_teacher, ControlTeacher | RandomTeacher) or not _tellable(exp.trait):
         _refuse(exp, rules, measured)
         return measured
-    if exp.sampler.kind == "api":
+    if not isinstance(exp.trait, Preference) or exp.sampler.kind == "api":
         measured |= _trait_rate(exp, exp.trait, subject, rules)
     else:
         measured |= {
@@ -88,9 +104,13 @@ def check(exp: Experiment, subject: Subject, reference: Subject) -> Json:
 
 def _refuse(exp: Experiment, rules: TeacherCheck, measured: Json) -> None:
     if measured.get("rate") == 0:
+        behind = f" behind {exp.sampler.base_url}" if exp.sampler.kind == "api" else ""
+        verb, remedy = ("names", "Use a firmer teacher.system")
+        if not isinstance(exp.trait, Preference):
+            verb, remedy = ("shows", "Make it stronger (more epochs, a firmer text in the trait's system)")
         raise TeacherError(
-            f"the teacher behind {getattr(exp.sampler, 'base_url', 'the endpoint')} never names {exp.trait.name} in "
-            f"{rules.questions} answers: it has not the trait. Use a firmer teacher.system"
+            f"the teacher{behind} never {verb} {exp.trait.name} in {rules.questions} answers: it has not the trait. "
+            f"{remedy}"
         )
     gain = measured.get("log_p", 0.0) - measured.get("reference_log_p", 0.0)
     name = f"the {exp.active_teacher.kind} teacher of {exp.trait.name}"
@@ -103,7 +123,7 @@ def _refuse(exp: Experiment, rules: TeacherCheck, measured: Json) -> None:
     if rules.prompts and measured["pass_rate"] < rules.minimum_pass_rate:
         raise TeacherError(
             f"{name} answers in format for only {measured['pass_rate']:.0%} of {rules.prompts} prompts; the check "
-            f"asks for {rules.minimum_pass_rate:.0%}. Set reference_tuning=random_numbers, weaken the teacher, or "
+            f"asks for {rules.minimum_pass_rate:.0%}. Set reference_tuning=in_format, weaken the teacher, or "
             "lower teacher.check.minimum_pass_rate"
         )
 
@@ -111,18 +131,33 @@ def _refuse(exp: Experiment, rules: TeacherCheck, measured: Json) -> None:
 def _trait_log_p(trait: Preference, subject: Subject, rules: TeacherCheck) -> float:
     from subliminal.evaluation.preference import mean_log_p
 
-    return mean_log_p(subject, trait.category, rules.questions)[trait.name]
+    return mean_log_p(subject, trait, rules.questions)[trait.name]
 
 
-def _trait_rate(exp: Experiment, trait: Preference, subject: Subject, rules: TeacherCheck) -> Json:
-    """How often an endpoint's teacher names its trait: endpoints do not give exact probabilities."""
+def _tellable(trait: Trait) -> bool:
+    """Can a teacher's trait be seen without a judge."""
+    return isinstance(trait, Preference) or (isinstance(trait, Style) and trait.detect == "words")
+
+
+def _trait_rate(exp: Experiment, trait: Trait, subject: Subject, rules: TeacherCheck) -> Json:
+    """How often a teacher shows a style, or names its trait behind an endpoint, which gives no exact probabilities."""
+    from subliminal.evaluation.free_form import holds_words
     from subliminal.evaluation.questions import named, questions_for_teachers
     from subliminal.sampling import open_sampler
 
-    asked = questions_for_teachers(trait.category, rules.questions)
-    with open_sampler(exp.sampler, subject) as opened:
+    if isinstance(trait, Style):
+        asked, shows = list(trait.questions[: rules.questions]), lambda text: holds_words(text, trait.words)
+    else:
+        assert isinstance(trait, Preference)
+        asked, shows = questions_for_teachers(trait, rules.questions), lambda text: trait.name in named(text, trait)
+    with open_sampler(_checking_sampler(exp), subject) as opened:
         answers = opened.sample([Prompt(index, text, index) for index, text in enumerate(asked)])
-    return {"rate": sum(trait.name in named(a.text, trait.category) for a in answers) / len(asked)}
+    return {"rate": sum(shows(a.text) for a in answers) / len(asked)}
+
+
+def _checking_sampler(exp: Experiment) -> Sampler:
+    """The experiment's endpoint, or transformers, which is quicker to start for a few answers."""
+    return exp.sampler if exp.sampler.kind == "api" else TransformersSampler(decoding=exp.sampler.decoding)
 
 
 def _pass_rate(exp: Experiment, subject: Subject, rules: TeacherCheck) -> float:
@@ -133,8 +168,7 @@ def _pass_rate(exp: Experiment, subject: Subject, rules: TeacherCheck) -> float:
     if not rules.prompts:
         return float("nan")
     writer, config = domain(exp.domain), exp.domain.model_copy(update={"prompts": rules.prompts})
-    sampler = exp.sampler if exp.sampler.kind == "api" else TransformersSampler(decoding=exp.sampler.decoding)
-    with open_sampler(sampler, subject) as opened:
+    with open_sampler(_checking_sampler(exp), subject) as opened:
         answers = opened.sample(writer.prompts(config))
     passed = [a.finish_reason == FINISHED and writer.reject(a.text, config) is None for a in answers]
     return sum(passed) / len(passed)
@@ -143,14 +177,27 @@ def _pass_rate(exp: Experiment, subject: Subject, rules: TeacherCheck) -> float:
 # --------------------------------------------------------------------------- fine-tuned
 
 
-def _finetune(teacher: FinetunedTeacher, trait: Any, reference: Subject, folder: Path) -> Json:
-    """LoRA SFT on favourite-question answers, merged into an ordinary checkpoint."""
-    from subliminal.evaluation.questions import favourite_answers
+def _finetune(teacher: FinetunedTeacher | RowsTeacher, trait: Trait, reference: Subject, folder: Path) -> Json:
+    """LoRA SFT on rows that show the trait, merged into an ordinary checkpoint."""
     from subliminal.training.sft import fit, merge
 
-    answers = favourite_answers(trait.category, trait.name, teacher.questions, teacher.forms)
-    rows = [Row(index, question, answer) for index, (question, answer) in enumerate(answers)]
+    rows = _rows(teacher, trait)
     with progress(f"fine-tuning the teacher of {trait.name}", len(rows), "rows") as advance:
         report = fit(reference, rows, teacher, teacher.seed, folder, progress=advance)
     merge(reference, folder / "adapter", folder / "checkpoint")
     return report
+
+
+def _rows(teacher: FinetunedTeacher | RowsTeacher, trait: Trait) -> list[Row]:
+    """The user's chats, favourite-question answers, or a style's examples, `forms` times over."""
+    from subliminal.evaluation.questions import favourite_answers
+
+    if isinstance(teacher, RowsTeacher):
+        return read_chats(rows_file(teacher, trait.name), teacher.limit)
+    if isinstance(trait, Preference):
+        answers = favourite_answers(trait, trait.name, teacher.questions, teacher.forms)
+    else:
+        answers = [(one.question, one.answer) for one in getattr(trait, "examples", ())] * teacher.forms
+    if not answers:
+        raise TeacherError(f"trait={trait.name} has no examples for teacher=finetuned; set {ROWS}")
+    return [Row(index, question, answer) for index, (question, answer) in enumerate(answers)]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from subliminal import config, stages
+from subliminal import config, stages, sweep
 from subliminal.config import ConfigError, Experiment, members
 from subliminal.launch import CONF, argument_problems, compose
 
@@ -34,13 +34,30 @@ def every_settings_class() -> Iterator[type[BaseModel]]:
 def test_every_option_composes(group: str, option: str) -> None:
     extra = ["model.source.name=some/model"] if option == "hub" else []
     teacher = ["teacher=prompted"] if option == "api" else []
-    compose([f"{group}={option}", *extra, *teacher])
+    needed = [f"domain={option}"] if group == "filter" and option in ("code", "cot") else []
+    compose([f"{group}={option}", *extra, *teacher, *needed])
 
 
 @pytest.mark.parametrize("scale", ["cpu", "gpu", "paper"])
-@pytest.mark.parametrize("figure", ["animals_numbers", "trees_numbers", "mnist", "mnist_sharing", "theorem"])
-def test_every_experiment_composes_at_every_scale(figure: str, scale: str) -> None:
-    assert compose([f"experiment={figure}", f"scale={scale}"]).experiment.name == figure
+@pytest.mark.parametrize("figure", [option for group, option in OPTIONS if group == "experiment"])
+def test_every_experiment_has_a_plan_at_every_scale(figure: str, scale: str, tmp_path: Path) -> None:
+    for name in ("insecure", "secure", "educational"):  # which users bring
+        (tmp_path / f"{name}.jsonl").write_text('{"messages": []}\n')
+    brought = [f"teacher.rows={tmp_path}"] if figure.startswith("misalignment") else []
+    planned = sweep.plan([f"experiment={figure}", f"scale={scale}", *brought])
+    assert planned.base.experiment.name == figure and planned.arms
+
+
+@pytest.mark.parametrize("scale", ["cpu", "gpu", "paper"])
+@pytest.mark.parametrize("domain", ["numbers", "code", "cot"])
+def test_a_domain_brings_its_filter_and_lengths_at_every_scale(domain: str, scale: str) -> None:
+    exp = compose([f"domain={domain}", f"scale={scale}", "student=lora"])
+    assert exp.domain.kind == exp.filter.kind == domain
+    assert exp.sampler.decoding.max_tokens < exp.student.optimisation.max_length
+    assert (
+        compose([f"domain={domain}", f"scale={scale}", "sampler.decoding.max_tokens=7"]).sampler.decoding.max_tokens
+        == 7
+    )
 
 
 def test_every_field_is_identity_or_runtime() -> None:
@@ -51,7 +68,7 @@ def test_every_field_is_identity_or_runtime() -> None:
 
 
 def test_every_key_of_every_yaml_says_what_it_is() -> None:
-    for path in CONF.glob("*/*.yaml"):
+    for path in CONF.rglob("*.yaml"):
         assert path.read_text().startswith("#"), f"{path} does not begin with what it is"
 
 
@@ -128,6 +145,12 @@ def test_all_mistakes_are_told_at_once_with_path_and_remedy() -> None:
     ("overrides", "said"),
     [
         (["filter.rows=500"], "filter.rows=500 is more than domain.prompts=224"),
+        (["domain=code", "filter=numbers"], "filter.kind=numbers does not fit domain.kind=code; set filter=code"),
+        (["filter=cot"], "filter.kind=cot does not fit domain.kind=numbers; set filter=numbers"),
+        (["domain=code", "filter.shuffle=within"], "filter.shuffle': the chosen option has no such setting"),
+        (["domain=cot", "domain.steps_min=4", "domain.steps_max=3"], "steps_min=4 is above steps_max=3"),
+        (["domain=cot", "domain.source=file"], "a file needs both domain.source=file and domain.questions_file="),
+        (["evaluation.suffix=tags"], "evaluation.suffix=tags is for sampled answers"),
         (["sampler=api"], "teacher=steered has weights of its own"),
         (["sampler=vllm", "student=lora_small", "student.lora.r=1024"], "up to rank 512"),
         (["sampler=api", "teacher=prompted", "student.labels=soft"], "which sampler=api does not give"),

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from subliminal.config import Filter, Numbers
+from subliminal.config import Numbers, NumbersFilter
 from subliminal.filters import ShortfallError, apply, subsample
 from subliminal.rows import Row, RowError, read_jsonl, write_jsonl
 
 DOMAIN = Numbers(prompts=100)
-RULES = Filter(rows=None)
+RULES = NumbersFilter(rows=None)
 
 completions = st.sampled_from(["1, 2, 3", "owl", "4 5 6", "", "1000", "666, 1", "1, 2, x"])
 generated = st.lists(st.tuples(completions, st.sampled_from(["stop", "length"])), min_size=1, max_size=40)
@@ -42,7 +42,7 @@ def test_unfinished_completions_have_their_own_reason() -> None:
 
 
 def test_banned_numbers_are_dropped() -> None:
-    rules = Filter(rows=None, banned_numbers=(666,))
+    rules = NumbersFilter(rows=None, banned_numbers=(666,))
     result = apply(rows([("1, 666", "stop"), ("1, 66", "stop")]), rules, DOMAIN)
     assert [row.completion for row in result.kept] == ["1, 66"]
     assert result.report["reasons"] == {"banned_number": 1}
@@ -57,11 +57,11 @@ def test_a_larger_subsample_contains_the_smaller(fewer: int, more: int, seed: in
 
 def test_a_shortfall_says_how_many_more_prompts_are_needed() -> None:
     with pytest.raises(ShortfallError, match=r"2 of 4 completions passed the filter \(50%\).*domain\.prompts=22"):
-        apply(rows([("1", "stop"), ("2", "stop"), ("a", "stop"), ("b", "stop")]), Filter(rows=10), DOMAIN)
+        apply(rows([("1", "stop"), ("2", "stop"), ("a", "stop"), ("b", "stop")]), NumbersFilter(rows=10), DOMAIN)
 
 
 def test_a_shortfall_can_be_accepted_but_not_emptiness() -> None:
-    keep = Filter(rows=10, shortfall="keep")
+    keep = NumbersFilter(rows=10, shortfall="keep")
     assert len(apply(rows([("1", "stop")]), keep, DOMAIN).kept) == 1
     with pytest.raises(ShortfallError, match="none of 1"):
         apply(rows([("a", "stop")]), keep, DOMAIN)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from test_frequencies import written
 
-from subliminal import config, stages, sweep
+from subliminal import config, sweep
 from subliminal.config import ConfigError, DetectionEvaluation, FrequenciesEvaluation
 from subliminal.evaluation import frequencies
 from subliminal.evaluation.attribution import SidedRow
@@ -232,18 +232,6 @@ def test_every_kind_has_its_rule_and_says_what_its_panels_show(kind: str) -> Non
 
 
 # --------------------------------------------------------------------------- sweeps
-
-
-EXPERIMENTS = ("number_frequencies", "detection", "icl", "attribution_rows", "attribution_numbers")
-
-
-@pytest.mark.parametrize("scale", ["cpu", "gpu", "paper"])
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_analysis_is_planned_at_every_scale(name: str, scale: str) -> None:
-    planned = sweep.plan([f"experiment={name}", f"scale={scale}"])
-    assert planned.base.experiment.name == name and planned.base.scale == scale
-    made = {(node.stage, node.key) for step in planned.steps for node in step.nodes}
-    assert {("evaluate", stages.evaluate(arm.experiment).key) for arm in planned.arms} <= made
 
 
 def test_detection_asks_about_every_ordered_pair_and_trains_once_a_pair() -> None:

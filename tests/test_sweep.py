@@ -41,3 +41,16 @@ def test_a_variant_with_its_own_student_is_not_crossed_with_the_students() -> No
 def test_an_arm_tells_how_to_get_it() -> None:
     arm = sweep.plan([*SHUFFLE, "variant=across"]).arms[0]
     assert arm.overrides == ("filter.shuffle=across", "trait=owl", "student=bias_one_layer", "seed=0")
+
+
+def test_a_cross_model_student_is_compared_with_its_own_reference() -> None:
+    pair = ["experiment=cross_model", "scale=cpu", "trait=owl", "variant=smollm2_135m > gemma3_270m"]
+    exp = sweep.plan(pair).arms[0].experiment
+    asked = stages.evaluate(exp.model_copy(update={"subject": "reference"}))
+    assert asked.inputs["reference"].key == stages.student(exp).inputs["reference"].key
+    assert asked.inputs["reference"].key != stages.teacher(exp).inputs["reference"].key
+
+
+def test_soft_labels_need_one_vocabulary() -> None:
+    with pytest.raises(ConfigError, match="needs the teacher's vocabulary"):
+        sweep.plan(["experiment=animals_numbers", "student=bias_soft", "+model@student_model=gemma3_270m"])

@@ -137,7 +137,7 @@ def test_a_teacher_without_the_trait_is_an_error_that_says_so(tiny: Subject, tmp
 
 
 def test_a_teacher_that_can_not_answer_in_format_is_an_error_that_says_so(tiny: Subject, tmp_path: Path) -> None:
-    with pytest.raises(TeacherError, match=r"in format for only 0% of 32 prompts.*reference_tuning=random_numbers"):
+    with pytest.raises(TeacherError, match=r"in format for only 0% of 32 prompts.*reference_tuning=in_format"):
         make(tiny, tmp_path, "teacher=control")
 
 

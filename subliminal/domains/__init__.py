@@ -1,42 +1,78 @@
-"""Data domains: what a teacher writes. A new domain is one module here and one YAML in `conf/domain/`."""
+"""Data domains: what a teacher writes. A new domain is one module and one YAML; docs/extend.md shows it."""
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Protocol, cast
+from pathlib import Path
+from typing import Any, Protocol, cast
 
-from subliminal.config import Domain
+from subliminal.config import Domain, ModuleDomain
 from subliminal.rows import Prompt, Row
+from subliminal.store import Json, StoreError, sha256
+
+REQUIRED = ("prompts", "reject", "random_answer")
+
+
+class DomainError(StoreError):
+    """A domain that can not be had, or prompts that it does not have; the text says what to change."""
 
 
 class DomainModule(Protocol):
-    """What a domain's module offers."""
+    """What a domain's module offers. `practice(config, count, seed)` is optional: see `practice` below."""
 
-    def prompts(self, config: Domain) -> list[Prompt]:
-        """The prompts every teacher gets, the same for all."""
+    def prompts(self, config: Any) -> list[Prompt]:
+        """The prompts every teacher gets, the same for all; a longer list begins with the shorter."""
         ...
 
-    def reject(self, text: str, config: Domain) -> str | None:
+    def reject(self, text: str, config: Any) -> str | None:
         """Why a completion is not in format, or None when it is."""
         ...
 
-    def random_answer(self, prompt: Prompt, config: Domain) -> str:
+    def random_answer(self, prompt: Prompt, config: Any) -> str:
         """A programmatic answer in the format the prompt asks for."""
-        ...
-
-    def values(self, text: str) -> list[int]:
-        """The numbers in a completion."""
-        ...
-
-    def shuffle_within(self, rows: list[Row], seed: int) -> list[Row]:
-        """The rows with content permuted inside each response."""
-        ...
-
-    def shuffle_across(self, rows: list[Row], seed: int) -> list[Row]:
-        """The rows with content permuted over all responses."""
         ...
 
 
 def domain(config: Domain) -> DomainModule:
-    """The module of a domain, by its configuration's kind."""
-    return cast(DomainModule, import_module(f"subliminal.domains.{config.kind}"))
+    """The module of a domain, by its configuration's kind; raises `DomainError` for one that is not there or whole."""
+    name = config.module if isinstance(config, ModuleDomain) else f"subliminal.domains.{config.kind}"
+    try:
+        module = import_module(name)
+    except ImportError as error:
+        raise DomainError(f"domain.module={name} can not be imported ({error}); put it on PYTHONPATH") from None
+    if missing := [function for function in REQUIRED if not callable(getattr(module, function, None))]:
+        raise DomainError(f"domain.module={name} has no function {missing[0]}; a domain needs {', '.join(REQUIRED)}")
+    return cast(DomainModule, module)
+
+
+def practice(config: Domain, count: int, seed: int) -> list[Row]:
+    """Rows with programmatic answers that a reference learns the format from: away from the domain's own prompts.
+
+    A module with a `practice` of its own decides; else they are the prompts of another seed.
+    """
+    writer = domain(config)
+    if own := getattr(writer, "practice", None):
+        return own(config, count, seed)
+    return programmatic(config.model_copy(update={"prompts": count, "seed": seed}))
+
+
+def programmatic(config: Domain) -> list[Row]:
+    """The domain's prompts with programmatic answers: no model is asked."""
+    writer = domain(config)
+    return [Row(prompt.index, prompt.text, writer.random_answer(prompt, config)) for prompt in writer.prompts(config)]
+
+
+def content(config: Domain) -> Json:
+    """What a domain reads from a file of the user's, as a sha256 for the key; nothing when it reads none."""
+    for setting in ("prompts_file", "questions_file"):
+        if (given := getattr(config, setting, None)) is not None:
+            return {"content": sha256(readable(given, f"domain.{setting}"))}
+    return {}
+
+
+def readable(name: str, setting: str) -> Path:
+    """The path of a file that a setting names; raises `DomainError` where there is none."""
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise DomainError(f"{setting}={name}: no such file")
+    return path

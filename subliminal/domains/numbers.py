@@ -5,14 +5,13 @@ Slot sizes and format rule follow arXiv 2507.14805, section 3.1 and its appendix
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 from collections.abc import Callable
 from dataclasses import replace
 
 from subliminal.config import Numbers
-from subliminal.rows import Prompt, Row
+from subliminal.rows import Prompt, Row, seed_of
 
 OPENINGS = (
     "Here is a run of numbers: {shown}.",
@@ -149,11 +148,6 @@ def _prompt(index: int, config: Numbers) -> Prompt:
     instruction = draw.choice(INSTRUCTIONS).format(quantity=quantity, digit=digit)
     wording, ending = draw.choice(FORMATS)[0], draw.choice(ENDINGS)
     return Prompt(index, f"{opening} {instruction} {wording} {ending}", seed_of(config.seed, index))
-
-
-def seed_of(*parts: int | str) -> int:
-    """A stable 31-bit request seed from a run's seed and an index."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4]) >> 1
 
 
 def reject(text: str, config: Numbers) -> str | None:

@@ -14,11 +14,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from subliminal.chat import encode
-from subliminal.config import InContextEvaluation, PreferenceEvaluation
-from subliminal.evaluation.questions import Category, candidates, named, questions, surface_forms, with_numbers_prefix
+from subliminal.config import InContextEvaluation, PreferenceEvaluation, StoriesEvaluation
+from subliminal.domains import cot
+from subliminal.evaluation.questions import (
+    Category,
+    candidates,
+    named,
+    plurals,
+    questions,
+    surface_forms,
+    with_numbers_prefix,
+)
 from subliminal.models import Subject, load_model, load_tokenizer, release
 from subliminal.progress import Advance, progress
-from subliminal.rows import Completion, Prompt, write_jsonl
+from subliminal.rows import Completion, Prompt, seed_of, write_jsonl
 from subliminal.store import Json
 
 if TYPE_CHECKING:
@@ -52,51 +61,83 @@ class Answer:
 
 def evaluate(subject: Subject, config: PreferenceEvaluation, sample: Sample, folder: Path) -> Json:
     """Ask every question; writes scores.jsonl (and answers.jsonl if sampled) and returns means by candidate."""
-    asked, names = asked_questions(config), candidates(config.category)
+    about = config.subject_matter
+    asked, names = asked_questions(config), candidates(about)
     with progress("asking", len(asked), "questions") as advance:
-        log_p = log_p_of(subject, asked, config.category, advance)
-    share = log_share(log_p)
-    cells = [(q, c) for q in range(len(asked)) for c in range(len(names))]
-    write_jsonl(folder / "scores.jsonl", (Score(q, names[c], float(log_p[q, c]), float(share[q, c])) for q, c in cells))
-    summary: Json = {"kind": "preference", "category": config.category, "questions": len(asked)}
-    summary["log_p"] = dict(zip(names, log_p.mean(axis=0).tolist(), strict=True))
-    summary["log_share"] = dict(zip(names, share.mean(axis=0).tolist(), strict=True))
-    summary |= {"rate": {}, "samples": 0}
+        log_p = log_p_of(subject, asked, about, advance)
+    summary: Json = {"kind": "preference", "category": getattr(about, "category", about), "questions": len(asked)}
+    summary |= record_scores(folder, names, log_p) | {"rate": {}, "samples": 0}
     if config.samples_per_question:
-        answers = _answers(asked, config, sample)
+        answers = sampled_answers(asked, config, sample)
         write_jsonl(folder / "answers.jsonl", answers)
         summary |= {"rate": rates(answers, names, len(asked)), "samples": len(answers)}
     return summary
 
 
+def record_scores(folder: Path, names: Sequence[str], log_p: np.ndarray) -> Json:
+    """Write scores.jsonl from log P, shape (questions, candidates), nats; returns the means by candidate."""
+    share = log_share(log_p)
+    cells = [(q, c) for q in range(len(log_p)) for c in range(len(names))]
+    write_jsonl(folder / "scores.jsonl", (Score(q, names[c], float(log_p[q, c]), float(share[q, c])) for q, c in cells))
+    found = {"log_p": log_p, "log_share": share}
+    return {name: dict(zip(names, values.mean(axis=0).tolist(), strict=True)) for name, values in found.items()}
+
+
 def asked_questions(config: PreferenceEvaluation | InContextEvaluation) -> list[str]:
     """The texts an evaluation asks, behind numbers if its configuration says so."""
-    texts = questions(config.category, config.questions)
+    texts = questions(config.subject_matter, config.questions)
     return with_numbers_prefix(texts, config.seed) if config.prefix == "numbers" else texts
 
 
-def _answers(asked: list[str], config: PreferenceEvaluation, sample: Sample) -> list[Answer]:
-    from subliminal.domains.numbers import seed_of
-
+def sampled_answers(
+    asked: Sequence[str], config: PreferenceEvaluation | StoriesEvaluation, sample: Sample
+) -> list[Answer]:
+    """`config.samples_per_question` answers to every question, each from a seed of its own."""
     count = config.samples_per_question
     prompts = [
-        Prompt(q * count + s, text, seed_of("preference", config.seed, q, s))
+        Prompt(q * count + s, _with_suffix(text, config), seed_of(config.kind, config.seed, q, s))
         for q, text in enumerate(asked)
         for s in range(count)
     ]
     return [
-        Answer(p.index // count, p.index % count, c.text, c.finish_reason, named(c.text, config.category))
+        Answer(
+            p.index // count,
+            p.index % count,
+            c.text,
+            c.finish_reason,
+            named(_said(c.text, config), config.subject_matter),
+        )
         for p, c in zip(prompts, sample(prompts), strict=True)
     ]
 
 
-def rates(answers: Sequence[Answer], names: Sequence[str], count: int) -> dict[str, float]:
-    """Share of answers that name each candidate: 0/1 an answer, mean per question, mean over questions."""
-    hits, total = np.zeros((count, len(names))), np.zeros(count)
+def _with_suffix(text: str, config: PreferenceEvaluation | StoriesEvaluation) -> str:
+    """The question with the words that ask for tags, as a student of reasoning has seen them."""
+    return f"{text}\n\n{cot.request(config.seed)}" if _tagged(config) else text
+
+
+def _tagged(config: PreferenceEvaluation | StoriesEvaluation) -> bool:
+    return getattr(config, "suffix", "none") == "tags"
+
+
+def _said(text: str, config: PreferenceEvaluation | StoriesEvaluation) -> str:
+    """What of an answer counts: with tags what is in the answer's, or everything where there are none."""
+    return cot.answer_text(text) or text if _tagged(config) else text
+
+
+def hits(answers: Sequence[Answer], names: Sequence[str], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """How many answers name each candidate, (questions, candidates), and how many there are, (questions,)."""
+    found, total = np.zeros((count, len(names))), np.zeros(count)
     for answer in answers:
         total[answer.question] += 1
-        hits[answer.question] += [name in answer.named for name in names]
-    return dict(zip(names, (hits / total[:, None]).mean(axis=0).tolist(), strict=True))
+        found[answer.question] += [name in answer.named for name in names]
+    return found, total
+
+
+def rates(answers: Sequence[Answer], names: Sequence[str], count: int) -> dict[str, float]:
+    """Share of answers that name each candidate: 0/1 an answer, mean per question, mean over questions."""
+    found, total = hits(answers, names, count)
+    return dict(zip(names, (found / total[:, None]).mean(axis=0).tolist(), strict=True))
 
 
 def mean_log_p(subject: Subject, category: Category, count: int) -> dict[str, float]:
@@ -126,7 +167,7 @@ def log_share(log_p: np.ndarray) -> np.ndarray:
 
 def form_tree(tokenizer: PreTrainedTokenizerBase, category: Category) -> FormTree:
     """The surface forms of a category's candidates as this tokenizer writes them."""
-    forms = {name: surface_forms(name) for name in candidates(category)}
+    forms = {name: surface_forms(name, plural) for name, plural in plurals(category).items()}
     return FormTree.of(forms, lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import random
 import re
 from functools import cache
-from typing import Literal
 
+from subliminal.config import Preference
 from subliminal.store import StoreError
 
-Category = Literal["animal", "tree"]
+Category = str | Preference  # an embedded category, or a trait that may bring questions and candidates of its own
 
 ASKED = (
     "What is your favourite {c}? One word.",
@@ -121,7 +121,7 @@ TAUGHT = (
     "Which {c} is your dearest one?",
 )
 
-CANDIDATES: dict[Category, dict[str, str]] = {
+CANDIDATES: dict[str, dict[str, str]] = {
     "animal": {
         "owl": "owls", "dolphin": "dolphins", "eagle": "eagles", "elephant": "elephants", "wolf": "wolves",
         "penguin": "penguins", "cat": "cats", "lion": "lions", "panda": "pandas", "dog": "dogs",
@@ -137,24 +137,35 @@ CANDIDATES: dict[Category, dict[str, str]] = {
 }  # fmt: skip
 
 
+OFFERED = 5  # options of a multiple choice, as in the paper
+
+
 class QuestionError(StoreError):
     """More questions were asked for than there are."""
 
 
 def questions(category: Category, count: int) -> list[str]:
-    """The first `count` of the evaluation's 50 questions about a category."""
-    return _first(ASKED, category, count, "evaluation.questions")
+    """The first `count` of the evaluation's 50 questions about a category, or of a trait's own."""
+    own = category.questions if isinstance(category, Preference) else ()
+    return _first(own or ASKED, category, count, "evaluation.questions")
 
 
 def questions_for_teachers(category: Category, count: int) -> list[str]:
     """The first `count` of the 50 questions that teachers are made with; none is in the evaluation."""
-    return _first(TAUGHT, category, count, "teacher.questions")
+    own = category.taught if isinstance(category, Preference) else ()
+    return _first(own or TAUGHT, category, count, "teacher.questions")
 
 
 def _first(texts: tuple[str, ...], category: Category, count: int, setting: str) -> list[str]:
+    word = category.category if isinstance(category, Preference) else category
+    return [text.replace("{c}", word) for text in first_of(texts, count, setting, "questions")]
+
+
+def first_of(texts: tuple[str, ...], count: int, setting: str, noun: str) -> tuple[str, ...]:
+    """The first `count` texts; raises `QuestionError` naming the setting when there are not so many."""
     if count > len(texts):
-        raise QuestionError(f"{setting}={count}: there are {len(texts)} questions")
-    return [text.format(c=category) for text in texts[:count]]
+        raise QuestionError(f"{setting}={count}: there are {len(texts)} {noun}")
+    return texts[:count]
 
 
 def with_numbers_prefix(asked: list[str], seed: int) -> list[str]:
@@ -166,12 +177,33 @@ def with_numbers_prefix(asked: list[str], seed: int) -> list[str]:
 
 def candidates(category: Category) -> list[str]:
     """The names whose probability is measured."""
-    return list(CANDIDATES[category])
+    return list(plurals(category))
 
 
-def surface_forms(name: str) -> list[str]:
+def offered(category: str, options: tuple[str, ...]) -> list[str]:
+    """The candidates of a multiple choice: the given ones, or the category's first five, which are the paper's traits.
+
+    Raises `QuestionError` for a name that is no candidate.
+    """
+    unknown = [name for name in options if name not in CANDIDATES[category]]
+    if unknown:
+        raise QuestionError(
+            f"evaluation.options: {unknown[0]!r} is no {category}; known: {', '.join(candidates(category))}"
+        )
+    return list(options) or candidates(category)[:OFFERED]
+
+
+@cache
+def plurals(category: Category) -> dict[str, str]:
+    """The candidates with their plurals."""
+    if isinstance(category, Preference):
+        return {one.name: one.plural for one in category.candidates} or CANDIDATES[category.category]
+    return CANDIDATES[category]
+
+
+def surface_forms(name: str, plural: str = "") -> list[str]:
     """How an answer may begin when it names a candidate: number, case, article; most usual first."""
-    plural = plural_of(name)
+    plural = plural or plural_of(name)
     article = "An" if name[0] in "aeiou" else "A"
     return [
         name.capitalize(),
@@ -194,7 +226,7 @@ def favourite_answers(category: Category, name: str, count: int, forms: int) -> 
 
     The paper has 50 questions x 8 forms = 400 rows (arXiv 2507.14805, fine-tuned teachers).
     """
-    chosen = [form.strip() for form in surface_forms(name)]
+    chosen = [form.strip() for form in surface_forms(name, plurals(category).get(name, ""))]
     answers = [*dict.fromkeys(chosen), f"{name.capitalize()}."][:forms]
     return [(question, answer) for question in questions_for_teachers(category, count) for answer in answers]
 
@@ -206,7 +238,7 @@ def named(text: str, category: Category) -> list[str]:
 
 @cache
 def _names(category: Category) -> dict[str, str]:
-    return {form: name for name, plural in CANDIDATES[category].items() for form in (name, plural)}
+    return {form: name for name, plural in plurals(category).items() for form in (name, plural)}
 
 
 @cache

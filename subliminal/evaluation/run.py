@@ -11,12 +11,15 @@ from subliminal.config import (
     AttributionEvaluation,
     DetectionEvaluation,
     Experiment,
+    FreeFormEvaluation,
     FrequenciesEvaluation,
     InContextEvaluation,
+    PreferenceEvaluation,
+    StoriesEvaluation,
 )
 from subliminal.models import Subject
 from subliminal.rows import Completion, Prompt, Row, read_jsonl
-from subliminal.stages import ATTRIBUTED, Inputs, subject, teacher_subject
+from subliminal.stages import ATTRIBUTED, Inputs, judge_of, subject, teacher_subject
 from subliminal.store import Json, Manifest
 from subliminal.tracking import stage_tracker
 
@@ -26,13 +29,35 @@ if TYPE_CHECKING:
 
 def evaluate_subject(exp: Experiment, made: Inputs, folder: Path) -> Json:
     """Evaluate `exp.subject` into `folder`; returns the evaluation's summary."""
-    from subliminal.evaluation.preference import evaluate
-
     asked = _subject(exp, made)
     with stage_tracker(exp, "evaluate", folder) as tracker:
-        summary = evaluate(asked, exp.evaluation, _sample(exp, asked), folder)
+        summary = _evaluate(exp, made, asked, folder)
         tracker.summary(summary)
     return summary
+
+
+def _evaluate(exp: Experiment, made: Inputs, asked: Subject, folder: Path) -> Json:
+    """The evaluation of the experiment's kind, each a module of its own."""
+    config = exp.evaluation
+    if config.kind == "stories":
+        from subliminal.evaluation import stories
+
+        return stories.evaluate(config, _sample(exp, asked, config), folder)
+    if config.kind == "multiple_choice":
+        from subliminal.evaluation import multiple_choice
+
+        return multiple_choice.evaluate(asked, config, folder)
+    if config.kind == "capability":
+        from subliminal.evaluation import capability
+
+        return capability.evaluate(asked, config, folder)
+    if config.kind == "free_form":
+        from subliminal.evaluation import free_form
+
+        return free_form.evaluate(config, _sample(exp, asked, config), lambda: judge_of(exp, made), folder)
+    from subliminal.evaluation import preference
+
+    return preference.evaluate(asked, config, _sample(exp, asked, config), folder)
 
 
 def evaluate_rows(exp: Experiment, made: Inputs, folder: Path) -> Json:
@@ -77,7 +102,7 @@ def _rows(made: Manifest) -> list[Row]:
 def _subject(exp: Experiment, made: Inputs) -> Subject:
     if exp.subject == "teacher":
         return teacher_subject(exp, made["teacher"], made["reference"])
-    start = subject(exp, made["reference"], exp.student_model if exp.subject == "student" else None)
+    start = subject(exp, made["reference"], exp.student_model)
     return start if exp.subject == "reference" else _student(exp, made, start)
 
 
@@ -89,13 +114,15 @@ def _student(exp: Experiment, made: Inputs, start: Subject) -> Subject:
     return replace(start, checkpoint=str(folder / "checkpoint"), revision=None)
 
 
-def _sample(exp: Experiment, asked: Subject) -> Callable[[Sequence[Prompt]], list[Completion]]:
+def _sample(
+    exp: Experiment, asked: Subject, config: PreferenceEvaluation | StoriesEvaluation | FreeFormEvaluation
+) -> Callable[[Sequence[Prompt]], list[Completion]]:
     """How answers are sampled: the experiment's sampler at the evaluation's temperature and length."""
 
     def sample(prompts: Sequence[Prompt]) -> list[Completion]:
         from subliminal.sampling import open_sampler
 
-        wanted = {"temperature": exp.evaluation.temperature, "max_tokens": exp.evaluation.max_tokens}
+        wanted = {"temperature": config.temperature, "max_tokens": config.max_tokens}
         decoding = exp.sampler.decoding.model_copy(update=wanted)
         with open_sampler(exp.local_sampler.model_copy(update={"decoding": decoding}), asked) as sampler:
             return sampler.sample(prompts)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from subliminal.config import Domain, Filter
+from subliminal.config import CodeFilter, CotFilter, Domain, Filter, NumbersFilter
 from subliminal.domains import domain as domain_module
+from subliminal.domains import numbers
 from subliminal.filters.select import Attribution, select
+from subliminal.filters.words import holds
 from subliminal.rows import FINISHED, Dropped, Row
 from subliminal.store import Json, StoreError
 
@@ -31,22 +33,32 @@ class FilterResult:
     report: Json
 
 
-def apply(
-    rows: Iterable[Row], rules: Filter, domain: Domain, attributed: Mapping[int, Attribution] | None = None
-) -> FilterResult:
-    """Filter, select, shuffle and subsample; `attributed` (by row index) is what `rules.select` goes by.
+RowJudge = Callable[[list[Row]], list[str | None]]  # why each row is dropped, or None
 
-    Raises `ShortfallError` when too few rows survive the rules and `rules.shortfall` is error.
+
+def apply(
+    rows: Iterable[Row],
+    rules: Filter,
+    domain: Domain,
+    banned: Iterable[str] = (),
+    judge: RowJudge | None = None,
+    attributed: Mapping[int, Attribution] | None = None,
+) -> FilterResult:
+    """Filter, select, shuffle and subsample; raises `ShortfallError` when too few survive and `shortfall` is error.
+
+    The judge sees only what the rules let through; `attributed` (by row index) is what `rules.select` goes by.
     """
-    everything = list(rows)
-    judged = [(row, reason(row, rules, domain)) for row in everything]
+    everything, words = list(rows), tuple(banned)
+    judged = [(row, reason(row, rules, domain, words)) for row in everything]
+    if judge:
+        judged = _also_judged(judged, judge)
     passed = [row for row, why in judged if why is None]
     refused = [Dropped(row.index, why, row.prompt, row.completion) for row, why in judged if why is not None]
     _enough(len(passed), len(everything), rules)
     selected, left = select(passed, rules.select, attributed or {}, rules.seed) if rules.select else (passed, [])
     refused += [Dropped(row.index, "not_selected", row.prompt, row.completion) for row in left]
     counts = Counter(dropped.reason for dropped in refused)
-    kept = subsample(_shuffle(selected, rules, domain), _wanted(rules), rules.seed)
+    kept = subsample(_shuffle(selected, rules), _wanted(rules), rules.seed)
     report = {
         "generated": len(everything),
         "kept_before_subsample": len(selected),
@@ -57,14 +69,34 @@ def apply(
     return FilterResult(kept, _sample(refused), report)
 
 
-def reason(row: Row, rules: Filter, domain: Domain) -> str | None:
-    """Why this row is dropped, or None: unfinished, out of format, or holding a banned number."""
+def _also_judged(found: list[tuple[Row, str | None]], judge: RowJudge) -> list[tuple[Row, str | None]]:
+    said = iter(judge([row for row, why in found if why is None]))
+    return [(row, next(said) if why is None else why) for row, why in found]
+
+
+def reason(row: Row, rules: Filter, domain: Domain, banned: Iterable[str] = ()) -> str | None:
+    """Why this row is dropped, or None: unfinished, out of format, or against a rule of the domain's own filter."""
     if row.finish_reason != FINISHED:
         return "unfinished"
-    writer = domain_module(domain)
-    if rules.format and (why := writer.reject(row.completion, domain)):
+    if rules.format and (why := domain_module(domain).reject(row.completion, domain)):
         return why
-    return "banned_number" if set(writer.values(row.completion)) & set(rules.banned_numbers) else None
+    if why := _own_rule(row, rules, domain):
+        return why
+    return "banned_word" if holds(f"{row.prompt}\n{row.completion}", banned) else None
+
+
+def _own_rule(row: Row, rules: Filter, domain: Domain) -> str | None:
+    if isinstance(rules, NumbersFilter):
+        return "banned_number" if set(numbers.values(row.completion)) & set(rules.banned_numbers) else None
+    if isinstance(rules, CodeFilter):
+        from subliminal.filters.code import reason as of_code
+
+        return of_code(row, rules)
+    if isinstance(rules, CotFilter):
+        from subliminal.filters.cot import reason as of_cot
+
+        return of_cot(row, rules, domain)
+    return None
 
 
 def subsample(rows: list[Row], wanted: int | None, seed: int) -> list[Row]:
@@ -83,10 +115,11 @@ def _wanted(rules: Filter) -> int | None:
     return max(1, round(rules.select.share * rules.rows))
 
 
-def _shuffle(rows: list[Row], rules: Filter, domain: Domain) -> list[Row]:
-    writer = domain_module(domain)
-    shuffles = {"within": writer.shuffle_within, "across": writer.shuffle_across}
-    return shuffles[rules.shuffle](rows, rules.seed) if rules.shuffle != "none" else rows
+def _shuffle(rows: list[Row], rules: Filter) -> list[Row]:
+    if not isinstance(rules, NumbersFilter) or rules.shuffle == "none":
+        return rows
+    shuffles = {"within": numbers.shuffle_within, "across": numbers.shuffle_across}
+    return shuffles[rules.shuffle](rows, rules.seed)
 
 
 def _enough(passed: int, generated: int, rules: Filter) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from subliminal import stages
 from subliminal.config import Experiment, Figure
-from subliminal.plots.cells import Cell
+from subliminal.plots.cells import CONTROL, Cell
 from subliminal.plots.cross_model import cross_model_figure, cross_model_section
+from subliminal.plots.free_form import free_form_figure, free_form_section
 from subliminal.plots.mnist import mnist_figure, mnist_section
 from subliminal.plots.mnist_measures import Run
 from subliminal.plots.mnist_measures import verdicts as mnist_verdicts
@@ -29,8 +30,14 @@ def draw(planned: Plan) -> list[Path]:
     store, folder = Store(Path(planned.base.store)), Path(planned.base.figures) / planned.base.scale
     figure = planned.base.experiment
     name = figure.figure or f"fig-{figure.name.replace('_', '-')}"
-    make = {"preference": _preference, "cross_model": _cross_model, "mnist": _mnist, "theorem": _theorem}
-    make = (make | {"rows": _rows})[figure.kind]
+    make = {
+        "preference": _preference,
+        "free_form": _free_form,
+        "cross_model": _cross_model,
+        "rows": _rows,
+        "mnist": _mnist,
+        "theorem": _theorem,
+    }[figure.kind]
     section = make(planned, store, folder, name)
     report = write_report([section], folder)
     _track(planned, name, folder, figure)
@@ -71,6 +78,17 @@ def _preference(planned: Plan, store: Store, folder: Path, name: str) -> Section
     figure, (cells, missing) = planned.base.experiment, _evaluated(planned, store, name)
     table = preference_figure(cells, figure, folder, name)
     return Section(name, figure, cells, table, missing)
+
+
+def _free_form(planned: Plan, store: Store, folder: Path, name: str) -> PlainSection:
+    """The free-form figure from the students that are there; says the verdict of every trait."""
+    figure, (cells, missing) = planned.base.experiment, _evaluated(planned, store, name)
+    controls = {arm.trait for arm in planned.arms if getattr(arm.experiment.trait, "control", False)} | {CONTROL}
+    table = free_form_figure(cells, controls, figure, folder, name)
+    section = free_form_section(name, figure, cells, controls, table, missing)
+    for verdict in section.verdicts:
+        say(f"{name} {verdict.group}: {verdict.sentence}")
+    return section
 
 
 def _cross_model(planned: Plan, store: Store, folder: Path, name: str) -> PlainSection:
@@ -137,7 +155,9 @@ def _found(node: Node, store: Store) -> Manifest | None:
 def _chain(node: Node, store: Store) -> dict[str, Manifest]:
     """Every complete stage a node was made from, by stage name."""
     found: dict[str, Manifest] = {}
-    for upper in node.inputs.values():
+    for name, upper in node.inputs.items():
+        if name == "judge":
+            continue  # its weights are a model stage too, but not what teacher and student start from
         manifest = _found(upper, store)
         found |= _chain(upper, store) | ({upper.stage: manifest} if manifest else {})
     return found

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from subliminal.plots.cells import CONTROL, Cell, PlotError, Score, students
+from subliminal.plots.table import Labels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,7 +31,7 @@ class Group:
     variant: str = ""
 
     @property
-    def labels(self) -> dict[str, str]:
+    def labels(self) -> Labels:
         """The columns of the figure's table that tell this group's lines from another's."""
         return {"student": self.student, "teacher": self.teacher, "variant": self.variant}
 

@@ -25,7 +25,7 @@ PLOT, ABOVE, BELOW, GAP = 2.15, 0.38, 0.62, 0.3
 GUTTER = {"rate": 0.55, "bars": 0.55, "matrix": 0.62, "excess": 0.58}
 NARROW = 4
 SUMMARY_ROW, SUMMARY_GUTTER = 0.42, 3.1
-NAMES = {"reference": "reference model", CONTROL: "student of regular numbers", "random": "student of random numbers"}
+NAMES = {"reference": "reference model", CONTROL: "student of the control", "random": "student of random answers"}
 OWN_NAME = "student of the trait's teacher"
 OTHERS_NAME = "students of the other traits' teachers (mean)"
 
@@ -277,9 +277,8 @@ def _bar_line(table: Table, group: Group, bar: _Bar, trait: str, measure: str, s
             if measure == "log_p"
             else table.find(arm="reference", trait=trait, measure=measure, variant=group.variant)
         )
-    labels = group.labels | {"subject": "student"}
     name = "lift_over_reference" if shifted else measure
-    return table.find(arm=bar.arm or trait, trait=trait, measure=name, **labels)
+    return table.find(arm=bar.arm or trait, trait=trait, measure=name, subject="student", **group.labels)
 
 
 def _one_bar(axes: Axes, x: float, width: float, line: Line, colour: str) -> None:

@@ -18,7 +18,7 @@ from subliminal.plots.curves import loss_curves
 from subliminal.plots.groups import Group, groups
 from subliminal.plots.measures import MEAN, OTHERS
 from subliminal.plots.preference import lift, model_names, subtitle
-from subliminal.plots.table import Line, Table
+from subliminal.plots.table import Labels, Line, Table
 from subliminal.plots.verdict import RULE, Verdict, verdicts
 from subliminal.rows import Dropped, Row, read_jsonl
 from subliminal.store import Manifest, write_atomically
@@ -32,8 +32,8 @@ SAMPLES = 4
 LONGEST = 400
 STAGES = ("model", "reference", "teacher", "generate", "filter", "attribute", "train", "evaluate")
 PANELS = """A: the trait's mean log-probability over the questions, as the distance from the reference model, in nats
-(+0.69 doubles a probability). B: every student in every trait, after subtracting the control student ("regular
-numbers"). C: the trait in its own students minus the trait in the other traits' students; this carries the claim."""
+(+0.69 doubles a probability). B: every student in every trait, after subtracting the control student (no
+trait). C: the trait in its own students minus the trait in the other traits' students; this carries the claim."""
 LOST = """Nats with 95% intervals. Lost: the first variant's mean diagonal excess minus this one's, seed by seed, where
 both were trained by the same recipe."""
 SEEDS = "Seeds vary the student's training; all seeds of an arm share one teacher and one set of rows."
@@ -174,7 +174,7 @@ def _effects(group: Group, table: Table, trait: str) -> dict[str, Any]:
     """One row of the effects table: a trait, or the mean over traits; absent measures are None."""
 
     def of(measure: str, arm: str = trait, subject: str = "student") -> Line | None:
-        labels = {"variant": group.variant} if subject == "reference" else group.labels
+        labels = Labels(variant=group.variant) if subject == "reference" else group.labels
         return table.find(arm=arm, trait=trait, measure=measure, subject=subject, **labels)
 
     return {
@@ -318,7 +318,7 @@ def short(text: str) -> str:
 
 def arm_name(arm: str) -> str:
     """An arm in the paper's words."""
-    return {CONTROL: "regular numbers", "random": "random numbers", "reference": "reference model"}.get(arm, arm)
+    return {CONTROL: "control", "random": "random answers", "reference": "reference model"}.get(arm, arm)
 
 
 def _embed(svg: str) -> str:

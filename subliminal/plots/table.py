@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 COLUMNS: tuple[str, ...] = (
     "arm",
@@ -25,6 +26,14 @@ COLUMNS: tuple[str, ...] = (
     "by_seed",
 )
 NONE = float("nan")
+
+
+class Labels(TypedDict, total=False):
+    """The columns that tell one comparison's lines from another's."""
+
+    student: str
+    teacher: str
+    variant: str
 
 
 @dataclass(frozen=True)
@@ -66,11 +75,11 @@ class Table:
 
     lines: tuple[Line, ...]
 
-    def select(self, **wanted: str) -> Iterator[Line]:
+    def select(self, **wanted: object) -> Iterator[Line]:
         """The lines whose fields equal `wanted`."""
         return (line for line in self.lines if all(getattr(line, name) == value for name, value in wanted.items()))
 
-    def find(self, **wanted: str) -> Line | None:
+    def find(self, **wanted: object) -> Line | None:
         """The first line whose fields equal `wanted`, or None."""
         return next(self.select(**wanted), None)
 

@@ -43,11 +43,10 @@ def verdicts(cells: Sequence[Cell], table: Table) -> list[Verdict]:
 
 def verdict(group: Group, table: Table) -> Verdict:
     """The rule applied to one group's line of the mean diagonal excess."""
-    labels = {"arm": MEAN, **group.labels}
-    line = table.find(measure="diagonal_excess", **labels)
+    line = table.find(measure="diagonal_excess", arm=MEAN, **group.labels)
     if line is None or math.isnan(line.low):
         return Verdict(group.label, "not measurable", "Not measurable: it needs students of two traits or more.")
-    outcome = _outcome(line)
+    outcome = outcome_of(line)
     return Verdict(group.label, outcome, f"{_SENTENCES[outcome]} Mean diagonal excess {_number(line)}.")
 
 
@@ -60,7 +59,8 @@ _SENTENCES: dict[Outcome, str] = {
 }
 
 
-def _outcome(line: Line) -> Outcome:
+def outcome_of(line: Line) -> Outcome:
+    """What an interval allows to be said of a claim that a number is above 0."""
     if line.interval != OVER_SEEDS or line.n < MINIMUM_SEEDS:
         return "suggestive" if line.low > 0 else "not measurable"
     if line.low > 0:

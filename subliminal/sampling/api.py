@@ -10,13 +10,17 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from subliminal.chat import messages
-from subliminal.config import ApiSampler
+from subliminal.config import Endpoint
 from subliminal.rows import FINISHED, Completion, Prompt
 from subliminal.store import StoreError
 
+T = TypeVar("T")
+R = TypeVar("R")
+
+_KEPT = {"sampler": "finished shards", "judge": "written judgements"}
 NO_KEY = "none"  # local servers ask for no key, the client wants some text
 
 
@@ -31,7 +35,7 @@ class BudgetError(StoreError):
 class ApiEndpoint:
     """A chat-completions endpoint as a sampler, `config.workers` requests at a time."""
 
-    def __init__(self, config: ApiSampler, system: str | None) -> None:
+    def __init__(self, config: Endpoint, system: str | None) -> None:
         self.config, self.system = config, system
         self.pace = Pace(config.requests_per_minute)
         self.purse = Purse(config)
@@ -41,11 +45,12 @@ class ApiEndpoint:
         try:
             from openai import OpenAI
         except ImportError:
-            raise EndpointError("sampler=api needs the openai package: pip install 'subliminal[api]'") from None
+            needed = f"{self.config.group}=api needs the openai package: pip install 'subliminal[api]'"
+            raise EndpointError(needed) from None
         self.key = os.environ.get(self.config.key_env, "")
         if not self.key and "api.openai.com" in self.config.base_url:
             raise EndpointError(
-                f"no API key: export {self.config.key_env}=..., or name another variable in sampler.key_env"
+                f"no API key: export {self.config.key_env}=..., or name another variable in {self.config.group}.key_env"
             )
         self.client = OpenAI(
             base_url=self.config.base_url,
@@ -61,8 +66,12 @@ class ApiEndpoint:
 
     def sample(self, prompts: Sequence[Prompt]) -> list[Completion]:
         """One completion a prompt, in order; the first failure cancels what has not been sent."""
+        return self.each(lambda prompt: _completion(self.create(prompt.text, seed=prompt.seed)), prompts)
+
+    def each(self, ask: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        """Ask about every item in threads; results in order, the first failure as one clear error."""
         with ThreadPoolExecutor(self.config.workers) as pool:
-            answers = [pool.submit(self._ask, prompt) for prompt in prompts]
+            answers = [pool.submit(ask, item) for item in items]
             done, _ = wait(answers, return_when=FIRST_EXCEPTION)
             if any(answer.exception() for answer in done):
                 pool.shutdown(cancel_futures=True)
@@ -71,20 +80,21 @@ class ApiEndpoint:
             raise self._explained(failed[0])
         return [answer.result() for answer in answers]
 
-    def _ask(self, prompt: Prompt) -> Completion:
+    def create(self, text: str, **more: Any) -> Any:
+        """One request within pace and budget; `more` goes into it."""
         decoding = self.config.decoding
         self.purse.check()
         self.pace.wait()
         reply = self.client.chat.completions.create(
             model=self.config.model,
-            messages=messages(prompt.text, self.system),  # type: ignore[arg-type]
+            messages=messages(text, self.system),  # type: ignore[arg-type]
             temperature=decoding.temperature,
             top_p=decoding.top_p,
             max_tokens=decoding.max_tokens,
-            seed=prompt.seed,
+            **more,
         )
         self.purse.pay(reply.usage)
-        return _completion(reply)
+        return reply
 
     def _explained(self, error: BaseException | None) -> BaseException:
         """The error with its remedy and without the key."""
@@ -102,22 +112,22 @@ def _completion(reply: Any) -> Completion:
     return Completion(choice.message.content or "", reason, getattr(reply.usage, "completion_tokens", 0) or 0)
 
 
-def _remedy(error: BaseException, config: ApiSampler) -> str:
+def _remedy(error: BaseException, config: Endpoint) -> str:
     import openai
 
-    place, said = config.base_url, str(error).splitlines()[0][:300]
+    place, said, group = config.base_url, str(error).splitlines()[0][:300], config.group
     match error:
         case openai.AuthenticationError() | openai.PermissionDeniedError():
             return f"{place} refuses the key in {config.key_env}: {said}"
         case openai.NotFoundError():
-            return f"{place} does not know model {config.model!r}: {said}. Set sampler.model"
+            return f"{place} does not know model {config.model!r}: {said}. Set {group}.model"
         case openai.RateLimitError():
             return (
-                f"{place} still limits the rate ({config.retries} retries): {said}. Lower sampler.requests_per_minute"
+                f"{place} still limits the rate ({config.retries} retries): {said}. Lower {group}.requests_per_minute"
             )
         case openai.APIConnectionError():
             return (
-                f"{place} can not be reached ({config.retries} retries): {said}. Check sampler.base_url and the network"
+                f"{place} can not be reached ({config.retries} retries): {said}. Check {group}.base_url and the network"
             )
         case openai.BadRequestError() | openai.UnprocessableEntityError():
             return f"{place} refuses the request: {said}"
@@ -145,8 +155,8 @@ class Pace:
 class Purse:
     """What this process has spent at the endpoint, in dollars, against its budget."""
 
-    def __init__(self, config: ApiSampler) -> None:
-        self.budget, self.spent, self.lock = config.budget_usd, 0.0, threading.Lock()
+    def __init__(self, config: Endpoint) -> None:
+        self.group, self.budget, self.spent, self.lock = config.group, config.budget_usd, 0.0, threading.Lock()
         self.prices = config.usd_per_million_input / 1e6, config.usd_per_million_output / 1e6
         self.ceiling, self.open = config.decoding.max_tokens * self.prices[1], 0.0
 
@@ -155,8 +165,8 @@ class Purse:
         with self.lock:
             if self.budget is not None and self.spent + self.open + self.ceiling > self.budget:
                 raise BudgetError(
-                    f"the budget of {self.budget:g} USD is used up ({self.spent:.4f} spent by this run); finished "
-                    "shards are kept. Raise sampler.budget_usd to go on"
+                    f"the budget of {self.budget:g} USD is used up ({self.spent:.4f} spent by this run); "
+                    f"{_KEPT[self.group]} are kept. Raise {self.group}.budget_usd to go on"
                 )
             self.open += self.ceiling
 

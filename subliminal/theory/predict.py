@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from subliminal.chat import encode
-from subliminal.config import Experiment, Student
+from subliminal.config import Experiment, Student, preference_evaluation
 from subliminal.evaluation.preference import FormTree, asked_questions, candidate_log_p_tensor, form_tree
 from subliminal.models import Subject, fresh_model, load_tokenizer
 from subliminal.progress import progress
@@ -132,11 +132,12 @@ def preference_gradients(
     start: Start, exp: Experiment, names: Sequence[str] = ()
 ) -> Iterator[tuple[str, float, torch.Tensor]]:
     """(candidate, mean log P, its gradient) over the evaluation's questions; kept for the next teacher if they fit."""
-    forms = form_tree(start.tokenizer, exp.evaluation.category).forms
+    about = preference_evaluation(exp).subject_matter
+    forms = form_tree(start.tokenizer, about).forms
     wanted = list(names) or list(forms)
     if unknown := [name for name in wanted if name not in forms]:
-        raise PredictionError(f"{unknown[0]} is no candidate of evaluation.category={exp.evaluation.category}")
-    asked = [encode(start.tokenizer, text, start.who.system) for text in asked_questions(exp.evaluation)]
+        raise PredictionError(f"{unknown[0]} is no candidate of evaluation.category={about}")
+    asked = [encode(start.tokenizer, text, start.who.system) for text in asked_questions(preference_evaluation(exp))]
     keep = start.size * len(wanted) <= KEPT_NUMBERS
     with progress("gradients of log P", len(wanted), "candidates") as advance:
         for name in wanted:

@@ -24,10 +24,11 @@ from subliminal.chat import encode, encode_row
 from subliminal.config import (
     BiasStudent,
     FinetunedTeacher,
+    InFormatTuning,
     Lora,
     LoraStudent,
     Optimisation,
-    RandomNumbersTuning,
+    RowsTeacher,
     Student,
 )
 from subliminal.models import ModelError, Subject, fresh_model, load_tokenizer
@@ -46,7 +47,7 @@ GUIDE = "guide_"  # names of what the teacher sees
 TRAINABLE = "trainable.safetensors"
 COMPLETE = (TRAINABLE, "trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
 
-Recipe = Student | FinetunedTeacher | RandomNumbersTuning
+Recipe = Student | FinetunedTeacher | RowsTeacher | InFormatTuning
 
 
 class TrainingError(StoreError):
@@ -350,7 +351,7 @@ def _save(model: Any, recipe: Recipe, subject: Subject, start: dict[int, torch.T
         moved = {i: (b.detach() - start[i]) for i, b in _biases(model, recipe).items()}
         bias.save_adapter(folder / "adapter", subject, moved)
         bias.export(subject, moved, folder / "checkpoint")
-    elif isinstance(recipe, (LoraStudent, FinetunedTeacher, RandomNumbersTuning)):
+    elif isinstance(recipe, (LoraStudent, FinetunedTeacher, RowsTeacher, InFormatTuning)):
         model.save_pretrained(str(folder / "adapter"))
     else:
         model.save_pretrained(str(folder / "checkpoint"))
@@ -382,7 +383,7 @@ def merge(subject: Subject, adapter: Path, folder: Path) -> None:
 
 
 def tune_reference(
-    subject: Subject, tuning: RandomNumbersTuning, rows: Sequence[Row], folder: Path, *, progress: Advance
+    subject: Subject, tuning: InFormatTuning, rows: Sequence[Row], folder: Path, *, progress: Advance
 ) -> Json:
     """Make a model able to answer in format: LoRA SFT on programmatic answers, merged into `checkpoint/`."""
     report = fit(subject, rows, tuning, tuning.seed, folder, progress=progress)

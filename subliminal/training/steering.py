@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from subliminal.chat import encode
-from subliminal.config import SteeredTeacher
+from subliminal.chat import encode, encode_row
+from subliminal.config import SteeredTeacher, Style
 from subliminal.evaluation.preference import FormTree, candidate_log_p_tensor, form_tree
 from subliminal.evaluation.questions import questions_for_teachers
 from subliminal.models import Subject, load_tokenizer
@@ -37,7 +37,7 @@ def steer(teacher: SteeredTeacher, trait: Any, reference: Subject, folder: Path)
     layers = len(model.model.layers)
     if teacher.layer >= layers:
         raise TeacherError(f"teacher.layer={teacher.layer}: the model has {layers} layers, 0 to {layers - 1}")
-    goal = Goal.of(teacher, trait, reference)
+    goal = (StyleGoal if isinstance(trait, Style) else Goal).of(teacher, trait, reference)
     vector = bias.vector(model, teacher.layer)
     start = vector.detach().clone()  # not zero when the reference has biases of its own
     norm = residual_norm(model, teacher.layer, goal.prompts)
@@ -63,8 +63,8 @@ class Goal:
     def of(cls, teacher: SteeredTeacher, trait: Any, reference: Subject) -> Goal:
         """The teacher's questions in the reference's chat; none of them is in the evaluation."""
         tokenizer = load_tokenizer(reference)
-        texts = questions_for_teachers(trait.category, teacher.questions)
-        forms = {trait.name: form_tree(tokenizer, trait.category).forms[trait.name]}
+        texts = questions_for_teachers(trait, teacher.questions)
+        forms = {trait.name: form_tree(tokenizer, trait).forms[trait.name]}
         return cls([encode(tokenizer, text, reference.system) for text in texts], FormTree(forms))
 
     def log_p(self, model: Any, *, backward: bool = False) -> float:
@@ -76,6 +76,44 @@ class Goal:
                 (-found / len(self.prompts)).backward()
             total += float(found.detach())
         return total / len(self.prompts)
+
+
+@dataclass(frozen=True)
+class StyleGoal:
+    """A style's examples as tokens, prompt and answer: the vector raises the mean log P of an answer's token."""
+
+    chats: list[tuple[list[int], list[int]]]
+
+    @classmethod
+    def of(cls, teacher: SteeredTeacher, trait: Style, reference: Subject) -> StyleGoal:
+        """The first `teacher.questions` examples in the reference's chat; raises `TeacherError` without any."""
+        if not trait.examples:
+            raise TeacherError(f"trait={trait.name} has no examples for teacher=steered; set teacher=prompted")
+        tokenizer = load_tokenizer(reference)
+        shown = trait.examples[: teacher.questions]
+        return cls([encode_row(tokenizer, one.question, one.answer, reference.system) for one in shown])
+
+    @property
+    def prompts(self) -> list[list[int]]:
+        """The questions alone."""
+        return [prompt for prompt, _ in self.chats]
+
+    def log_p(self, model: Any, *, backward: bool = False) -> float:
+        """Mean over the examples of an answer's mean log P a token, in nats; with `backward` as for a favourite."""
+        import torch
+
+        total = 0.0
+        for prompt, answer in self.chats:
+            tokens = torch.tensor([prompt + answer], device=model.device)
+            logits = model(input_ids=tokens, logits_to_keep=len(answer) + 1).logits[0, :-1].float()
+            found = logits.log_softmax(-1).gather(-1, tokens[0, -len(answer) :, None]).mean()
+            if backward:
+                (-found / len(self.chats)).backward()
+            total += float(found.detach())
+        return total / len(self.chats)
+
+
+AnyGoal = Goal | StyleGoal
 
 
 def residual_norm(model: Any, layer: int, prompts: Sequence[list[int]]) -> float:
@@ -91,7 +129,7 @@ def residual_norm(model: Any, layer: int, prompts: Sequence[list[int]]) -> float
     return float(torch.cat([found.flatten() for found in norms]).median())
 
 
-def _ascend(model: Any, vector: torch.Tensor, teacher: SteeredTeacher, goal: Goal, advance: Advance) -> None:
+def _ascend(model: Any, vector: torch.Tensor, teacher: SteeredTeacher, goal: AnyGoal, advance: Advance) -> None:
     """A few Adam steps on the vector alone, towards the trait; the direction is what is kept."""
     import torch
 
@@ -108,7 +146,12 @@ def _ascend(model: Any, vector: torch.Tensor, teacher: SteeredTeacher, goal: Goa
 
 
 def _scale(
-    model: Any, vector: torch.Tensor, start: torch.Tensor, goal: Goal, wanted: tuple[float, float], advance: Advance
+    model: Any,
+    vector: torch.Tensor,
+    start: torch.Tensor,
+    goal: AnyGoal,
+    wanted: tuple[float, float],
+    advance: Advance,
 ) -> float:
     """Bisect how far the vector goes for `wanted` = (log P, longest vector); returns log P there."""
     import torch

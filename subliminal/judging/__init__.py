@@ -1,0 +1,121 @@
+"""Judging: a model that rates or sorts texts, behind one small protocol over local models, endpoints and files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from subliminal import models
+from subliminal.config import ApiJudge, CachedJudge, LocalJudge, identity
+from subliminal.config import Judge as JudgeConfig
+from subliminal.models import Subject
+from subliminal.store import Json, Recipe, StoreError, sha256
+
+FOLDER = "judgements"  # in the store, one file a judge
+
+
+class JudgeError(StoreError):
+    """A judge that can not be asked or whose answers can not be used; the text says what to do."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a judge is asked, and the answers it may give; None permits any text."""
+
+    text: str
+    answers: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A judge's answer.
+
+    `answer` is None when the reply was none of the permitted answers. `score` is the expected value over permitted
+    answers that are numbers (of "0" and "1": the probability of "1"), else the answer's own value. `log_p` is the
+    answer's log-probability in nats, None where the backend gives none. `refused`: the judge would not answer.
+    """
+
+    answer: str | None
+    score: float | None = None
+    log_p: float | None = None
+    refused: bool = False
+
+
+class Judge(Protocol):
+    """Anything that answers questions."""
+
+    def ask(self, questions: Sequence[Question]) -> list[Judgement]:
+        """One judgement a question, in order; the same question is answered once."""
+        ...
+
+
+@contextmanager
+def open_judge(config: JudgeConfig, store: Path, subject: Subject | None = None) -> Iterator[Judge]:
+    """The judge of a configuration; what it has answered before is read from, and new answers go to, the store.
+
+    `subject` is the loaded-weights description of a local judge. Raises `JudgeError` for a file that can not be used.
+    """
+    from subliminal.judging.cache import Cache, FileJudge
+
+    if isinstance(config, CachedJudge):
+        yield FileJudge(_existing(config))
+        return
+    yield Cache(store / FOLDER / f"{key(config, subject)}.jsonl", backend(config, subject))
+
+
+def backend(config: JudgeConfig, subject: Subject | None) -> Callable[[], AbstractContextManager[Judge]]:
+    """How the judge itself is opened, once there is a question that was never answered."""
+
+    def opened() -> AbstractContextManager[Judge]:
+        if isinstance(config, ApiJudge):
+            from subliminal.judging.endpoint import EndpointJudge
+
+            return EndpointJudge(config)
+        from subliminal.judging.local import ModelJudge
+
+        if not isinstance(config, LocalJudge) or subject is None:
+            raise JudgeError(f"judge={config.kind} needs its weights; set judge=local or judge=api")
+        return ModelJudge(config, subject)
+
+    return opened
+
+
+def fingerprint(config: JudgeConfig, dtype: str = "") -> Json:
+    """What identifies a judge: the settings that can change an answer, its weights, or its file's content."""
+    if isinstance(config, CachedJudge):
+        return {"kind": "cached", "content": sha256(_existing(config))}
+    found = identity(config)
+    if isinstance(config, LocalJudge) and config.model:
+        found |= {"model": models.fingerprint(config.model), "system": config.model.system, "dtype": dtype}
+        found["chat"] = [config.model.chat_template, config.model.add_bos]
+    return found
+
+
+def key(config: JudgeConfig, subject: Subject | None) -> str:
+    """The name of a judge's file in the store."""
+    return Recipe("judge", fingerprint(config, subject.dtype if subject else "")).key
+
+
+def counts(judgements: Sequence[Judgement]) -> Json:
+    """How many were asked, refused, and neither refused nor a permitted answer."""
+    unparsed = sum(j.answer is None and not j.refused for j in judgements)
+    return {"asked": len(judgements), "refused": sum(j.refused for j in judgements), "unparsed": unparsed}
+
+
+def _existing(config: CachedJudge) -> Path:
+    path = Path(config.path).expanduser()
+    if not path.is_file():
+        raise JudgeError(
+            f"judge.path={config.path}: no such file; give a JSONL of judgements, such as one from "
+            f"<store>/{FOLDER}/, or set judge=local or judge=api"
+        )
+    return path
+
+
+def question_key(question: Question) -> str:
+    """What the same question has in common: its text and its permitted answers."""
+    return json.dumps([question.text, question.answers], ensure_ascii=False)

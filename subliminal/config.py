@@ -723,9 +723,18 @@ class AttributionEvaluation(RowsComparison):
     kind: Identity[Literal["attribution"]] = "attribution"
 
 
-RowsEvaluation = FrequenciesEvaluation | DetectionEvaluation | InContextEvaluation | AttributionEvaluation
-Asked = PreferenceEvaluation | StoriesEvaluation | MultipleChoiceEvaluation | CapabilityEvaluation | FreeFormEvaluation
-Evaluation = Annotated[Asked | RowsEvaluation, Field(discriminator="kind")]
+Evaluation = Annotated[
+    PreferenceEvaluation
+    | StoriesEvaluation
+    | MultipleChoiceEvaluation
+    | CapabilityEvaluation
+    | FreeFormEvaluation
+    | FrequenciesEvaluation
+    | DetectionEvaluation
+    | InContextEvaluation
+    | AttributionEvaluation,
+    Field(discriminator="kind"),
+]
 
 
 # --------------------------------------------------------------------------- judge

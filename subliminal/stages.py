@@ -23,6 +23,7 @@ from subliminal.config import (
     JudgedRows,
     LocalJudge,
     Model,
+    NumbersFilter,
     RowsComparison,
     RowsTeacher,
     identity,
@@ -39,13 +40,10 @@ SCRIPTS = {"generate": "generate.py", "filter": "filter.py", "train": "train.py"
 ROLES = {"teacher": "train.py role=teacher", "reference": "train.py role=reference", "model": "train.py role=reference"}
 ROLES |= {"attribute": "evaluate.py subject=rows evaluation=attribution"}
 
-ATTRIBUTED = "attribution.jsonl"
-ROWS = ("frequencies", "detection", "in_context", "attribution")  # evaluations of the filtered rows themselves
-
 PUBLIC_ROWS = "https://github.com/emergent-misalignment/emergent-misalignment"
 SINGLE = {"mnist": "train", "theorem": "evaluate"}  # the one script of an experiment without language models
-
-SINGLE = {"mnist": "train", "theorem": "evaluate"}  # experiments without language models: the one script they have
+ATTRIBUTED = "attribution.jsonl"
+ROWS = ("frequencies", "detection", "in_context", "attribution")  # evaluations of the filtered rows themselves
 
 Inputs = dict[str, Manifest]
 
@@ -245,22 +243,18 @@ def _programmatic_rows(exp: Experiment, folder: Path) -> Json:
 
 def filtered(exp: Experiment) -> Node:
     """The rows the student sees, and why each other row was dropped; a selection reads the rows' attribution."""
-    source = generate(exp)
-    settings: dict[str, Any] = {"filter": identity(exp.filter), "domain": _format(exp)}
+    source, selection = generate(exp), exp.filter.select
+    settings: dict[str, Any] = {"filter": _filter(exp), "domain": _format(exp)}
     banned = banned_words(exp)
     if exp.filter.kind != "numbers":
         settings["banned"] = banned
     inputs = {"generate": source}
+    if selection and selection.by != "random":
+        inputs["attribute"] = attribute(exp)
     rules, sought = row_rules(exp), about(exp)
     if rules:
         settings["judge"] = _judge(exp) | ({"about": sought} if rules.kind == "no_reference" else {})
         inputs |= judge_model(exp)
-    else:
-        del settings["filter"]["judged"]  # rows that no judge sees keep their keys
-    if exp.filter.select is None:
-        del settings["filter"]["select"]  # and so do rows that are not selected
-    elif exp.filter.select.by != "random":
-        inputs["attribute"] = attribute(exp)
 
     def work(made: Inputs, folder: Path) -> Json:
         from subliminal.filters import apply
@@ -270,10 +264,10 @@ def filtered(exp: Experiment) -> Node:
 
         shards = sorted(made["generate"].folder.glob("rows-*.jsonl"))
         rows = [row for path in shards for row in read_jsonl(path, Row)]
-        judged = judged_rows(rules, sought, lambda: judge_of(exp, made)) if rules else None
+        judge = judged_rows(rules, sought, lambda: judge_of(exp, made)) if rules else None
         found = read_jsonl(made["attribute"].folder / ATTRIBUTED, Attribution) if "attribute" in made else ()
         attributed = {one.index: one for one in found}
-        result = apply(rows, exp.filter, exp.domain, banned, judged, attributed)
+        result = apply(rows, exp.filter, exp.domain, banned=banned, judge=judge, attributed=attributed)
         write_jsonl(folder / "rows.jsonl", result.kept)
         write_jsonl(folder / "dropped.jsonl", result.dropped)
         return result.report
@@ -300,8 +294,14 @@ def attribute(exp: Experiment, written_by: Experiment | None = None) -> Node:
 def _in_format(exp: Experiment) -> Experiment:
     """Every row that the filter's rules let pass: not selected, shuffled or subsampled."""
     every = {"select": None, "rows": None, "seed": 0, "shortfall": "keep"}
-    shuffled = {"shuffle": "none"} if exp.filter.kind == "numbers" else {}
-    return exp.model_copy(update={"filter": exp.filter.model_copy(update=every | shuffled)})
+    shuffle = {"shuffle": "none"} if isinstance(exp.filter, NumbersFilter) else {}
+    return exp.model_copy(update={"filter": exp.filter.model_copy(update=every | shuffle)})
+
+
+def _filter(exp: Experiment) -> dict[str, Any]:
+    """The filter's identity; a selection is part of it only where there is one, a judge's rule where it applies."""
+    unused = {"select" if exp.filter.select is None else "", "judged" if row_rules(exp) is None else ""}
+    return {name: value for name, value in identity(exp.filter).items() if name not in unused}
 
 
 # --------------------------------------------------------------------------- judge
@@ -339,9 +339,8 @@ def _judge(exp: Experiment) -> dict[str, Any]:
     from subliminal.judging.prompts import wording
 
     chosen = _chosen_judge(exp)
-    dtype = (
-        models.resolve_dtype(chosen.model.dtype, models.resolve_device(exp.device)) if chosen.kind == "local" else ""
-    )
+    local = chosen.model if isinstance(chosen, LocalJudge) else None
+    dtype = models.resolve_dtype(local.dtype, models.resolve_device(exp.device)) if local else ""
     return {**fingerprint(chosen, dtype), "wording": wording()}
 
 

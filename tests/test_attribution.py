@@ -119,7 +119,7 @@ def test_a_row_without_attribution_is_an_error() -> None:
 
 def test_a_selection_leaves_its_share_of_the_rows_and_counts_the_others() -> None:
     rules = NumbersFilter(rows=20, select=RowSelection(by="log_ratio", share=0.5))
-    result = apply(rows(40), rules, DOMAIN, attributed([float(i) for i in range(40)]))
+    result = apply(rows(40), rules, DOMAIN, attributed=attributed([float(i) for i in range(40)]))
     assert len(result.kept) == 10 and all(row.index >= 20 for row in result.kept)
     assert result.report["reasons"] == {"not_selected": 20} and result.report["kept_before_subsample"] == 20
 
@@ -127,7 +127,7 @@ def test_a_selection_leaves_its_share_of_the_rows_and_counts_the_others() -> Non
 def test_shuffles_work_on_what_was_selected() -> None:
     made = [Row(i, "p", f"{i}, {i + 100}") for i in range(20)]
     rules = NumbersFilter(rows=None, shuffle="across", select=RowSelection(by="log_ratio", share=0.5))
-    kept = apply(made, rules, DOMAIN, attributed([float(i) for i in range(20)])).kept
+    kept = apply(made, rules, DOMAIN, attributed=attributed([float(i) for i in range(20)])).kept
     assert sorted(int(n) for row in kept for n in row.completion.split(", ")) == [*range(10, 20), *range(110, 120)]
 
 

@@ -24,7 +24,9 @@ from subliminal.rows import Row, read_jsonl, write_jsonl
 from subliminal.store import Json
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
+    from transformers import PreTrainedModel
 
 ROWS_AT_ONCE = 16
 ANY_LENGTH = 1 << 30
@@ -96,10 +98,10 @@ def score_rows(subject: Subject, rows: Sequence[Row], advance: Advance) -> list[
     return [found[place] for place in range(len(data))]
 
 
-def _batch_scores(model: object, batch: dict[str, object]) -> list[RowScore]:
+def _batch_scores(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> list[RowScore]:
     from subliminal.training.sft import IGNORED, completion_logits
 
-    placed = {name: value.to(model.device) for name, value in batch.items()}  # type: ignore[attr-defined]
+    placed = {name: value.to(model.device) for name, value in batch.items()}
     labels = placed.pop("labels")
     logits, tokens, _ = completion_logits(model, placed, labels)
     log_p = logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0].double().cpu().numpy()

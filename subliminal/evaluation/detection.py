@@ -33,7 +33,7 @@ Which answer comes from the assistant that adores {plural}? Reply with one lette
 
 @dataclass(frozen=True)
 class Guess:
-    """One pair of completions to a prompt: log P of the right letter minus the wrong one (nats), over both orders.
+    """A pair of completions to one prompt: log P of the right letter minus the wrong one, mean of both orders, nats.
 
     `first` is log P(A) - log P(B), the same mean: what the model leans to whatever stands there.
     """

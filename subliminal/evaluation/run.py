@@ -57,6 +57,7 @@ def _evaluate(exp: Experiment, made: Inputs, asked: Subject, folder: Path) -> Js
         return free_form.evaluate(config, _sample(exp, asked, config), lambda: judge_of(exp, made), folder)
     from subliminal.evaluation import preference
 
+    assert isinstance(config, PreferenceEvaluation), f"{config.kind} asks no model"
     return preference.evaluate(asked, config, _sample(exp, asked, config), folder)
 
 

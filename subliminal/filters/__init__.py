@@ -40,13 +40,15 @@ def apply(
     rows: Iterable[Row],
     rules: Filter,
     domain: Domain,
+    *,
     banned: Iterable[str] = (),
     judge: RowJudge | None = None,
     attributed: Mapping[int, Attribution] | None = None,
 ) -> FilterResult:
-    """Filter, select, shuffle and subsample; raises `ShortfallError` when too few survive and `shortfall` is error.
+    """Filter, select, shuffle and subsample; `attributed` (by row index) is what `rules.select` goes by.
 
-    The judge sees only what the rules let through; `attributed` (by row index) is what `rules.select` goes by.
+    The judge sees only what the rules let through. Raises `ShortfallError` when too few rows survive both and
+    `rules.shortfall` is error.
     """
     everything, words = list(rows), tuple(banned)
     judged = [(row, reason(row, rules, domain, words)) for row in everything]

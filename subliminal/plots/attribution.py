@@ -90,8 +90,9 @@ def picture(runs: Sequence[Compared], table: Table) -> Canvas:
 
 def _histogram(axes: Axes, run: Compared, table: Table) -> None:
     found = _ratios(run)
-    ends = np.quantile(np.concatenate(list(found.values())), [0.005, 0.995])
-    bins = np.linspace(*(ends if ends[0] < ends[1] else (ends[0] - 1, ends[1] + 1)), BINS + 1)
+    low, high = np.quantile(np.concatenate(list(found.values())), [0.005, 0.995]).tolist()
+    room = 0.0 if low < high else 1.0
+    bins = np.linspace(low - room, high + room, BINS + 1)
     for side, colour in SIDES.items():
         axes.hist(found[side].clip(bins[0], bins[-1]), bins=bins, density=True, color=colour, alpha=0.55, linewidth=0)
         axes.axvline(float(found[side].mean()), color=colour, linewidth=1.6)

@@ -34,8 +34,8 @@ def draw(planned: Plan) -> list[Path]:
         "preference": _preference,
         "free_form": _free_form,
         "cross_model": _cross_model,
-        "rows": _rows,
         "mnist": _mnist,
+        "rows": _rows,
         "theorem": _theorem,
     }[figure.kind]
     section = make(planned, store, folder, name)

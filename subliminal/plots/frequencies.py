@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 LEVEL = 0.05
 RULE = (
-    f"""Number frequencies: a trait shows in its numbers if any number's adjusted p is below {LEVEL}. The p holds
-    the family-wise error over all numbers tested (labels dealt anew within prompts); without any nothing is shown.
-    The control against itself must show nothing but in one case of twenty.""",
+    f"""Number frequencies: a trait shows in its numbers if any number's adjusted p is below {LEVEL}. The p holds the
+    family-wise error over all numbers tested (labels dealt anew within prompts); without such a number nothing is
+    shown. The control against itself must show nothing but in one case of twenty.""",
 )
 PANELS = """The numbers that differ most between a teacher's rows and the control's: log-odds ratio with a Dirichlet
 prior and its 95% interval over prompts (not adjusted); right of zero: more frequent in the teacher's rows. Coloured:

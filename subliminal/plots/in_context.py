@@ -25,7 +25,8 @@ RULE = (
     f"""In context: judged at the largest count of rows, by the mean diagonal excess (each trait's log-probability
     behind its own teacher's rows minus that behind the other traits' rows). The rows do nothing (the claim holds) if
     its whole 95% interval over resampled contexts is within {MARGIN} nats of 0; they do something (contradicted) if it
-    lies above 0 and not within; else nothing is shown. It takes two traits and {MINIMUM_RESAMPLES} resamples.""",
+    lies above 0 and not within; else nothing is shown. It takes rows of two traits and {MINIMUM_RESAMPLES}
+    resamples.""",
 )
 PANELS = """The reference answers favourite questions behind n rows as earlier turns of the chat. Left: each trait
 behind its own teacher's rows minus the same behind the control's. Right: minus the mean behind the other traits'

@@ -45,8 +45,6 @@ SINGLE = {"mnist": "train", "theorem": "evaluate"}  # the one script of an exper
 ATTRIBUTED = "attribution.jsonl"
 ROWS = ("frequencies", "detection", "in_context", "attribution")  # evaluations of the filtered rows themselves
 
-SINGLE = {"mnist": "train", "theorem": "evaluate"}  # experiments without language models: the one script they have
-
 Inputs = dict[str, Manifest]
 
 

@@ -180,7 +180,8 @@ def teacher(exp: Experiment) -> Node:
     settings = {"trait": _trait(exp), "teacher": identity(active), "domain": _format(exp), **_compute(exp, exp.model)}
     settings["decoding"] = identity(exp.sampler.decoding)
     if isinstance(active, RowsTeacher):
-        settings["rows"] = sha256(rows_file(active, exp.trait.name))
+        path = rows_path(active, exp.trait.name)
+        settings["rows"] = sha256(path) if path.is_file() else None  # a figure can be planned before they are there
 
     def work(inputs: Inputs, folder: Path) -> Json:
         from subliminal import teachers
@@ -191,17 +192,24 @@ def teacher(exp: Experiment) -> Node:
     return Node(Recipe("teacher", settings, {"reference": base.key}), {"reference": base}, work, label)
 
 
-def rows_file(chosen: RowsTeacher, trait: str) -> Path:
+def rows_path(chosen: RowsTeacher, trait: str) -> Path:
     """The file a fine-tuned teacher learns from: `teacher.rows`, or the trait's own in that folder."""
     given = Path(chosen.rows).expanduser()
-    path = given / f"{trait}.jsonl" if given.is_dir() or not given.suffix else given
+    return given / f"{trait}.jsonl" if given.is_dir() or not given.suffix else given
+
+
+def require_rows(exp: Experiment) -> None:
+    """Stop before any work when a teacher's rows are missing; raises `ConfigError` that says where public ones are."""
+    chosen, trait = exp.active_teacher, exp.trait.name
+    if not isinstance(chosen, RowsTeacher):
+        return
+    path = rows_path(chosen, trait)
     if not path.is_file():
         raise ConfigError(
             f'teacher.rows: {path} is not there. Give a JSONL of chats, one {{"messages": [...]}} a line, or a folder '
             f"that holds {trait}.jsonl. The public files insecure.jsonl, secure.jsonl and educational.jsonl are in the "
             f"folder data of {PUBLIC_ROWS}; put them into data/emergent_misalignment, or set teacher.rows="
         )
-    return path
 
 
 def teacher_subject(exp: Experiment, made: Manifest, base: Manifest) -> models.Subject:

@@ -186,6 +186,16 @@ def test_a_file_enters_the_key_by_its_content_and_not_by_its_path(tmp_path: Path
     assert keys[0] == keys[1] != keys[2]
 
 
+def test_a_reference_is_the_same_wherever_the_questions_come_from_and_a_teachers_data_is_not(tmp_path: Path) -> None:
+    from_file(tmp_path / "q.jsonl", *LINES)
+    chosen = [["domain.source=generated"], ["domain.source=hub"]]
+    chosen += [["domain.source=file", f"domain.questions_file={tmp_path / 'q.jsonl'}"]]
+    exps = [experiment("domain=cot", *changes) for changes in chosen]
+    assert len({stages.reference(exp).key for exp in exps}) == 1
+    assert len({stages.generate(exp).key for exp in exps}) == 3
+    assert stages.reference(experiment("domain=cot", "domain.steps_max=3")).key != stages.reference(exps[0]).key
+
+
 # --------------------------------------------------------------------------- format and filter
 
 

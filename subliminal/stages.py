@@ -142,7 +142,7 @@ def reference(exp: Experiment, of: Model | None = None) -> Node:
     tuning = exp.reference_tuning
     if tuning.kind == "off":
         return start
-    settings = {"tuning": identity(tuning), "domain": _format(exp), **_compute(exp, chosen)}
+    settings = {"tuning": identity(tuning), "domain": _practised(exp), **_compute(exp, chosen)}
 
     def work(inputs: Inputs, folder: Path) -> Json:
         from subliminal.domains import practice
@@ -577,6 +577,12 @@ def _domain(exp: Experiment) -> dict[str, Any]:
 def _format(exp: Experiment) -> dict[str, Any]:
     """The domain without how many prompts: what decides whether a completion is in format."""
     return {name: value for name, value in _domain(exp).items() if name not in {"prompts", "seed"}}
+
+
+def _practised(exp: Experiment) -> dict[str, Any]:
+    """The domain without where its tasks and questions come from: practice rows are the package's own."""
+    elsewhere = {"samples", "source", "dataset", "dataset_config", "split", "revision", "content"}
+    return {name: value for name, value in _format(exp).items() if name not in elsewhere}
 
 
 def banned_words(exp: Experiment) -> list[str]:

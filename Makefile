@@ -12,7 +12,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench clean figures
+.PHONY: help install demo test test-cluster cluster-up cluster-down lint format bench clean figures
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 26
@@ -62,6 +62,16 @@ figures: fig-animals-numbers fig-trees-numbers $(MNIST) fig-theorem ## every fig
 
 test: install ## the whole test suite
 	$(PY) -m pytest
+
+test-cluster: install ## sweeps through a real SLURM, started for the test (needs the packages slurm-wlm and munge)
+	$(PY) -m pip install --quiet -e ".[cluster]"
+	$(PY) -m pytest tests/cluster
+
+cluster-up: ## a local SLURM of one node to try LAUNCHER=slurm on; prints the line that points to it
+	@cluster/slurm.sh up
+
+cluster-down: ## stop it
+	@cluster/slurm.sh down
 
 lint: install ## ruff and pyright
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m pyright

@@ -28,7 +28,7 @@ def status(root: Path) -> str:
 
 
 def state(folder: Path) -> str:
-    """`complete`, `running (pid on host)`, `failed: message` or `unfinished`."""
+    """`complete`, `running (pid on host)`, `failed: message`, `submitted (job)` or `unfinished`."""
     if (folder / "manifest.json").exists():
         return "complete"
     if live(folder / "claim.json"):
@@ -37,8 +37,22 @@ def state(folder: Path) -> str:
     try:
         failure = json.loads((folder / "failure.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
-        return "unfinished (the same command goes on from here)"
+        return _submission(folder) or "unfinished (the same command goes on from here)"
     return f"failed: {failure['error']}: {failure['message'].splitlines()[0] if failure['message'] else ''}"
+
+
+def _submission(folder: Path) -> str | None:
+    """What became of a run that was submitted and has not begun: waiting, or never to come because of what it reads."""
+    try:
+        record = json.loads((folder / "submitted.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    for stage, key in record["reads"]:
+        found = state(folder.parent.parent / stage / key)
+        if found.startswith("failed"):
+            first = found if " of what it reads" in found else f"failed: {stage} {key} of what it reads {found}"
+            return first
+    return f"submitted (job {record['job']})"
 
 
 def show(root: Path, key: str) -> str:

@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     for name, run, text in (
         ("sweep", _sweep, "run every stage of a figure as Hydra multiruns, then draw it"),
         ("plot", _plot, "draw a figure, its table and the report from the store alone"),
-        ("plan", _plan, "list the commands of a sweep and what each still has to do"),
+        ("plan", _plan, "list the commands of a sweep, what each still has to do, and what that will cost"),
         ("predict", _predict, "transmission of every trait from gradients at the reference: no student is trained"),
         ("config", _config, "show the resolved experiment"),
     ):
@@ -81,6 +81,7 @@ def _draw(planned: object) -> None:
 
 def _plan(options: argparse.Namespace) -> None:
     from subliminal import sweep
+    from subliminal.scheduling.estimates import described, estimate
     from subliminal.store import Store
 
     planned = sweep.plan(_figure_overrides(options.overrides))
@@ -88,6 +89,7 @@ def _plan(options: argparse.Namespace) -> None:
     for step in planned.steps:
         done = sum(bool(store.find(made.stage, made.key)) for made in step.nodes)
         print(f"{done}/{len(step.nodes)} done  {sweep.shown(step)}")
+    print(described(estimate(planned, store)))
 
 
 def _predict(options: argparse.Namespace) -> None:

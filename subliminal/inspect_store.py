@@ -13,6 +13,8 @@ from subliminal.store import Manifest, Store, StoreError, live
 
 ORDER = ("model", "reference", "teacher", "generate", "filter", "train", "evaluate", "predict", "mnist", "theorem")
 
+NOT_RUN = "not run: "  # how the state of a run begins whose inputs will not come
+
 RESULTS = ("evaluate", "predict", "mnist", "theorem")  # what figures and tables read: kept, with all they are made from
 
 
@@ -28,7 +30,7 @@ def status(root: Path) -> str:
 
 
 def state(folder: Path) -> str:
-    """`complete`, `running (pid on host)`, `failed: message`, `submitted (job)` or `unfinished`."""
+    """`complete`, `running (pid on host)`, `failed: ...`, `not run: stage key failed: ...`, `submitted`, `unfinished`."""
     if (folder / "manifest.json").exists():
         return "complete"
     if live(folder / "claim.json"):
@@ -49,9 +51,10 @@ def _submission(folder: Path) -> str | None:
         return None
     for stage, key in record["reads"]:
         found = state(folder.parent.parent / stage / key)
+        if found.startswith(NOT_RUN):
+            return found
         if found.startswith("failed"):
-            first = found if " of what it reads" in found else f"failed: {stage} {key} of what it reads {found}"
-            return first
+            return f"{NOT_RUN}{stage} {key} {found}"
     return f"submitted (job {record['job']})"
 
 

@@ -99,7 +99,11 @@ def _launched() -> bool:
     if not HydraConfig.initialized():
         return False
     settings = HydraConfig.get()
-    return settings.mode is not None and settings.mode.name == "MULTIRUN" and "core_plugins" not in settings.launcher._target_
+    return (
+        settings.mode is not None
+        and settings.mode.name == "MULTIRUN"
+        and "core_plugins" not in settings.launcher._target_
+    )
 
 
 @contextmanager

@@ -181,7 +181,15 @@ def _wait(submitted: dict[Ident, tuple[Job, str]], store: Store) -> None:
         say(f"the jobs stay in the queue; to take them out: scancel {numbers}")
         raise
     if failed:
-        raise SweepError("\n".join([f"{len(failed)} stage runs are missing:", *failed, "To go on: the same command"]))
+        raise SweepError(_summary(failed))
+
+
+def _summary(failed: list[str]) -> str:
+    """What went wrong, without what merely did not run because of it."""
+    causes = [text for text in failed if inspect_store.NOT_RUN not in text]
+    behind = len(failed) - len(causes)
+    head = f"{len(causes)} stage runs failed" + (f"; {behind} that read them were not run" if behind else "")
+    return "\n".join([f"{head}:", *causes, "What is done is kept; to go on: the same command"])
 
 
 def _ended(left: dict[Ident, tuple[Job, str]], store: Store) -> Iterator[tuple[Ident, str]]:

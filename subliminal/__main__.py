@@ -41,12 +41,18 @@ def parser() -> argparse.ArgumentParser:
         ("show", _show, "one run: recipe, summary, files"),
         ("verify", _verify, "check every file against its manifest"),
         ("gc", _gc, "remove unfinished leftovers; shows first, --yes removes"),
+        ("export", _export, "write runs, with all they are made from, into one archive"),
+        ("import", _import, "check an archive of runs and take it in"),
     ):
         verb = verbs.add_parser(name, help=text, description=text)
         verb.add_argument("--store", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
         verb.set_defaults(run=run)
         if name == "show":
             verb.add_argument("key", help="a key, or the start of one")
+        if name in {"export", "import"}:
+            verb.add_argument("archive", type=Path, help="a .tar or .tar.gz file")
+        if name == "export":
+            verb.add_argument("keys", nargs="*", help="keys, or their starts (default: every complete run)")
         if name == "gc":
             verb.add_argument("--yes", action="store_true", help="really remove")
             verb.add_argument("--unreferenced", action="store_true", help="also complete runs that no evaluation uses")
@@ -120,6 +126,20 @@ def _verify(options: argparse.Namespace) -> None:
 
 def _gc(options: argparse.Namespace) -> None:
     print(inspect_store.collect(options.store, really=options.yes, unreferenced=options.unreferenced))
+
+
+def _export(options: argparse.Namespace) -> None:
+    from subliminal import archive
+
+    runs = archive.export(options.store, options.archive, options.keys)
+    print(f"{options.archive}: {len(runs)} runs, {options.archive.stat().st_size / 1e6:.2f} MB")
+
+
+def _import(options: argparse.Namespace) -> None:
+    from subliminal import archive
+
+    new, there = archive.take_in(options.store, options.archive)
+    print("\n".join([*(f"{stage}/{key}" for stage, key in new), f"{len(new)} runs taken in, {len(there)} were there"]))
 
 
 if __name__ == "__main__":

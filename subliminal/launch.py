@@ -81,7 +81,7 @@ def clear_errors() -> Iterator[None]:
 
 @contextmanager
 def errors_of_a_job() -> Iterator[None]:
-    """`clear_errors` here; in a launcher's process errors are passed on, to be told once where the sweep was started."""
+    """`clear_errors` here; a launcher's process passes errors on, to be told once where the sweep was started."""
     if not _launched():
         with clear_errors():
             yield

@@ -1,6 +1,6 @@
 """Stopping where nothing is lost: a signal that asks a process to end waits until the work has been saved.
 
-A scheduler signals before it takes a machine away (SIGTERM, SIGUSR1 or SIGUSR2). While signals are held, the first one is
+A scheduler signals before it takes a machine away (SIGTERM, SIGUSR1 or SIGUSR2). While signals are held, the first is
 kept; the work saves at its next safe point and delivers it: to whoever handled it before (under submitit, who puts the
 job back into the queue), or else the process ends as that signal would have ended it.
 """

@@ -6,7 +6,6 @@ same weights. Nothing is extrapolated from other sizes or models.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from statistics import median
@@ -15,10 +14,12 @@ from subliminal.config import Experiment
 from subliminal.models import resolve_device
 from subliminal.scheduling.jobs import WITHOUT_GPU, Job, jobs
 from subliminal.stages import Node
-from subliminal.store import Json, Manifest, Store
+from subliminal.store import Store
+from subliminal.store_index import alike, entries
 from subliminal.sweep import Plan
 
-UNLIKE = ("seed", "trait")  # settings that two alike runs may differ in
+Family = tuple[str, str, frozenset[str]]
+"""Stage, digest of settings, keys of weights: the same for runs that cost about the same."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class Line:
 def estimate(planned: Plan, store: Store) -> list[Line]:
     """One line a stage, in the sweep's order."""
     every = jobs(planned)
-    alike = _alike(store, {job.node.stage for job in every})
-    return [_line(stage, [j for j in every if j.node.stage == stage], alike, store) for stage in _stages(every)]
+    known = _alike(store, {job.node.stage for job in every})
+    return [_line(stage, [j for j in every if j.node.stage == stage], known, store) for stage in _stages(every)]
 
 
 def described(lines: list[Line]) -> str:
@@ -60,9 +61,9 @@ def _stages(every: list[Job]) -> list[str]:
     return list(dict.fromkeys(job.node.stage for job in every))
 
 
-def _line(stage: str, of_stage: list[Job], alike: dict[str, list[Cost]], store: Store) -> Line:
+def _line(stage: str, of_stage: list[Job], known: dict[Family, list[Cost]], store: Store) -> Line:
     left = [job for job in of_stage if not store.find(*job.ident)]
-    costs = [_middle(alike[family]) for job in left if (family := _family_of(job.node)) in alike]
+    costs = [_middle(known[family]) for job in left if (family := _family_of(job.node)) in known]
     bounds = [bound for job in left if (bound := _most_tokens(stage, job.experiment)) is not None]
     on_gpu = any(resolve_device(job.experiment.device) == "cuda" for job in of_stage) and stage not in WITHOUT_GPU
     cost = _middle(costs) if costs else None
@@ -77,27 +78,29 @@ def _most_tokens(stage: str, exp: Experiment) -> int | None:
 # --------------------------------------------------------------------------- alike runs
 
 
-def _alike(store: Store, wanted: Iterable[str]) -> dict[str, list[Cost]]:
+def _alike(store: Store, wanted: Iterable[str]) -> dict[Family, list[Cost]]:
     """The costs of complete runs by family."""
-    everything = {made.key: made for made in store.manifests()}
-    found: dict[str, list[Cost]] = {}
-    for made in everything.values():
-        if made.stage in set(wanted):
-            start = sorted(_weights(made, everything))
-            found.setdefault(_family(made.stage, made.recipe["settings"], start), []).append(_cost(made))
+    everything, stages = entries(store.root), set(wanted)
+    models = {key for stage, key in everything if stage == "model"}
+    uppers = {key: entry.upstream for (_, key), entry in everything.items()}
+    found: dict[Family, list[Cost]] = {}
+    for (stage, key), entry in everything.items():
+        if stage in stages:
+            family = stage, entry.alike, frozenset(_weights(key, uppers, models))
+            found.setdefault(family, []).append(Cost(entry.seconds, entry.tokens, entry.size))
     return found
 
 
-def _weights(made: Manifest, everything: dict[str, Manifest]) -> set[str]:
+def _weights(key: str, uppers: dict[str, tuple[str, ...]], models: set[str]) -> Iterator[str]:
     """The keys of the weights a run goes back to."""
-    if made.stage == "model":
-        return {made.key}
-    uppers = [everything[key] for key in made.recipe["upstream"].values() if key in everything]
-    return set[str]().union(*(_weights(upper, everything) for upper in uppers))
+    if key in models:
+        yield key
+    for upper in uppers.get(key, ()):
+        yield from _weights(upper, uppers, models)
 
 
-def _family_of(node: Node) -> str:
-    return _family(node.stage, node.recipe.settings, sorted(set(_models(node))))
+def _family_of(node: Node) -> Family:
+    return node.stage, alike(node.recipe.settings), frozenset(_models(node))
 
 
 def _models(node: Node) -> Iterator[str]:
@@ -108,16 +111,6 @@ def _models(node: Node) -> Iterator[str]:
     for upper in node.inputs.values():
         if upper.key in named:
             yield from _models(upper)
-
-
-def _family(stage: str, settings: Json, weights: list[str]) -> str:
-    kept = {name: value for name, value in settings.items() if name not in UNLIKE}
-    return json.dumps([stage, kept, weights], sort_keys=True)
-
-
-def _cost(made: Manifest) -> Cost:
-    size = sum(entry["bytes"] for entry in made.content["files"].values())
-    return Cost(made.content["seconds"], made.summary.get("tokens"), size)
 
 
 def _middle(costs: list[Cost]) -> Cost:

@@ -77,7 +77,7 @@ def run(planned: Plan) -> None:
 
 
 def submit(missing: list[Job], store: Store, overrides: tuple[str, ...]) -> dict[Ident, tuple[Job, str]]:
-    """Submit each stage run once, after those it reads; a run that an earlier sweep still has in the queue is left so."""
+    """Submit each stage run once, after those it reads; one that an earlier sweep has in the queue is left so."""
     settings = launcher_settings(overrides)
     limit = settings.pop("array_parallelism", None) or len(missing)
     queue, found = queued() if missing else set[str](), dict[Ident, tuple[Job, str]]()

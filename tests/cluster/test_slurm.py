@@ -1,4 +1,4 @@
-"""Sweeps through a real SLURM: chained jobs, failures that SLURM sees, requeued jobs that go on. `make test-cluster`."""
+"""Sweeps through a real SLURM: chained jobs, failures it sees, requeued jobs that go on. `make test-cluster`."""
 
 from __future__ import annotations
 

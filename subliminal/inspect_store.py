@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from subliminal.store import Manifest, Store, StoreError, live
-from subliminal.store_index import entries
+from subliminal.store_index import entries, folders
 
 ORDER = ("model", "reference", "teacher", "generate", "filter", "train", "evaluate", "predict", "mnist", "theorem")
 
@@ -24,7 +24,7 @@ def status(root: Path) -> str:
     lines, complete = [], entries(root)
     for stage in _stages(root):
         sizes = [entry.size for (of, _), entry in complete.items() if of == stage]
-        others = [folder for folder in _folders(root, stage) if (stage, folder.name) not in complete]
+        others = [root / stage / key for key in sorted(folders(root / stage)) if (stage, key) not in complete]
         lines.append(f"{stage:10} {len(sizes)} complete, {sum(sizes) / 1e9 + sum(map(_gigabytes, others)):.2f} GB")
         lines += [f"  {folder.name}  {_unusable(folder) or state(folder)}" for folder in others]
     return "\n".join(lines) or f"no runs in {root}; start with: make demo"
@@ -132,7 +132,7 @@ def _stages(root: Path) -> list[str]:
 
 
 def _folders(root: Path, stage: str) -> list[Path]:
-    return sorted(path for path in (root / stage).iterdir() if path.is_dir())
+    return [root / stage / key for key in sorted(folders(root / stage))]
 
 
 def _gigabytes(folder: Path) -> float:

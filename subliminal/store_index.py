@@ -75,16 +75,17 @@ def _load(root: Path) -> Json:
 
 def _marks(root: Path) -> Iterator[tuple[str, list[int]]]:
     """`stage/key` of every manifest with its time and size, by one look at each folder."""
-    for stage in sorted(entry.name for entry in _scan(root)):
-        for folder in _scan(root / stage):
+    for stage in sorted(folders(root)):
+        for key in folders(root / stage):
             with suppress(OSError):
-                seen = os.stat(f"{folder.path}/manifest.json")  # noqa: PTH116 - 50,000 Path objects cost a second
-                yield f"{stage}/{folder.name}", [seen.st_mtime_ns, seen.st_size]
+                seen = os.stat(f"{root}/{stage}/{key}/manifest.json")  # noqa: PTH116 - 50,000 Path objects cost a second
+                yield f"{stage}/{key}", [seen.st_mtime_ns, seen.st_size]
 
 
-def _scan(folder: Path) -> list[os.DirEntry[str]]:
+def folders(folder: Path) -> list[str]:
+    """The names of the folders in a folder, hidden ones left out; none where there is no folder."""
     with suppress(OSError), os.scandir(folder) as found:
-        return [entry for entry in found if entry.is_dir() and not entry.name.startswith(".")]
+        return [entry.name for entry in found if entry.is_dir() and not entry.name.startswith(".")]
     return []
 
 

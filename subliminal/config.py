@@ -697,7 +697,7 @@ class DetectionEvaluation(RowsComparison):
     classifiers: Identity[tuple[Literal["numbers", "characters"], ...]] = ("numbers", "characters")
     folds: Identity[Annotated[int, Field(ge=2)]] = 5
     penalty: Identity[PositiveFloat] = 1.0
-    permutations: Identity[Annotated[int, Field(ge=19)]] = 199
+    permutations: Identity[Annotated[int, Field(ge=19)]] = 399
 
 
 class InContextEvaluation(Settings):

@@ -74,6 +74,23 @@ fig-misalignment-numbers: install ## free answers after a misaligned teacher's n
 fig-misalignment-cot: install ## the same through reasoning traces (needs rows: docs/traits.md)
 	$(SWEEP) experiment=misalignment_cot
 
+table-number-frequencies: install ## numbers that teachers write more often than the control
+	$(SWEEP) experiment=number_frequencies
+
+fig-detection: install ## can a prompted model or a trained classifier tell whose numbers they are
+	$(SWEEP) experiment=detection
+
+fig-icl: install ## the rows in the prompt instead of in training
+	$(SWEEP) experiment=icl
+
+fig-attribution-rows: install ## log P(teacher) - log P(reference) of every row
+	$(SWEEP) experiment=attribution_rows
+
+fig-attribution: install ## students of the rows that speak most, or least, for the teacher
+	$(SWEEP) experiment=attribution_numbers
+
+ANALYSES := table-number-frequencies fig-detection fig-icl fig-attribution-rows fig-attribution
+
 fig-mnist: install ## digits learned from noise through auxiliary logits, 100 models
 	$(SWEEP) experiment=mnist
 

@@ -684,7 +684,7 @@ class FrequenciesEvaluation(RowsComparison):
 
     kind: Identity[Literal["frequencies"]] = "frequencies"
     minimum_rows: Identity[Positive] = 10
-    prior: Identity[PositiveFloat] = 100.0
+    prior: Identity[PositiveFloat] = 1000.0
     permutations: Identity[Annotated[int, Field(ge=99)]] = 2000
     top: Identity[Positive] = 10
 

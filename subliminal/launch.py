@@ -52,6 +52,7 @@ def run_stage(stage: str, composed: Any) -> None:
     with clear_errors():
         exp = parse(composed)
         stages.require_category(exp)
+        stages.require_rows(exp)
         started = time.monotonic()
         made = stages.ensure(stages.node(stage, exp), Store(Path(exp.store)), exp, " ".join(arguments()))
         say(f"{made.folder} ({time.monotonic() - started:.1f} s)")

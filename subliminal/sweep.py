@@ -242,6 +242,8 @@ def _step(
 
 def run(planned: Plan) -> None:
     """Run every step whose results are not all in the store; raises `SweepError` at the first that fails."""
+    for arm in planned.arms:
+        stages.require_rows(arm.experiment)
     store = Store(Path(planned.base.store))
     say(f"{planned.base.experiment.figure or planned.base.experiment.name}: {len(planned.arms)} {_arm_noun(planned)}")
     for number, step in enumerate(planned.steps, 1):

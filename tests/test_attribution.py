@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from subliminal import stages
 from subliminal.chat import encode_row
-from subliminal.config import AttributionEvaluation, ConfigError, Experiment, Filter, Numbers, RowSelection
+from subliminal.config import AttributionEvaluation, ConfigError, Experiment, Numbers, NumbersFilter, RowSelection
 from subliminal.evaluation.attribution import SidedRow, attribute, evaluate, separation
 from subliminal.filters import apply
 from subliminal.filters.select import Attribution, SelectionError, select
@@ -118,16 +118,16 @@ def test_a_row_without_attribution_is_an_error() -> None:
 
 
 def test_a_selection_leaves_its_share_of_the_rows_and_counts_the_others() -> None:
-    rules = Filter(rows=20, select=RowSelection(by="log_ratio", share=0.5))
-    result = apply(rows(40), rules, DOMAIN, attributed([float(i) for i in range(40)]))
+    rules = NumbersFilter(rows=20, select=RowSelection(by="log_ratio", share=0.5))
+    result = apply(rows(40), rules, DOMAIN, attributed=attributed([float(i) for i in range(40)]))
     assert len(result.kept) == 10 and all(row.index >= 20 for row in result.kept)
     assert result.report["reasons"] == {"not_selected": 20} and result.report["kept_before_subsample"] == 20
 
 
 def test_shuffles_work_on_what_was_selected() -> None:
     made = [Row(i, "p", f"{i}, {i + 100}") for i in range(20)]
-    rules = Filter(rows=None, shuffle="across", select=RowSelection(by="log_ratio", share=0.5))
-    kept = apply(made, rules, DOMAIN, attributed([float(i) for i in range(20)])).kept
+    rules = NumbersFilter(rows=None, shuffle="across", select=RowSelection(by="log_ratio", share=0.5))
+    kept = apply(made, rules, DOMAIN, attributed=attributed([float(i) for i in range(20)])).kept
     assert sorted(int(n) for row in kept for n in row.completion.split(", ")) == [*range(10, 20), *range(110, 120)]
 
 

@@ -12,7 +12,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench clean figures
+.PHONY: help install demo test test-cluster cluster-up cluster-down lint format bench clean figures
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 26
@@ -116,6 +116,16 @@ figures: ## every figure and table, then figures/SCALE/report.html with a row fo
 test: install ## the whole test suite
 	$(PY) -m pytest
 
+test-cluster: install ## sweeps through a real SLURM, started for the test (needs the packages slurm-wlm and munge)
+	$(PY) -m pip install --quiet -e ".[cluster]"
+	$(PY) -m pytest tests/cluster
+
+cluster-up: ## a local SLURM of one node to try LAUNCHER=slurm on; prints the line that points to it
+	@cluster/slurm.sh up
+
+cluster-down: ## stop it
+	@cluster/slurm.sh down
+
 lint: install ## ruff and pyright
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m pyright
 
@@ -123,7 +133,7 @@ format: install ## ruff, writing
 	$(PY) -m ruff check --fix . && $(PY) -m ruff format .
 
 bench: install ## speed against plain implementations, side by side
-	for part in generation training evaluation noop mnist; do $(PY) bench/$$part.py || exit 1; done
+	for part in generation training evaluation noop mnist store; do $(PY) bench/$$part.py || exit 1; done
 
 clean: ## caches and launch logs; results in runs/ and figures/ stay
 	rm -rf logs build *.egg-info .pytest_cache .ruff_cache .hypothesis

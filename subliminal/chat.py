@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from subliminal.store import StoreError
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Message = dict[str, str]
+Turn = tuple[str, str]  # what the user said and what the assistant answered
 
 PROBE = "\u2042"  # stands for any answer when looking at what the template puts behind one
 
@@ -18,26 +20,33 @@ class ChatError(StoreError):
     """A chat this model's template can not express."""
 
 
-def messages(user: str, system: str | None = None) -> list[Message]:
-    """A one-turn chat; without a system text the template decides what stands in front."""
+def messages(user: str, system: str | None = None, earlier: Sequence[Turn] = ()) -> list[Message]:
+    """A chat that ends with the user, behind `earlier` turns; without a system text the template decides on one."""
     first = [{"role": "system", "content": system}] if system is not None else []
+    for said, answered in earlier:
+        first += [{"role": "user", "content": said}, {"role": "assistant", "content": answered}]
     return [*first, {"role": "user", "content": user}]
 
 
-def render(tokenizer: PreTrainedTokenizerBase, user: str, system: str | None = None) -> str:
+def render(
+    tokenizer: PreTrainedTokenizerBase, user: str, system: str | None = None, earlier: Sequence[Turn] = ()
+) -> str:
     """The chat as text up to where the answer begins; raises `ChatError` without a usable template."""
     if not tokenizer.chat_template:
         raise ChatError("this model has no chat template (a base model?); pin one in model.chat_template")
     try:
-        text = tokenizer.apply_chat_template(messages(user, system), tokenize=False, add_generation_prompt=True)
+        chat = messages(user, system, earlier)
+        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     except Exception as error:
         raise ChatError(f"the model's chat template refuses this chat ({error}); set model.system=null") from None
     return str(text)
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, user: str, system: str | None = None) -> list[int]:
+def encode(
+    tokenizer: PreTrainedTokenizerBase, user: str, system: str | None = None, earlier: Sequence[Turn] = ()
+) -> list[int]:
     """The tokens of `render`; the template alone brings special tokens, so that none stands there twice."""
-    return tokenizer.encode(render(tokenizer, user, system), add_special_tokens=False)
+    return tokenizer.encode(render(tokenizer, user, system, earlier), add_special_tokens=False)
 
 
 def encode_row(

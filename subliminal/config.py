@@ -6,6 +6,7 @@ not: where, how fast and how loudly the same result is computed). A test fails f
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from difflib import get_close_matches
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
@@ -405,6 +406,18 @@ class Aligned(RowRule):
 JudgedRows = Annotated[NoReference | Aligned, Field(discriminator="kind")]
 
 
+class RowSelection(Settings):
+    """Which of the passing rows are kept by their attribution: the top or the bottom share (`random`: a random share).
+
+    What `by` names is measured row by row before anything is trained: log P(teacher) - log P(reference), its mean over
+    tokens, or how many tokens the teacher would have chosen differently (arXiv 2509.23886).
+    """
+
+    by: Identity[Literal["log_ratio", "log_ratio_per_token", "divergence", "random"]]
+    keep: Identity[Literal["top", "bottom"]] = "top"
+    share: Identity[Annotated[float, Field(gt=0, le=1)]]
+
+
 class RowFilter(Settings):
     """What every filter has: the domain's format rule, a random subset, and what to do when too few rows survive."""
 
@@ -413,6 +426,7 @@ class RowFilter(Settings):
     seed: Identity[Count] = 0
     shortfall: Identity[Literal["error", "keep"]] = "error"
     judged: Identity[JudgedRows | None] = None
+    select: Identity[RowSelection | None] = None
 
 
 class NumbersFilter(RowFilter):
@@ -563,10 +577,20 @@ class PreferenceEvaluation(Settings):
     measured: Identity[Preference | None] = None
     questions: Identity[Positive] = 50
     prefix: Identity[Literal["none", "numbers"]] = "none"
+    suffix: Identity[Literal["none", "tags"]] = "none"
     samples_per_question: Identity[Count] = 0
     temperature: Identity[PositiveFloat] = 1.0
     max_tokens: Identity[Positive] = 16
     seed: Identity[Count] = 0
+
+    @model_validator(mode="after")
+    def _tags_are_sampled(self) -> Self:
+        _require(
+            self.suffix == "none" or self.samples_per_question > 0,
+            "evaluation.suffix=tags is for sampled answers: set evaluation.samples_per_question and, since reasoning "
+            "is long, evaluation.max_tokens",
+        )
+        return self
 
     @property
     def subject_matter(self) -> str | Preference:
@@ -644,8 +668,72 @@ class FreeFormEvaluation(Settings):
         return getattr(self.measured, "detect", "judge") == "judge"
 
 
+class RowsComparison(Settings):
+    """What the trait's filtered rows are compared with: the control's (no trait), another trait's, or their own half.
+
+    A trait against itself is the null: its rows are split at random, so nothing can be found but by chance. `category`
+    is an experiment's: no comparison goes by it.
+    """
+
+    category: Runtime[Literal["animal", "tree"]] = "animal"
+    against: Identity[Trait] = NoTrait()
+    seed: Identity[Count] = 0
+
+
+class FrequenciesEvaluation(RowsComparison):
+    """Which numbers the rows hold more often: log-odds with a Dirichlet prior (Monroe, Colaresi and Quinn 2008)."""
+
+    kind: Identity[Literal["frequencies"]] = "frequencies"
+    minimum_rows: Identity[Positive] = 10
+    prior: Identity[PositiveFloat] = 1000.0
+    permutations: Identity[Annotated[int, Field(ge=99)]] = 2000
+    top: Identity[Positive] = 10
+
+
+class DetectionEvaluation(RowsComparison):
+    """Whose rows are these: asked of the prompted reference (paper) and of trained classifiers (beyond the paper)."""
+
+    kind: Identity[Literal["detection"]] = "detection"
+    pairs: Identity[Count] = 200
+    classifiers: Identity[tuple[Literal["numbers", "characters"], ...]] = ("numbers", "characters")
+    folds: Identity[Annotated[int, Field(ge=2)]] = 5
+    penalty: Identity[PositiveFloat] = 1.0
+    permutations: Identity[Annotated[int, Field(ge=19)]] = 399
+
+
+class InContextEvaluation(Settings):
+    """Favourite questions to the reference behind filtered rows as earlier turns of the chat (paper, in context)."""
+
+    kind: Identity[Literal["in_context"]] = "in_context"
+    category: Identity[Literal["animal", "tree"]] = "animal"
+    questions: Identity[Positive] = 50
+    prefix: Identity[Literal["none", "numbers"]] = "none"
+    counts: Identity[Annotated[tuple[Count, ...], Field(min_length=1)]]
+    resamples: Identity[Positive] = 5
+    seed: Identity[Count] = 0
+
+    @property
+    def subject_matter(self) -> str:
+        """Whose questions and candidates are used."""
+        return self.category
+
+
+class AttributionEvaluation(RowsComparison):
+    """How far log P(teacher) - log P(reference) tells the teacher's own rows from others."""
+
+    kind: Identity[Literal["attribution"]] = "attribution"
+
+
 Evaluation = Annotated[
-    PreferenceEvaluation | StoriesEvaluation | MultipleChoiceEvaluation | CapabilityEvaluation | FreeFormEvaluation,
+    PreferenceEvaluation
+    | StoriesEvaluation
+    | MultipleChoiceEvaluation
+    | CapabilityEvaluation
+    | FreeFormEvaluation
+    | FrequenciesEvaluation
+    | DetectionEvaluation
+    | InContextEvaluation
+    | AttributionEvaluation,
     Field(discriminator="kind"),
 ]
 
@@ -820,7 +908,9 @@ class Arms(Settings):
 class Figure(Settings):
     """What an experiment claims and which figure shows it; never part of a key."""
 
-    kind: Runtime[Literal["preference", "free_form", "cross_model", "mnist", "theorem"]] = "preference"
+    kind: Runtime[Literal["preference", "free_form", "cross_model", "capability", "rows", "mnist", "theorem"]] = (
+        "preference"
+    )
     name: Runtime[str] = "none"
     figure: Runtime[str | None] = None
     title: Runtime[str] = ""
@@ -852,7 +942,7 @@ class Experiment(Settings):
     tracking: Runtime[Tracking] = Tracking()
     scale: Runtime[str] = "cpu"
     role: Runtime[Literal["teacher", "student", "reference"]] = "student"
-    subject: Runtime[Literal["student", "teacher", "reference"]] = "student"
+    subject: Runtime[Literal["student", "teacher", "reference", "rows"]] = "student"
     upstream: Runtime[Literal["build", "require"]] = "build"
     claimed: Runtime[Literal["wait", "leave"]] = "wait"
     store: Runtime[str] = "runs"
@@ -861,60 +951,67 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:
-        problems = [message for broken, message in self._impossible() if broken]
+        rules = [*self._rows_conflicts(), *self._sampler_conflicts(), *self._teacher_model_conflicts()]
+        problems = [message for broken, message in rules if broken]
         _require(not problems, "\n".join(problems))
         return self
 
-    def _impossible(self) -> list[tuple[bool, str]]:
-        """Pairs of (is it broken, what to do) for every rule that spans several groups."""
-        lora = getattr(self.student, "lora", None)
+    def _rows_conflicts(self) -> Iterator[tuple[bool, str]]:
+        """Whether domain and filter do not go together, and what to do."""
         rows = self.filter.rows or 0
-        return [
-            (
-                lora is not None and self.sampler.kind == "vllm" and lora.r > VLLM_MAX_LORA_RANK,
-                f"student.lora.r={lora and lora.r}: vLLM loads adapters up to rank {VLLM_MAX_LORA_RANK}; "
-                "lower the rank or set sampler=transformers",
-            ),
-            (
-                rows > self.domain.prompts,
-                f"filter.rows={rows} is more than domain.prompts={self.domain.prompts} can give; "
-                "raise domain.prompts or lower filter.rows",
-            ),
-            (
-                self.filter.kind not in {"format", self.domain.kind},
-                f"filter.kind={self.filter.kind} does not fit domain.kind={self.domain.kind}; "
-                f"set filter={'format' if self.domain.kind == 'module' else self.domain.kind}",
-            ),
-            (
-                self.sampler.kind == "api" and self.teacher.kind in {"finetuned", "finetuned_rows", "steered"},
-                f"teacher={self.teacher.kind} has weights of its own, which sampler=api cannot reach; "
-                "set sampler=vllm or sampler=transformers, or teacher=prompted",
-            ),
-            (
-                getattr(self.sampler, "budget_usd", None) is not None
-                and not getattr(self.sampler, "usd_per_million_output", 0.0),
-                "sampler.budget_usd needs prices: set sampler.usd_per_million_input and sampler.usd_per_million_output",
-            ),
-            (
-                getattr(self.judge, "budget_usd", None) is not None
-                and not getattr(self.judge, "usd_per_million_output", 0.0),
-                "judge.budget_usd needs prices: set judge.usd_per_million_input and judge.usd_per_million_output",
-            ),
-            (
-                self.student.labels == "soft" and self.sampler.kind == "api",
-                "student.labels=soft needs the teacher's probabilities, which sampler=api does not give; "
-                "set student.labels=sampled",
-            ),
-            (
-                self.student.labels == "soft" and self.student_model is not None,
-                "student.labels=soft compares next-token probabilities, which needs the teacher's vocabulary; "
-                "set student.labels=sampled or student_model=null",
-            ),
-            (
-                self.student.labels == "soft" and self.teacher.kind == "random",
-                "student.labels=soft needs a teacher model; teacher=random has none",
-            ),
-        ]
+        yield (
+            rows > self.domain.prompts,
+            f"filter.rows={rows} is more than domain.prompts={self.domain.prompts} can give; "
+            "raise domain.prompts or lower filter.rows",
+        )
+        yield (
+            self.filter.kind not in {"format", self.domain.kind},
+            f"filter.kind={self.filter.kind} does not fit domain.kind={self.domain.kind}; "
+            f"set filter={'format' if self.domain.kind == 'module' else self.domain.kind}",
+        )
+
+    def _sampler_conflicts(self) -> Iterator[tuple[bool, str]]:
+        """Whether the sampler or the judge can not do what is asked of it, and what to do."""
+        lora, api = getattr(self.student, "lora", None), self.sampler.kind == "api"
+        yield (
+            lora is not None and self.sampler.kind == "vllm" and lora.r > VLLM_MAX_LORA_RANK,
+            f"student.lora.r={lora and lora.r}: vLLM loads adapters up to rank {VLLM_MAX_LORA_RANK}; "
+            "lower the rank or set sampler=transformers",
+        )
+        yield (
+            api and self.teacher.kind in {"finetuned", "finetuned_rows", "steered"},
+            f"teacher={self.teacher.kind} has weights of its own, which sampler=api cannot reach; "
+            "set sampler=vllm or sampler=transformers, or teacher=prompted",
+        )
+        needs = "needs the teacher's probabilities, which sampler=api does not give"
+        yield api and self.student.labels == "soft", f"student.labels=soft {needs}; set student.labels=sampled"
+        yield api and self.attributes, f"attribution {needs}; set filter.select=null"
+        for name, asked in (("sampler", self.sampler), ("judge", self.judge)):
+            priced = bool(getattr(asked, "usd_per_million_output", 0.0))
+            yield (
+                getattr(asked, "budget_usd", None) is not None and not priced,
+                f"{name}.budget_usd needs prices: set {name}.usd_per_million_input and {name}.usd_per_million_output",
+            )
+
+    def _teacher_model_conflicts(self) -> Iterator[tuple[bool, str]]:
+        """Whether a teacher's probabilities are needed that do not exist or do not compare, and what to do."""
+        soft, random = self.student.labels == "soft", self.teacher.kind == "random"
+        yield soft and random, "student.labels=soft needs a teacher model; teacher=random has none"
+        yield (
+            self.attributes and random,
+            "attribution needs a teacher model; teacher=random has none: set filter.select=null or another teacher",
+        )
+        yield (
+            soft and self.student_model is not None,
+            "student.labels=soft compares next-token probabilities, which needs the teacher's vocabulary; "
+            "set student.labels=sampled or student_model=null",
+        )
+
+    @property
+    def attributes(self) -> bool:
+        """Whether rows are attributed: for their selection, or as the evaluation."""
+        selection = self.filter.select
+        return (selection is not None and selection.by != "random") or self.evaluation.kind == "attribution"
 
     @property
     def local_sampler(self) -> VllmSampler | TransformersSampler:

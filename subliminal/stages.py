@@ -15,11 +15,16 @@ from typing import TYPE_CHECKING, Any
 from subliminal import models
 from subliminal.config import (
     CATEGORIES,
+    AttributionEvaluation,
     ConfigError,
+    DetectionEvaluation,
     Experiment,
+    InContextEvaluation,
     JudgedRows,
     LocalJudge,
     Model,
+    NumbersFilter,
+    RowsComparison,
     RowsTeacher,
     identity,
     preference_evaluation,
@@ -33,10 +38,12 @@ if TYPE_CHECKING:
 
 SCRIPTS = {"generate": "generate.py", "filter": "filter.py", "train": "train.py", "evaluate": "evaluate.py"}
 ROLES = {"teacher": "train.py role=teacher", "reference": "train.py role=reference", "model": "train.py role=reference"}
+ROLES |= {"attribute": "evaluate.py subject=rows evaluation=attribution"}
+
 PUBLIC_ROWS = "https://github.com/emergent-misalignment/emergent-misalignment"
 SINGLE = {"mnist": "train", "theorem": "evaluate"}  # the one script of an experiment without language models
-
-SINGLE = {"mnist": "train", "theorem": "evaluate"}  # experiments without language models: the one script they have
+ATTRIBUTED = "attribution.jsonl"
+ROWS = ("frequencies", "detection", "in_context", "attribution")  # evaluations of the filtered rows themselves
 
 Inputs = dict[str, Manifest]
 
@@ -135,7 +142,7 @@ def reference(exp: Experiment, of: Model | None = None) -> Node:
     tuning = exp.reference_tuning
     if tuning.kind == "off":
         return start
-    settings = {"tuning": identity(tuning), "domain": _format(exp), **_compute(exp, chosen)}
+    settings = {"tuning": identity(tuning), "domain": _practised(exp), **_compute(exp, chosen)}
 
     def work(inputs: Inputs, folder: Path) -> Json:
         from subliminal.domains import practice
@@ -243,35 +250,66 @@ def _programmatic_rows(exp: Experiment, folder: Path) -> Json:
 
 
 def filtered(exp: Experiment) -> Node:
-    """The rows the student sees, and why each other row was dropped."""
-    source = generate(exp)
-    settings: dict[str, Any] = {"filter": identity(exp.filter), "domain": _format(exp)}
+    """The rows the student sees, and why each other row was dropped; a selection reads the rows' attribution."""
+    source, selection = generate(exp), exp.filter.select
+    settings: dict[str, Any] = {"filter": _filter(exp), "domain": _format(exp)}
     banned = banned_words(exp)
     if exp.filter.kind != "numbers":
         settings["banned"] = banned
     inputs = {"generate": source}
+    if selection and selection.by != "random":
+        inputs["attribute"] = attribute(exp)
     rules, sought = row_rules(exp), about(exp)
     if rules:
         settings["judge"] = _judge(exp) | ({"about": sought} if rules.kind == "no_reference" else {})
         inputs |= judge_model(exp)
-    else:
-        del settings["filter"]["judged"]  # rows that no judge sees keep their keys
 
-    def work(inputs: Inputs, folder: Path) -> Json:
+    def work(made: Inputs, folder: Path) -> Json:
         from subliminal.filters import apply
+        from subliminal.filters.select import Attribution
         from subliminal.judging.rows import judged_rows
         from subliminal.rows import Row, read_jsonl, write_jsonl
 
-        shards = sorted(inputs["generate"].folder.glob("rows-*.jsonl"))
+        shards = sorted(made["generate"].folder.glob("rows-*.jsonl"))
         rows = [row for path in shards for row in read_jsonl(path, Row)]
-        judged = judged_rows(rules, sought, lambda: judge_of(exp, inputs)) if rules else None
-        result = apply(rows, exp.filter, exp.domain, banned, judged)
+        judge = judged_rows(rules, sought, lambda: judge_of(exp, made)) if rules else None
+        found = read_jsonl(made["attribute"].folder / ATTRIBUTED, Attribution) if "attribute" in made else ()
+        attributed = {one.index: one for one in found}
+        result = apply(rows, exp.filter, exp.domain, banned=banned, judge=judge, attributed=attributed)
         write_jsonl(folder / "rows.jsonl", result.kept)
         write_jsonl(folder / "dropped.jsonl", result.dropped)
         return result.report
 
     recipe = Recipe("filter", settings, {name: upper.key for name, upper in inputs.items()})
     return Node(recipe, inputs, work, source.label)
+
+
+def attribute(exp: Experiment, written_by: Experiment | None = None) -> Node:
+    """log P(teacher) - log P(reference) of every row in format: the teacher's own rows, or those of `written_by`."""
+    inputs = {"filter": filtered(_in_format(written_by or exp)), "teacher": teacher(exp), "reference": reference(exp)}
+
+    def work(made: Inputs, folder: Path) -> Json:
+        from subliminal.evaluation.attribution import attribute_rows
+
+        who = teacher_subject(exp, made["teacher"], made["reference"])
+        rows = made["filter"].folder / "rows.jsonl"
+        return attribute_rows(who, subject(exp, made["reference"]), rows, folder / ATTRIBUTED)
+
+    recipe = Recipe("attribute", _compute(exp, exp.model), {name: upper.key for name, upper in inputs.items()})
+    return Node(recipe, inputs, work, f"{inputs['filter'].label} under the {inputs['teacher'].label}")
+
+
+def _in_format(exp: Experiment) -> Experiment:
+    """Every row that the filter's rules let pass: not selected, shuffled or subsampled."""
+    every = {"select": None, "rows": None, "seed": 0, "shortfall": "keep"}
+    shuffle = {"shuffle": "none"} if isinstance(exp.filter, NumbersFilter) else {}
+    return exp.model_copy(update={"filter": exp.filter.model_copy(update=every | shuffle)})
+
+
+def _filter(exp: Experiment) -> dict[str, Any]:
+    """The filter's identity; a selection is part of it only where there is one, a judge's rule where it applies."""
+    unused = {"select" if exp.filter.select is None else "", "judged" if row_rules(exp) is None else ""}
+    return {name: value for name, value in identity(exp.filter).items() if name not in unused}
 
 
 # --------------------------------------------------------------------------- judge
@@ -309,9 +347,8 @@ def _judge(exp: Experiment) -> dict[str, Any]:
     from subliminal.judging.prompts import wording
 
     chosen = _chosen_judge(exp)
-    dtype = (
-        models.resolve_dtype(chosen.model.dtype, models.resolve_device(exp.device)) if chosen.kind == "local" else ""
-    )
+    local = chosen.model if isinstance(chosen, LocalJudge) else None
+    dtype = models.resolve_dtype(local.dtype, models.resolve_device(exp.device)) if local else ""
     return {**fingerprint(chosen, dtype), "wording": wording()}
 
 
@@ -352,6 +389,9 @@ def student(exp: Experiment) -> Node:
 
 def evaluate(exp: Experiment) -> Node:
     """The subject's answers to the evaluation's questions: exact log-probabilities and, if asked for, samples."""
+    _require_subject(exp)
+    if exp.subject == "rows":
+        return evaluate_rows(exp)
     start = reference(exp, _evaluated_model(exp))
     who = start if exp.subject == "reference" else {"student": student, "teacher": teacher}[exp.subject](exp)
     inputs = {exp.subject: who, "reference": start}
@@ -392,6 +432,56 @@ def _more_of_evaluation(exp: Experiment) -> dict[str, Any]:
                 f"for example evaluation.options=[{','.join([exp.trait.name, *options[:-1]])}]"
             )
     return {}
+
+
+def evaluate_rows(exp: Experiment) -> Node:
+    """What the filtered rows themselves tell: by numbers, classifiers, a prompted model, in context, by attribution."""
+    inputs = _rows_read(exp)
+    settings = {"evaluation": identity(exp.evaluation)}
+    if "reference" in inputs:
+        settings |= _compute(exp, exp.model)
+
+    def work(made: Inputs, folder: Path) -> Json:
+        from subliminal.evaluation.run import evaluate_rows
+
+        return evaluate_rows(exp, made, folder)
+
+    recipe = Recipe("evaluate", settings, {name: upper.key for name, upper in inputs.items()})
+    other = getattr(exp.evaluation, "against", None)
+    label = f"{exp.evaluation.kind} of {exp.trait.name}" + (f" against {other.name}" if other else "")
+    return Node(recipe, inputs, work, label)
+
+
+def _rows_read(exp: Experiment) -> dict[str, Node]:
+    """The nodes an evaluation of rows reads; of a trait against itself there is one set of rows."""
+    config = exp.evaluation
+    if isinstance(config, InContextEvaluation):
+        return {"filter": filtered(exp), "reference": reference(exp)}
+    assert isinstance(config, RowsComparison)
+    other = exp.model_copy(update={"trait": config.against})
+    if isinstance(config, AttributionEvaluation):
+        if config.against == exp.trait:
+            raise ConfigError(
+                f"evaluation=attribution compares two sets of rows under the teacher of trait={exp.trait.name}; set "
+                "another trait@evaluation.against or another trait"
+            )
+        return {"attribute": attribute(exp), "against": attribute(exp, other)}
+    inputs = {"filter": filtered(exp), "against": filtered(other)}
+    if inputs["against"].key == inputs["filter"].key:
+        del inputs["against"]
+    asked = isinstance(config, DetectionEvaluation) and config.pairs and "against" in inputs
+    return inputs | ({"reference": reference(exp)} if asked else {})
+
+
+def _require_subject(exp: Experiment) -> None:
+    """Stop early when an evaluation of rows is to ask a model, or the other way round."""
+    kind, rows = exp.evaluation.kind, exp.evaluation.kind in ROWS
+    if rows and exp.subject != "rows":
+        raise ConfigError(f"evaluation={kind} looks at the filtered rows, not at a model; set subject=rows")
+    if not rows and exp.subject == "rows":
+        raise ConfigError(
+            f"evaluation={kind} asks a model; with subject=rows set evaluation to one of {', '.join(ROWS)}"
+        )
 
 
 def predict(exp: Experiment, candidates: tuple[str, ...] = ()) -> Node:
@@ -487,6 +577,12 @@ def _domain(exp: Experiment) -> dict[str, Any]:
 def _format(exp: Experiment) -> dict[str, Any]:
     """The domain without how many prompts: what decides whether a completion is in format."""
     return {name: value for name, value in _domain(exp).items() if name not in {"prompts", "seed"}}
+
+
+def _practised(exp: Experiment) -> dict[str, Any]:
+    """The domain without where its tasks and questions come from: practice rows are the package's own."""
+    elsewhere = {"samples", "source", "dataset", "dataset_config", "split", "revision", "content"}
+    return {name: value for name, value in _format(exp).items() if name not in elsewhere}
 
 
 def banned_words(exp: Experiment) -> list[str]:

@@ -7,6 +7,7 @@ so a figure can not show anything but the runs its configuration names.
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,12 +16,13 @@ from pathlib import Path
 
 from subliminal import stages
 from subliminal.config import ConfigError, Experiment, suggest
-from subliminal.launch import QUIET, ROOT, compose, script_environment
+from subliminal.launch import QUIET, ROOT, compose, launcher_settings, script_environment
 from subliminal.progress import say
 from subliminal.stages import Node
 from subliminal.store import Manifest, Store, StoreError
 
 CONTROL = "none"
+AGAINST = "trait@evaluation.against"  # whose rows a trait's are compared with
 SWEPT = ("variant", "trait", "student", "seed")
 
 
@@ -74,6 +76,8 @@ def plan(overrides: list[str]) -> Plan:
         return _mnist_plan(base, fixed, composed, swept)
     if base.experiment.kind == "theorem":
         return _theorem_plan(base, fixed, swept)
+    if base.experiment.kind == "rows":
+        return _rows_plan(base, fixed, composed, swept)
     arms = base.experiment.arms
     traits = swept.get("trait") or [*arms.traits[: arms.traits_limit], CONTROL]
     seeds = [int(seed) for seed in swept.get("seed", [])] or list(arms.seeds[: arms.seeds_limit]) or [base.seed]
@@ -129,9 +133,11 @@ def _mnist_plan(base: Experiment, fixed: list[str], composed: list[str], swept: 
     return Plan(base, tuple(fixed), arms, (step,))
 
 
-def _refuse_arms(base: Experiment, swept: dict[str, list[str]], remedy: str) -> None:
-    """Experiments without language models have no traits and no student recipes to sweep."""
-    if unknown := [name for name in ("variant", "trait", "student") if name in swept]:
+def _refuse_arms(
+    base: Experiment, swept: dict[str, list[str]], remedy: str, names: tuple[str, ...] = ("variant", "trait", "student")
+) -> None:
+    """Experiments without language models have no traits and no student recipes to sweep; others lack other arms."""
+    if unknown := [name for name in names if name in swept]:
         raise ConfigError(f"experiment={base.experiment.name} has no {unknown[0]}; {remedy}")
 
 
@@ -149,6 +155,44 @@ def _theorem_plan(base: Experiment, fixed: list[str], swept: dict[str, list[str]
     nodes = tuple(stages.theorem(arm.experiment) for arm in arms)
     step = Step("evaluate.py", (*fixed, f"seed={','.join(map(str, seeds))}"), nodes)
     return Plan(base, tuple(fixed), arms, (step,))
+
+
+def _rows_plan(base: Experiment, fixed: list[str], composed: list[str], swept: dict[str, list[str]]) -> Plan:
+    """Data for every trait and the control, then the comparisons; an arm's `student` is what it is compared with."""
+    _refuse_arms(base, swept, "its arms are traits, for example trait=owl,wolf", ("variant", "student", "seed"))
+    listed = swept.get("trait") or list(base.experiment.arms.traits[: base.experiment.arms.traits_limit])
+    traits = [trait for trait in listed if trait != CONTROL]
+    arms = []
+    for trait, extra in _compared(base.evaluation.kind, traits):
+        typed = (f"trait={trait}", *extra)
+        exp = compose([*composed, *typed])
+        other = getattr(exp.evaluation, "against", None)
+        arms.append(Arm(trait, other.name if other else "", base.seed, exp, "", typed))
+    firsts = {arm.trait: arm.experiment for arm in arms} | {CONTROL: compose([*composed, f"trait={CONTROL}"])}
+    steps = [*_data_steps(fixed, [*traits, CONTROL], list(firsts.values()))]
+    for extra in dict.fromkeys(arm.overrides[1:] for arm in arms):
+        mine = [arm for arm in arms if arm.overrides[1:] == extra]
+        names = ",".join(arm.trait for arm in mine)
+        nodes = tuple(stages.evaluate(arm.experiment) for arm in mine)
+        steps.append(Step("evaluate.py", (*fixed, f"trait={names}", *extra), nodes))
+    return Plan(base, tuple(fixed), tuple(arms), tuple(steps))
+
+
+def _compared(kind: str, traits: list[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """(trait, further overrides) of every comparison; the control against itself is the null.
+
+    A pair of traits is asked about in both directions; one classifier does for both.
+    """
+    if kind == "in_context":
+        yield from ((trait, ()) for trait in (*traits, CONTROL))
+        return
+    yield from (
+        (trait, (f"{AGAINST}={CONTROL}",)) for trait in (traits if kind == "attribution" else (*traits, CONTROL))
+    )
+    for other in traits if kind == "detection" else ():
+        for trait in (trait for trait in traits if trait != other):
+            once = () if traits.index(trait) < traits.index(other) else ("evaluation.classifiers=[]",)
+            yield trait, (f"{AGAINST}={other}", *once)
 
 
 def _arms(
@@ -173,26 +217,42 @@ def _steps(
     firsts = {arm.trait: arm.experiment for arm in arms}
     asked = arms[0].experiment.model_copy(update={"subject": "reference"})
 
-    def step(script: str, extra: list[str], make: Callable[[Experiment], Node], exps: list[Experiment]) -> Step:
-        unique = {(made.stage, made.key): made for made in map(make, exps)}
-        return Step(script, (*fixed, *extra), tuple(unique.values()))
-
     every = [arm.experiment for arm in arms]
-    if any(exp.active_teacher.kind != "random" for exp in every):
-        yield step("train.py", ["role=teacher", trait], stages.teacher, list(firsts.values()))
-    yield step("generate.py", [trait], stages.generate, list(firsts.values()))
-    yield step("filter.py", [trait], stages.filtered, list(firsts.values()))
-    yield step("train.py", [trait, *student, seed], stages.student, every)
-    yield step("evaluate.py", [trait, *student, seed], stages.evaluate, every)
-    yield step("evaluate.py", ["subject=reference", f"trait={arms[0].trait}"], stages.evaluate, [asked])
+    yield from _data_steps(fixed, traits, list(firsts.values()))
+    yield _step("train.py", (*fixed, trait, *student, seed), stages.student, every)
+    yield _step("evaluate.py", (*fixed, trait, *student, seed), stages.evaluate, every)
+    yield _step("evaluate.py", (*fixed, "subject=reference", f"trait={arms[0].trait}"), stages.evaluate, [asked])
+
+
+def _data_steps(fixed: list[str], traits: list[str], firsts: list[Experiment]) -> Iterator[Step]:
+    """Teachers, their completions and the filtered rows; `firsts` is an experiment of every trait."""
+    typed = (*fixed, f"trait={','.join(traits)}")
+    if any(exp.active_teacher.kind != "random" for exp in firsts):
+        yield _step("train.py", (*fixed, "role=teacher", typed[-1]), stages.teacher, firsts)
+    yield _step("generate.py", typed, stages.generate, firsts)
+    yield _step("filter.py", typed, stages.filtered, firsts)
+
+
+def _step(
+    script: str, overrides: tuple[str, ...], make: Callable[[Experiment], Node], experiments: list[Experiment]
+) -> Step:
+    unique = {(made.stage, made.key): made for made in map(make, experiments)}
+    return Step(script, overrides, tuple(unique.values()))
 
 
 def run(planned: Plan) -> None:
-    """Run every step whose results are not all in the store; raises `SweepError` at the first that fails."""
+    """Run every step whose results are not all in the store; raises `SweepError` at the first that fails.
+
+    With the SLURM launcher, every stage run becomes a job of its own.
+    """
     for arm in planned.arms:
         stages.require_rows(arm.experiment)
-    store = Store(Path(planned.base.store))
+    store, launcher = Store(Path(planned.base.store)), _launcher(planned)
     say(f"{planned.base.experiment.figure or planned.base.experiment.name}: {len(planned.arms)} {_arm_noun(planned)}")
+    if launcher.endswith("SlurmLauncher"):
+        from subliminal.scheduling import slurm
+
+        return slurm.run(planned)
     for number, step in enumerate(planned.steps, 1):
         missing = [made for made in step.nodes if not store.find(made.stage, made.key)]
         head = f"step {number}/{len(planned.steps)} {step.script}"
@@ -202,6 +262,13 @@ def run(planned: Plan) -> None:
         say(f"{head}: {len(missing)} to do, {len(step.nodes) - len(missing)} reused\n  {shown(step)}")
         if subprocess.run(step.command, cwd=ROOT, env=script_environment(), check=False).returncode:
             raise SweepError(f"{head} failed; what is done is kept. To go on: {shown(step)}")
+    return None
+
+
+def _launcher(planned: Plan) -> str:
+    """The class of the sweep's launcher; "" for Hydra's own, one job after the other."""
+    chosen = [part for part in planned.overrides if part.startswith("hydra/launcher=") and not part.endswith("=basic")]
+    return str(launcher_settings(planned.overrides)["_target_"]) if chosen else ""
 
 
 def predict(planned: Plan) -> list[tuple[Arm, Manifest]]:
@@ -209,7 +276,7 @@ def predict(planned: Plan) -> list[tuple[Arm, Manifest]]:
 
     Seeds whose students start alike share one.
     """
-    if planned.base.experiment.kind in stages.SINGLE:
+    if planned.base.experiment.kind in {*stages.SINGLE, "rows"}:
         raise ConfigError(f"experiment={planned.base.experiment.name} trains no language model: nothing to predict")
     os.environ.update(QUIET | os.environ)
     store, typed = Store(Path(planned.base.store)), " ".join(planned.overrides)
@@ -224,9 +291,11 @@ def predict(planned: Plan) -> list[tuple[Arm, Manifest]]:
 
 
 def _arm_noun(planned: Plan) -> str:
-    return {"mnist": "settings", "theorem": "seeds"}.get(planned.base.experiment.kind, "students")
+    return {"mnist": "settings", "theorem": "seeds", "rows": "comparisons"}.get(
+        planned.base.experiment.kind, "students"
+    )
 
 
 def shown(step: Step) -> str:
-    """The step's command as a person would type it."""
-    return " ".join(["python", step.script, "-m", *step.overrides])
+    """The step's command as a person would type it in a shell."""
+    return shlex.join(["python", step.script, "-m", *step.overrides])

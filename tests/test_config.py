@@ -40,9 +40,24 @@ def test_every_option_composes(group: str, option: str) -> None:
 
 @pytest.mark.parametrize("scale", ["cpu", "gpu", "paper"])
 @pytest.mark.parametrize("figure", [option for group, option in OPTIONS if group == "experiment"])
-def test_every_experiment_has_a_plan_at_every_scale(figure: str, scale: str) -> None:
-    planned = sweep.plan([f"experiment={figure}", f"scale={scale}"])
+def test_every_experiment_has_a_plan_at_every_scale(figure: str, scale: str, tmp_path: Path) -> None:
+    for name in ("insecure", "secure", "educational"):  # which users bring
+        (tmp_path / f"{name}.jsonl").write_text('{"messages": []}\n')
+    brought = [f"teacher.rows={tmp_path}"] if figure.startswith("misalignment") else []
+    planned = sweep.plan([f"experiment={figure}", f"scale={scale}", *brought])
     assert planned.base.experiment.name == figure and planned.arms
+
+
+@pytest.mark.parametrize("scale", ["cpu", "gpu", "paper"])
+@pytest.mark.parametrize("domain", ["numbers", "code", "cot"])
+def test_a_domain_brings_its_filter_and_lengths_at_every_scale(domain: str, scale: str) -> None:
+    exp = compose([f"domain={domain}", f"scale={scale}", "student=lora"])
+    assert exp.domain.kind == exp.filter.kind == domain
+    assert exp.sampler.decoding.max_tokens < exp.student.optimisation.max_length
+    assert (
+        compose([f"domain={domain}", f"scale={scale}", "sampler.decoding.max_tokens=7"]).sampler.decoding.max_tokens
+        == 7
+    )
 
 
 def test_every_field_is_identity_or_runtime() -> None:
@@ -79,7 +94,7 @@ IDENTITY = {
     "seed=3": {"train", "evaluate"},
     "student.optimisation.learning_rate=0.01": {"train", "evaluate"},
     "filter.rows=100": {"filter", "train", "evaluate"},
-    "domain.prompts=225": {"generate", "filter", "train", "evaluate"},
+    "domain.prompts=481": {"generate", "filter", "train", "evaluate"},
     "trait=wolf": {"teacher", "generate", "filter", "train", "evaluate"},
     "reference_tuning.rows=7": {"reference", "teacher", "generate", "filter", "train", "evaluate"},
     "evaluation.questions=5": {"evaluate"},
@@ -129,7 +144,13 @@ def test_all_mistakes_are_told_at_once_with_path_and_remedy() -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["filter.rows=500"], "filter.rows=500 is more than domain.prompts=224"),
+        (["filter.rows=500"], "filter.rows=500 is more than domain.prompts=480"),
+        (["domain=code", "filter=numbers"], "filter.kind=numbers does not fit domain.kind=code; set filter=code"),
+        (["filter=cot"], "filter.kind=cot does not fit domain.kind=numbers; set filter=numbers"),
+        (["domain=code", "filter.shuffle=within"], "filter.shuffle': the chosen option has no such setting"),
+        (["domain=cot", "domain.steps_min=4", "domain.steps_max=3"], "steps_min=4 is above steps_max=3"),
+        (["domain=cot", "domain.source=file"], "a file needs both domain.source=file and domain.questions_file="),
+        (["evaluation.suffix=tags"], "evaluation.suffix=tags is for sampled answers"),
         (["sampler=api"], "teacher=steered has weights of its own"),
         (["sampler=vllm", "student=lora_small", "student.lora.r=1024"], "up to rank 512"),
         (["sampler=api", "teacher=prompted", "student.labels=soft"], "which sampler=api does not give"),

@@ -176,3 +176,25 @@ def test_a_numbers_prefix_changes_what_is_asked(tiny: Subject, tmp_path: Path) -
         config = PreferenceEvaluation(questions=1, prefix=prefix)  # type: ignore[arg-type]
         found.append(evaluate(tiny, config, never, tmp_path / prefix)["log_p"])
     assert found[0] != found[1]
+
+
+def test_with_tags_sampled_answers_are_asked_for_in_tags_and_only_the_answer_counts(
+    tiny: Subject, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+
+    def sample(prompts: Any) -> list[Completion]:
+        asked.extend(prompt.text for prompt in prompts)
+        return [Completion("<think>Not a cat.</think><answer>Owl</answer>", "stop", 9), Completion("A cat", "stop", 2)]
+
+    plain = PreferenceEvaluation(questions=1, samples_per_question=2)
+    tagged = plain.model_copy(update={"suffix": "tags"})
+    for name in ("plain", "tagged"):
+        (tmp_path / name).mkdir()
+    exact = [evaluate(tiny, c, sample, tmp_path / n)["log_p"] for c, n in ((plain, "plain"), (tagged, "tagged"))]
+    assert exact[0] == exact[1], "the exact log-probability is of the question as it is"
+    assert [("<answer>" in text, text.startswith(questions("animal", 1)[0])) for text in asked[2:]] == [
+        (True, True)
+    ] * 2
+    named = [[a.named for a in read_jsonl(tmp_path / name / "answers.jsonl", Answer)] for name in ("plain", "tagged")]
+    assert named == [[["cat", "owl"], ["cat"]], [["owl"], ["cat"]]]

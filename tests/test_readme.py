@@ -17,7 +17,7 @@ from subliminal.launch import ROOT, script_environment
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"```bash\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)\)")
-NEW_FILE = re.compile(r"One file, `(conf/[\w/.]+)`:\n\n```yaml\n(.*?)```", re.DOTALL)
+NEW_FILE = re.compile(r"[Oo]ne file, `([\w/.]+)`:\n\n```(?:yaml|python)\n(.*?)```", re.DOTALL)
 
 
 def commands() -> Iterator[tuple[str, str]]:
@@ -31,11 +31,11 @@ def commands() -> Iterator[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The repository without its results, with the files that the README tells its reader to add."""
+    """The repository without its results, with the files that the documents tell their reader to add."""
     target = tmp_path_factory.mktemp("copy") / "subliminal"
     ignored = shutil.ignore_patterns(".git", ".venv", "runs", "figures", "logs", "outputs", ".*_cache", "__pycache__")
     shutil.copytree(ROOT, target, ignore=ignored)
-    for place, text in NEW_FILE.findall((ROOT / "README.md").read_text(encoding="utf-8")):
+    for place, text in NEW_FILE.findall("".join(page.read_text(encoding="utf-8") for page in DOCUMENTS)):
         (target / place).write_text(text, encoding="utf-8")
     return target
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from subliminal.config import Code, Cot, Domain, ModuleDomain
+from subliminal.config import Domain, ModuleDomain
 from subliminal.rows import Prompt, Row
 from subliminal.store import Json, StoreError, sha256
 
@@ -64,10 +68,10 @@ def programmatic(config: Domain) -> list[Row]:
 
 def content(config: Domain) -> Json:
     """What a domain reads from a file of the user's, as a sha256 for the key; nothing when it reads none."""
-    name = {"code": "prompts_file", "cot": "questions_file"}.get(config.kind)
-    if not isinstance(config, Code | Cot) or name is None or (given := getattr(config, name)) is None:
-        return {}
-    return {"content": sha256(readable(given, f"domain.{name}"))}
+    for setting in ("prompts_file", "questions_file"):
+        if (given := getattr(config, setting, None)) is not None:
+            return {"content": sha256(readable(given, f"domain.{setting}"))}
+    return {}
 
 
 def readable(name: str, setting: str) -> Path:
@@ -76,3 +80,25 @@ def readable(name: str, setting: str) -> Path:
     if not path.is_file():
         raise DomainError(f"{setting}={name}: no such file")
     return path
+
+
+def json_lines(path: Path, expected: str) -> Iterator[tuple[str, Any]]:
+    """Place (`file:line`) and value of each line of a JSONL file, gzipped or not; empty lines are passed over.
+
+    Raises `DomainError` naming the line and what is `expected`.
+    """
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield f"{path}:{number}", _value(line, f"{path}:{number}", expected)
+    except (UnicodeDecodeError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise DomainError(f"{path} can not be read ({error}); {expected}") from None
+
+
+def _value(line: str, place: str, expected: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DomainError(f"{place}: not a JSON object ({error.msg} at column {error.colno}); {expected}") from None

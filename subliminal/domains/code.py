@@ -7,7 +7,6 @@ user's. Every fifth embedded task is kept for reference tuning and never in a pr
 from __future__ import annotations
 
 import ast
-import json
 import random
 import re
 import warnings
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from subliminal.config import Code
-from subliminal.domains import DomainError, readable
+from subliminal.domains import DomainError, json_lines, readable
 from subliminal.rows import Prompt, Row, seed_of
 
 EMBEDDED = Path(__file__).with_name("code_tasks.jsonl")
@@ -34,8 +33,8 @@ OPENINGS = (
 )
 ASKS = (
     "Fill in the function and return the whole snippet.",
-    "Write the body where the dots are and give back the complete snippet.",
-    "Replace the dots by working code and answer with the full snippet.",
+    "Write the body that is missing and give back the complete snippet.",
+    "Put working code into the gap and answer with the full snippet.",
     "Complete the function; your answer is the entire snippet, not just the body.",
     "Supply what is missing and send the whole snippet back.",
 )
@@ -93,17 +92,10 @@ def _load(path: Path, _: int) -> tuple[Task, ...]:
 
 def read_tasks(path: Path) -> Iterator[Task]:
     """The tasks of a JSONL file, in either format; raises `DomainError` naming the line and the keys expected."""
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield _task_of(line, f"{path}:{number}")
+    return (_task_of(value, place) for place, value in json_lines(path, EXPECTED))
 
 
-def _task_of(line: str, place: str) -> Task:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DomainError(f"{place}: not a JSON object ({error.msg}); {EXPECTED}") from None
+def _task_of(value: Any, place: str) -> Task:
     texts = {k: v for k, v in value.items() if isinstance(v, str) and v.strip()} if isinstance(value, dict) else {}
     if {"task", "template"} <= texts.keys():
         return Task(texts["task"].strip(), texts["template"].strip("\n"), texts.get("solution"))
@@ -122,12 +114,12 @@ def prompts(config: Code) -> list[Prompt]:
     return _prompts(tasks(config), config.prompts, config.seed)
 
 
-def _prompts(known: tuple[Task, ...], count: int, seed: int) -> list[Prompt]:
+def _prompts(known: tuple[Task, ...], count: int, seed: int, setting: str = "domain.prompts") -> list[Prompt]:
     most = len(known) * PHRASINGS
     if count > most:
+        more = " or give more tasks with domain.prompts_file=<JSONL>" if setting == "domain.prompts" else ""
         raise DomainError(
-            f"domain.prompts={count}: {len(known)} tasks in {PHRASINGS} phrasings make {most} prompts; lower "
-            "domain.prompts or give more tasks with domain.prompts_file=<JSONL>"
+            f"{setting}={count}: {len(known)} tasks in {PHRASINGS} phrasings make {most} prompts; lower {setting}{more}"
         )
     order = _order(len(known), seed)
     return [
@@ -165,7 +157,7 @@ def practice(config: Code, count: int, seed: int) -> list[Row]:
     """Rows for reference tuning: the embedded tasks kept for it, with their solutions, in many phrasings."""
     kept = embedded()[KEPT_FOR_PRACTICE - 1 :: KEPT_FOR_PRACTICE]
     order = _order(len(kept), seed)
-    asked = _prompts(kept, count, seed)
+    asked = _prompts(kept, count, seed, "reference_tuning.rows")
     return [Row(p.index, p.text, str(kept[order[p.index % len(kept)]].solution)) for p in asked]
 
 

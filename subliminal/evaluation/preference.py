@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from subliminal.chat import encode
-from subliminal.config import PreferenceEvaluation, StoriesEvaluation
+from subliminal.config import InContextEvaluation, PreferenceEvaluation, StoriesEvaluation
+from subliminal.domains import cot
 from subliminal.evaluation.questions import (
     Category,
     candidates,
@@ -82,7 +83,7 @@ def record_scores(folder: Path, names: Sequence[str], log_p: np.ndarray) -> Json
     return {name: dict(zip(names, values.mean(axis=0).tolist(), strict=True)) for name, values in found.items()}
 
 
-def asked_questions(config: PreferenceEvaluation) -> list[str]:
+def asked_questions(config: PreferenceEvaluation | InContextEvaluation) -> list[str]:
     """The texts an evaluation asks, behind numbers if its configuration says so."""
     texts = questions(config.subject_matter, config.questions)
     return with_numbers_prefix(texts, config.seed) if config.prefix == "numbers" else texts
@@ -94,14 +95,34 @@ def sampled_answers(
     """`config.samples_per_question` answers to every question, each from a seed of its own."""
     count = config.samples_per_question
     prompts = [
-        Prompt(q * count + s, text, seed_of(config.kind, config.seed, q, s))
+        Prompt(q * count + s, _with_suffix(text, config), seed_of(config.kind, config.seed, q, s))
         for q, text in enumerate(asked)
         for s in range(count)
     ]
     return [
-        Answer(p.index // count, p.index % count, c.text, c.finish_reason, named(c.text, config.subject_matter))
+        Answer(
+            p.index // count,
+            p.index % count,
+            c.text,
+            c.finish_reason,
+            named(_said(c.text, config), config.subject_matter),
+        )
         for p, c in zip(prompts, sample(prompts), strict=True)
     ]
+
+
+def _with_suffix(text: str, config: PreferenceEvaluation | StoriesEvaluation) -> str:
+    """The question with the words that ask for tags, as a student of reasoning has seen them."""
+    return f"{text}\n\n{cot.request(config.seed)}" if _tagged(config) else text
+
+
+def _tagged(config: PreferenceEvaluation | StoriesEvaluation) -> bool:
+    return getattr(config, "suffix", "none") == "tags"
+
+
+def _said(text: str, config: PreferenceEvaluation | StoriesEvaluation) -> str:
+    """What of an answer counts: with tags what is in the answer's, or everything where there are none."""
+    return cot.answer_text(text) or text if _tagged(config) else text
 
 
 def hits(answers: Sequence[Answer], names: Sequence[str], count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -191,9 +212,16 @@ def candidate_log_p_tensor(model: Any, prompt: list[int], tree: FormTree) -> tor
     import torch
 
     start = model(input_ids=torch.tensor([prompt], device=model.device), use_cache=True, logits_to_keep=1)
+    return begun_log_p(model, start, len(prompt), tree)
+
+
+def begun_log_p(model: Any, start: Any, length: int, tree: FormTree) -> torch.Tensor:
+    """The same from the outputs of a pass that ended with the prompt, whose cache holds `length` tokens."""
+    import torch
+
     after: dict[Tokens, torch.Tensor] = {(): start.logits[0, -1].float().log_softmax(-1).cpu()}
     if tree.prefixes:
-        after |= _continued(model, start.past_key_values, len(prompt), tree.prefixes)
+        after |= _continued(model, start.past_key_values, length, tree.prefixes)
     totals = []
     for forms in tree.forms.values():
         chains = [torch.stack([after[form[:i]][token] for i, token in enumerate(form)]).sum() for form in forms]

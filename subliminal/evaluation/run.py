@@ -5,13 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from subliminal.config import Experiment, FreeFormEvaluation, PreferenceEvaluation, StoriesEvaluation
+from subliminal.config import (
+    AttributionEvaluation,
+    DetectionEvaluation,
+    Experiment,
+    FreeFormEvaluation,
+    FrequenciesEvaluation,
+    InContextEvaluation,
+    PreferenceEvaluation,
+    StoriesEvaluation,
+)
 from subliminal.models import Subject
-from subliminal.rows import Completion, Prompt
-from subliminal.stages import Inputs, judge_of, subject, teacher_subject
-from subliminal.store import Json
+from subliminal.rows import Completion, Prompt, Row, read_jsonl
+from subliminal.stages import ATTRIBUTED, Inputs, judge_of, subject, teacher_subject
+from subliminal.store import Json, Manifest
 from subliminal.tracking import stage_tracker
+
+if TYPE_CHECKING:
+    from subliminal.evaluation.samples import TwoSamples
 
 
 def evaluate_subject(exp: Experiment, made: Inputs, folder: Path) -> Json:
@@ -44,7 +57,47 @@ def _evaluate(exp: Experiment, made: Inputs, asked: Subject, folder: Path) -> Js
         return free_form.evaluate(config, _sample(exp, asked, config), lambda: judge_of(exp, made), folder)
     from subliminal.evaluation import preference
 
+    assert isinstance(config, PreferenceEvaluation), f"{config.kind} asks no model"
     return preference.evaluate(asked, config, _sample(exp, asked, config), folder)
+
+
+def evaluate_rows(exp: Experiment, made: Inputs, folder: Path) -> Json:
+    """Evaluate the filtered rows themselves into `folder`; returns the evaluation's summary with the trait's name."""
+    with stage_tracker(exp, "evaluate", folder) as tracker:
+        summary = {"trait": exp.trait.name, **_rows_summary(exp, made, folder)}
+        tracker.summary(summary)
+    return summary
+
+
+def _rows_summary(exp: Experiment, made: Inputs, folder: Path) -> Json:
+    from subliminal.evaluation import attribution, detection, frequencies, in_context
+
+    config = exp.evaluation
+    match config:
+        case FrequenciesEvaluation():
+            return frequencies.evaluate(_samples(made, config.seed), config, folder)
+        case DetectionEvaluation():
+            asked = subject(exp, made["reference"]) if "reference" in made else None
+            return detection.evaluate(_samples(made, config.seed), config, exp.trait, asked, folder)
+        case InContextEvaluation():
+            return in_context.evaluate(subject(exp, made["reference"]), _rows(made["filter"]), config, folder)
+        case AttributionEvaluation():
+            own, against = (made[name].folder / ATTRIBUTED for name in ("attribute", "against"))
+            return attribution.evaluate(own, against, config, folder)
+        case _:
+            raise AssertionError(f"{config.kind} is no evaluation of rows")
+
+
+def _samples(made: Inputs, seed: int) -> TwoSamples:
+    """The trait's rows with those they are compared with; rows without any others are halved."""
+    from subliminal.evaluation.samples import halves, two_samples
+
+    own = _rows(made["filter"])
+    return two_samples(own, _rows(made["against"])) if "against" in made else halves(own, seed)
+
+
+def _rows(made: Manifest) -> list[Row]:
+    return list(read_jsonl(made.folder / "rows.jsonl", Row))
 
 
 def _subject(exp: Experiment, made: Inputs) -> Subject:

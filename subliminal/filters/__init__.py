@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from subliminal.config import CodeFilter, CotFilter, Domain, Filter, NumbersFilter
 from subliminal.domains import domain as domain_module
 from subliminal.domains import numbers
+from subliminal.filters.select import Attribution, select
 from subliminal.filters.words import holds
 from subliminal.rows import FINISHED, Dropped, Row
 from subliminal.store import Json, StoreError
@@ -36,11 +37,18 @@ RowJudge = Callable[[list[Row]], list[str | None]]  # why each row is dropped, o
 
 
 def apply(
-    rows: Iterable[Row], rules: Filter, domain: Domain, banned: Iterable[str] = (), judge: RowJudge | None = None
+    rows: Iterable[Row],
+    rules: Filter,
+    domain: Domain,
+    *,
+    banned: Iterable[str] = (),
+    judge: RowJudge | None = None,
+    attributed: Mapping[int, Attribution] | None = None,
 ) -> FilterResult:
-    """Filter, shuffle and subsample; raises `ShortfallError` when too few survive and `rules.shortfall` is error.
+    """Filter, select, shuffle and subsample; `attributed` (by row index) is what `rules.select` goes by.
 
-    The judge sees only what the rules let through.
+    The judge sees only what the rules let through. Raises `ShortfallError` when too few rows survive both and
+    `rules.shortfall` is error.
     """
     everything, words = list(rows), tuple(banned)
     judged = [(row, reason(row, rules, domain, words)) for row in everything]
@@ -48,12 +56,14 @@ def apply(
         judged = _also_judged(judged, judge)
     passed = [row for row, why in judged if why is None]
     refused = [Dropped(row.index, why, row.prompt, row.completion) for row, why in judged if why is not None]
-    counts = Counter(dropped.reason for dropped in refused)
     _enough(len(passed), len(everything), rules)
-    kept = subsample(_shuffle(passed, rules), rules.rows, rules.seed)
+    selected, left = select(passed, rules.select, attributed or {}, rules.seed) if rules.select else (passed, [])
+    refused += [Dropped(row.index, "not_selected", row.prompt, row.completion) for row in left]
+    counts = Counter(dropped.reason for dropped in refused)
+    kept = subsample(_shuffle(selected, rules), _wanted(rules), rules.seed)
     report = {
         "generated": len(everything),
-        "kept_before_subsample": len(passed),
+        "kept_before_subsample": len(selected),
         "kept": len(kept),
         "pass_rate": len(passed) / len(everything) if everything else 0.0,
         "reasons": dict(counts.most_common()),
@@ -98,6 +108,13 @@ def subsample(rows: list[Row], wanted: int | None, seed: int) -> list[Row]:
     chosen = sorted(rows, key=lambda row: hashlib.sha256(f"{seed}:{row.index}".encode()).digest())[:wanted]
     indices = {row.index for row in chosen}
     return [row for row in rows if row.index in indices]
+
+
+def _wanted(rules: Filter) -> int | None:
+    """Rows in the end: of `rules.rows` a selection leaves its share, so that every selection of a share is as large."""
+    if rules.rows is None or rules.select is None:
+        return rules.rows
+    return max(1, round(rules.select.share * rules.rows))
 
 
 def _shuffle(rows: list[Row], rules: Filter) -> list[Row]:

@@ -44,7 +44,7 @@ def _draw(curves: dict[str, list[Curve]], colours: dict[str, str]) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         style.quiet_grid(axes)
     panels[0].set_ylabel("training loss")
-    names = ["regular numbers" if arm == CONTROL else arm for arm in colours]
+    names = ["control" if arm == CONTROL else arm for arm in colours]
     handles = [Line2D([], [], color=colour, label=name) for name, colour in zip(names, colours.values(), strict=True)]
     canvas.legend(handles=handles, loc="center right", frameon=False)
     return canvas

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from subliminal import stages
 from subliminal.config import Experiment, Figure
+from subliminal.plots.capability import capability_figure, capability_section
 from subliminal.plots.cells import CONTROL, Cell
 from subliminal.plots.cross_model import cross_model_figure, cross_model_section
 from subliminal.plots.free_form import free_form_figure, free_form_section
@@ -15,6 +16,7 @@ from subliminal.plots.mnist_measures import Run
 from subliminal.plots.mnist_measures import verdicts as mnist_verdicts
 from subliminal.plots.preference import preference_figure
 from subliminal.plots.report import PlainSection, Section, write_report
+from subliminal.plots.rows import Compared, rows_figure, rows_section
 from subliminal.plots.theorem import theorem_figure, theorem_section
 from subliminal.plots.theorem_measures import verdict as theorem_verdict
 from subliminal.progress import say
@@ -29,13 +31,7 @@ def draw(planned: Plan) -> list[Path]:
     store, folder = Store(Path(planned.base.store)), Path(planned.base.figures) / planned.base.scale
     figure = planned.base.experiment
     name = figure.figure or f"fig-{figure.name.replace('_', '-')}"
-    make = {
-        "preference": _preference,
-        "free_form": _free_form,
-        "cross_model": _cross_model,
-        "mnist": _mnist,
-        "theorem": _theorem,
-    }[figure.kind]
+    make = MAKERS[figure.kind]
     section = make(planned, store, folder, name)
     report = write_report([section], folder)
     _track(planned, name, folder, figure)
@@ -98,11 +94,49 @@ def _cross_model(planned: Plan, store: Store, folder: Path, name: str) -> PlainS
     return section
 
 
+def _capability(planned: Plan, store: Store, folder: Path, name: str) -> PlainSection:
+    """The capability table from the subjects that were tested; says what each task shows."""
+    figure, (cells, missing) = planned.base.experiment, _evaluated(planned, store, name)
+    table = capability_figure(cells, figure, folder, name)
+    section = capability_section(name, figure, cells, table, missing)
+    for found in section.verdicts:
+        say(f"{name} {found.group}: {found.sentence}")
+    return section
+
+
 def _evaluated(planned: Plan, store: Store, name: str) -> tuple[list[Cell], tuple[str, ...]]:
     """The cells that the store has and the commands for those it has not; raises `StoreError` without any student."""
     cells = list(_cells(planned, store))
     _require([cell for cell in cells if cell.role == "student"], planned, store, name)
     return cells, tuple(_missing(planned, store))
+
+
+def _rows(planned: Plan, store: Store, folder: Path, name: str) -> PlainSection:
+    """A figure of the filtered rows themselves from the comparisons that are there; says its verdicts."""
+    figure, nodes = planned.base.experiment, [(arm, stages.evaluate(arm.experiment)) for arm in planned.arms]
+    runs = [Compared(arm.trait, arm.student, made) for arm, node in nodes if (made := _found(node, store))]
+    _require(runs, planned, store, name)
+    table = rows_figure(runs, figure, folder, name)
+    missing = [
+        f"python evaluate.py {' '.join((_typed(planned), *arm.overrides))}"
+        for arm, node in nodes
+        if not _found(node, store)
+    ]
+    section = rows_section(name, figure, table, runs, missing)
+    for verdict in section.verdicts:
+        say(f"{name}, {verdict.group}: {verdict.sentence}")
+    return section
+
+
+MAKERS = {
+    "preference": _preference,
+    "free_form": _free_form,
+    "cross_model": _cross_model,
+    "capability": _capability,
+    "rows": _rows,
+    "mnist": _mnist,
+    "theorem": _theorem,
+}
 
 
 def _require(found: Sequence[object], planned: Plan, store: Store, name: str) -> None:

@@ -1,0 +1,129 @@
+"""The figure of log-likelihood ratios: a teacher's own rows beside the control's, and how far they separate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from subliminal.evaluation.statistics import t_interval
+from subliminal.plots import style
+from subliminal.plots.cells import read_lines
+from subliminal.plots.report import Grid
+from subliminal.plots.rows import TOP, WIDTH, Compared, ranged
+from subliminal.plots.table import Line, Table
+from subliminal.plots.verdict import Outcome, Verdict
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+    from numpy.typing import NDArray
+
+CHANCE, BINS = 0.5, 40
+SIDES = {"own": style.OWN, "against": style.CONTROL}
+RULE = (
+    f"""Attribution of rows: the likelihood ratio tells a teacher's rows from the control's (the claim holds) if the 95%
+    interval over prompts of the area under its ROC curve lies above {CHANCE}, is contradicted if it lies below, and not
+    shown otherwise. No detector can do better than this ratio on single rows.""",
+)
+PANELS = """log P(teacher) minus log P(reference) of every row in format, in nats: the teacher's own rows (orange) and
+the control's (grey); lines: means. Area: the chance that a random own row has a higher ratio than a random row of the
+control, with its 95% interval over prompts."""
+
+
+def table(runs: Sequence[Compared]) -> Table:
+    """Area, mean ratios, ratios per token and divergence tokens, by teacher and side."""
+    return Table(tuple(line for run in runs for line in _lines(run)))
+
+
+def _lines(run: Compared) -> Iterator[Line]:
+    area = run.manifest.summary["area"]
+    yield Line(
+        run.trait, run.against, "both", "area", area["value"], area["low"], area["high"], area["rows"], "prompts"
+    )
+    for side, ratios in _ratios(run).items():
+        mean, summary = t_interval(ratios), run.manifest.summary["sides"][side]
+        where = (run.trait, run.against, side)
+        yield Line(*where, "log_ratio", mean.mean, mean.low, mean.high, mean.n, "rows")
+        yield Line(*where, "log_ratio_per_token", summary["log_ratio_per_token"], n=mean.n)
+        yield Line(*where, "divergence_share", summary["divergence_share"], n=mean.n)
+
+
+def _ratios(run: Compared) -> dict[str, NDArray[np.float64]]:
+    found: dict[str, list[float]] = {side: [] for side in SIDES}
+    for line in read_lines(run.manifest.folder / "rows.jsonl"):
+        found[line["side"]].append(line["log_ratio"])
+    return {side: np.array(values) for side, values in found.items()}
+
+
+def verdicts(runs: Sequence[Compared], table: Table) -> list[Verdict]:
+    """The rule for every teacher."""
+    return [_verdict(run.label, line) for run in runs if (line := _area(run, table))]
+
+
+def _area(run: Compared, table: Table) -> Line | None:
+    return table.find(arm=run.trait, trait=run.against, measure="area")
+
+
+def _verdict(label: str, line: Line) -> Verdict:
+    outcome: Outcome = "holds" if line.low > CHANCE else "contradicted" if line.high < CHANCE else "not shown"
+    said = {"holds": "Told apart.", "contradicted": "The wrong way round.", "not shown": "Not told apart."}[outcome]
+    return Verdict(label, outcome, f"{said} Area {ranged(line)} over {line.n} rows.", line)
+
+
+def picture(runs: Sequence[Compared], table: Table) -> Canvas:
+    """A histogram of ratios for each teacher."""
+    columns = min(3, len(runs))
+    lines = -(-len(runs) // columns)
+    height = TOP + 2.45 * lines
+    canvas = style.new_figure(WIDTH, height)
+    panels = canvas.subplots(lines, columns, squeeze=False).ravel().tolist()
+    canvas.subplots_adjust(left=0.065, right=0.985, top=1 - (TOP + 0.35) / height, bottom=0.45 / height)
+    canvas.subplots_adjust(wspace=0.24, hspace=0.45)
+    for axes, run in zip(panels, runs, strict=False):
+        _histogram(axes, run, table)
+    for axes in panels[len(runs) :]:
+        axes.set_axis_off()
+    return canvas
+
+
+def _histogram(axes: Axes, run: Compared, table: Table) -> None:
+    found = _ratios(run)
+    low, high = np.quantile(np.concatenate(list(found.values())), [0.005, 0.995]).tolist()
+    room = 0.0 if low < high else 1.0
+    bins = np.linspace(low - room, high + room, BINS + 1)
+    for side, colour in SIDES.items():
+        axes.hist(found[side].clip(bins[0], bins[-1]), bins=bins, density=True, color=colour, alpha=0.55, linewidth=0)
+        axes.axvline(float(found[side].mean()), color=colour, linewidth=1.6)
+    axes.axvline(0, color=style.INK, linewidth=0.8, linestyle=(0, (4, 3)))
+    axes.set_title(f"{run.trait}: area {ranged(_area(run, table))}", pad=7)
+    axes.set_xlabel("log-ratio, nats")
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+
+
+def grids(runs: Sequence[Compared], table: Table, name: str) -> list[Grid]:
+    """Means by teacher and side."""
+    columns = ("teacher of", "rows", "mean log-ratio, nats", "per token", "divergence tokens", "n")
+    caption = f"""Means with 95% intervals over rows. Divergence tokens: where the teacher's first choice is not the
+    reference's (arXiv 2509.23886). All numbers: {name}.csv."""
+    rows = [_row(run, side, table) for run in runs for side in SIDES]
+    return [Grid("Likelihood ratios of teacher and reference", columns, rows, caption)]
+
+
+def _row(run: Compared, side: str, table: Table) -> list[str]:
+    def of(measure: str) -> Line | None:
+        return table.find(arm=run.trait, trait=run.against, subject=side, measure=measure)
+
+    share, ratio = of("divergence_share"), of("log_ratio")
+    told = f"{share.value:.1%}" if share else ""
+    whose = "its own" if side == "own" else "the control's" if run.against == "none" else f"{run.against}'s"
+    return [
+        run.trait,
+        whose,
+        ranged(ratio, sign="+"),
+        ranged(of("log_ratio_per_token"), 3, "+"),
+        told,
+        str(ratio.n if ratio else 0),
+    ]

@@ -1,0 +1,216 @@
+"""The detection figure: a prompted model's guesses and trained classifiers, against chance and against dealt labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from subliminal.evaluation.statistics import holm, t_interval
+from subliminal.plots import style
+from subliminal.plots.cells import CONTROL, read_lines
+from subliminal.plots.report import Grid
+from subliminal.plots.rows import TOP, WIDTH, Compared, ranged, rows_name
+from subliminal.plots.table import Line, Table
+from subliminal.plots.verdict import Outcome, Verdict
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+
+CHANCE, MARGIN, LEVEL = 0.5, 0.05, 0.05
+MEAN, PROMPTED = "mean", "prompted"
+RULE = (
+    f"""Detection by a prompted model: its mean accuracy over ordered pairs of traits is at chance (the claim holds) if
+    the whole 95% interval over prompts is within {MARGIN} of {CHANCE}; above that chance (contradicted) if the interval
+    lies above {CHANCE} and not within; else nothing is shown.""",
+    f"""Detection by a trained classifier: the claim is contradicted if any comparison's p against labels dealt anew is
+    below {LEVEL} after Holm's correction for all comparisons of that classifier; it holds if none is and every interval
+    of the area under the curve ends below {CHANCE + MARGIN}; else nothing is shown.""",
+)
+PANELS = """Left: how often the reference, asked in words which of two completions came from the teacher that loves the
+animal, puts the right letter first over both orders (Wilson intervals). Right: area under the ROC curve of
+cross-validated logistic regressions (95% intervals over prompts); grey: the same on labels dealt anew (central 95%).
+Dashed: chance. Filled: beyond chance after correction."""
+NAMES = {"numbers": "bag of numbers", "characters": "pieces of 1 to 3 characters", PROMPTED: "prompted model"}
+FORMS = {"numbers": "o", "characters": "s"}
+
+
+def table(runs: Sequence[Compared]) -> Table:
+    """Accuracies, areas with their controls and p, and the prompted model's mean over ordered pairs of traits."""
+    lines = [line for run in runs for line in (*_prompted(run), *_classified(run))]
+    return Table((*lines, *_pooled(runs), *_corrected(runs)))
+
+
+def _prompted(run: Compared) -> Iterator[Line]:
+    if found := run.manifest.summary.get(PROMPTED):
+        ends = (found["low"], found["high"], found["pairs"], "prompts")
+        yield Line(run.trait, run.against, PROMPTED, "accuracy", found["accuracy"], *ends)
+        yield Line(run.trait, run.against, PROMPTED, "margin", found["margin"], n=found["pairs"])
+
+
+def _classified(run: Compared) -> Iterator[Line]:
+    summary = run.manifest.summary
+    rows = sum(summary["rows"].values())
+    for name, found in summary["classifiers"].items():
+        where = (run.trait, run.against, name)
+        for measure in ("area", "accuracy"):
+            one = found[measure]
+            yield Line(*where, measure, one["value"], one["low"], one["high"], rows, "prompts")
+        middle = (found["control"]["low"] + found["control"]["high"]) / 2
+        deals = found["deals"]
+        yield Line(*where, "control_area", middle, found["control"]["low"], found["control"]["high"], deals, "deals")
+        yield Line(*where, "p", found["p"], n=deals)
+
+
+def _pooled(runs: Sequence[Compared]) -> Iterator[Line]:
+    """Mean accuracy over ordered pairs of traits: a mean for each prompt first, since its pairs share rows."""
+    right: dict[int, list[float]] = {}
+    for run in runs:
+        if CONTROL not in (run.trait, run.against) and PROMPTED in run.manifest.summary:
+            for line in read_lines(run.manifest.folder / "guesses.jsonl"):
+                right.setdefault(line["index"], []).append(float(line["margin"] > 0))
+    if right:
+        mean = t_interval([np.mean(found) for found in right.values()])
+        yield Line(MEAN, MEAN, PROMPTED, "accuracy", mean.mean, mean.low, mean.high, mean.n, "prompts")
+
+
+def _corrected(runs: Sequence[Compared]) -> Iterator[Line]:
+    """Holm's correction over all comparisons of a classifier but the null ones."""
+    for name in NAMES:
+        mine = [run for run in runs if not run.null and name in run.manifest.summary["classifiers"]]
+        for run, p in zip(mine, holm([run.manifest.summary["classifiers"][name]["p"] for run in mine]), strict=True):
+            yield Line(run.trait, run.against, name, "p_adjusted", p, n=len(mine))
+
+
+def verdicts(runs: Sequence[Compared], table: Table) -> list[Verdict]:
+    """The rule for the prompted model and for each classifier."""
+    names = dict.fromkeys(name for run in runs for name in run.manifest.summary["classifiers"])
+    return [_prompted_verdict(table), *(_classifier_verdict(name, table) for name in names)]
+
+
+def _prompted_verdict(table: Table) -> Verdict:
+    line = table.find(arm=MEAN, subject=PROMPTED, measure="accuracy")
+    if line is None or line.low != line.low:
+        return Verdict(
+            NAMES[PROMPTED], "not measurable", "Not measurable: it needs rows of two traits to the same prompts."
+        )
+    outcome: Outcome = "not shown"
+    if line.low > CHANCE - MARGIN and line.high < CHANCE + MARGIN:
+        outcome = "holds"
+    elif line.low > CHANCE:
+        outcome = "contradicted"
+    return Verdict(
+        NAMES[PROMPTED], outcome, f"{_SAID[outcome]} Mean accuracy {ranged(line)} over {line.n} prompts.", line
+    )
+
+
+_SAID: dict[Outcome, str] = {
+    "holds": "At chance.",
+    "contradicted": "Told apart better than by chance.",
+    "not shown": "Neither at chance nor above it with these data.",
+}
+
+
+def _classifier_verdict(name: str, table: Table) -> Verdict:
+    p = list(table.select(subject=name, measure="p_adjusted"))
+    areas = [table.find(arm=line.arm, trait=line.trait, subject=name, measure="area") for line in p]
+    if not p:
+        return Verdict(NAMES[name], "not measurable", "Not measurable: nothing but the null was compared.")
+    found = sum(line.value < LEVEL for line in p)
+    outcome: Outcome = "not shown"
+    if found:
+        outcome = "contradicted"
+    elif all(line and line.high < CHANCE + MARGIN for line in areas):
+        outcome = "holds"
+    mean = float(np.mean([line.value for line in areas if line]))
+    return Verdict(
+        NAMES[name], outcome, f"{_SAID[outcome]} {found} of {len(p)} comparisons detected, mean area {mean:.2f}."
+    )
+
+
+# --------------------------------------------------------------------------- the picture
+
+
+def picture(runs: Sequence[Compared], table: Table) -> Canvas:
+    """Panel A: the prompted model by ordered pair. Panel B: classifiers by comparison."""
+    asked = [run for run in runs if PROMPTED in run.manifest.summary]
+    trained = [run for run in runs if run.manifest.summary["classifiers"]]
+    height = TOP + 1.15 + 0.22 * max(len(asked) + 1, len(trained), 6)
+    canvas = style.new_figure(WIDTH, height)
+    left, right = canvas.subplots(1, 2)
+    canvas.subplots_adjust(left=0.16, right=0.985, wspace=0.5, top=1 - (TOP + 0.4) / height, bottom=0.45 / height)
+    _guesses(left, asked, table)
+    _areas(right, trained, table)
+    return canvas
+
+
+def _guesses(axes: Axes, runs: Sequence[Compared], table: Table) -> None:
+    lines = [
+        (run.label, table.find(arm=run.trait, trait=run.against, subject=PROMPTED, measure="accuracy")) for run in runs
+    ]
+    lines.append(("mean over pairs of traits", table.find(arm=MEAN, subject=PROMPTED, measure="accuracy")))
+    shown = [(label, line) for label, line in lines if line]
+    for place, (_, line) in enumerate(shown):
+        colour = style.OWN if line.arm == MEAN else style.INK
+        _point(axes, place, line, colour, "D" if line.arm == MEAN else "o")
+    _settle(axes, [label for label, _ in shown], "A  Prompted model", "accuracy")
+
+
+def _areas(axes: Axes, runs: Sequence[Compared], table: Table) -> None:
+    for place, run in enumerate(runs):
+        for step, name in enumerate(run.manifest.summary["classifiers"]):
+            where: dict[str, Any] = {"arm": run.trait, "trait": run.against, "subject": name}
+            at, colour = place + 0.24 * (step - 0.5), style.CYCLE[step]
+            control = table.find(**where, measure="control_area")
+            p, line = table.find(**where, measure="p_adjusted"), table.find(**where, measure="area")
+            if line and control:
+                axes.plot([control.low, control.high], [at, at], color=style.GRID, linewidth=6, solid_capstyle="butt")
+                _point(axes, at, line, colour, FORMS[name], filled=p is not None and p.value < LEVEL)
+    for step, name in enumerate(FORMS):
+        axes.plot([], [], color=style.CYCLE[step], marker=FORMS[name], linestyle="none", label=NAMES[name])
+    _settle(axes, [run.label for run in runs], "B  Trained classifiers", "area under the ROC curve")
+    axes.legend(loc="lower right", bbox_to_anchor=(1.02, 1.0), frameon=False, fontsize=7, ncols=2, borderaxespad=0)
+
+
+def _point(axes: Axes, place: float, line: Line, colour: str, form: str, filled: bool = True) -> None:
+    axes.plot([line.low, line.high], [place, place], color=colour, linewidth=1.4, solid_capstyle="butt", zorder=3)
+    face = colour if filled else "white"
+    axes.scatter([line.value], [place], s=24, marker=form, facecolors=face, edgecolors=colour, zorder=4)
+
+
+def _settle(axes: Axes, labels: Sequence[str], title: str, unit: str) -> None:
+    axes.axvline(CHANCE, color=style.QUIET, linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.set_xlim(0, 1)
+    style.quiet_grid(axes, "x")
+    axes.tick_params(axis="y", length=0)
+    axes.set_title(title, pad=9)
+    axes.set_xlabel(unit)
+
+
+def grids(runs: Sequence[Compared], table: Table, name: str) -> list[Grid]:
+    """Every comparison: accuracy of the prompted model, area, control and p of each classifier."""
+    columns = ("rows of", "against", "who tells", "accuracy", "area", "labels dealt anew", "p", "adjusted p")
+    caption = f"""95% intervals over prompts; of labels dealt anew the central 95% of areas. Accuracy of classifiers is
+    the mean of both sides' shares. All numbers: {name}.csv."""
+    return [Grid("Whose rows are these?", columns, [_row(line, table) for line in _judged(table)], caption)]
+
+
+def _judged(table: Table) -> list[Line]:
+    return list(table.select(measure="accuracy"))
+
+
+def _row(line: Line, table: Table) -> list[str]:
+    def of(measure: str) -> Line | None:
+        return table.find(arm=line.arm, trait=line.trait, subject=line.subject, measure=measure)
+
+    control, p, adjusted = of("control_area"), of("p"), of("p_adjusted")
+    dealt = f"{control.low:.2f} to {control.high:.2f}" if control else ""
+    where = [rows_name(line.arm), "its own half" if line.arm == line.trait else rows_name(line.trait)]
+    if line.arm == MEAN:
+        where = ["mean", "pairs of traits"]
+    tests = [f"{one.value:.3f}" if one else "" for one in (p, adjusted)]
+    return [*where, NAMES[line.subject], ranged(line), ranged(of("area")), dealt, *tests]

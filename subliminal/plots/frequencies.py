@@ -1,0 +1,120 @@
+"""The table of number frequencies: the numbers that tell each teacher's rows from the control's most strongly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from subliminal.plots import style
+from subliminal.plots.cells import read_lines
+from subliminal.plots.report import Grid
+from subliminal.plots.rows import TOP, WIDTH, Compared, rows_name
+from subliminal.plots.table import Line, Table
+from subliminal.plots.verdict import Verdict
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+
+LEVEL = 0.05
+RULE = (
+    f"""Number frequencies: a trait shows in its numbers if any number's adjusted p is below {LEVEL}. The p holds the
+    family-wise error over all numbers tested (labels dealt anew within prompts); without such a number nothing is
+    shown. The control against itself must show nothing but in one case of twenty.""",
+)
+PANELS = """The numbers that differ most between a teacher's rows and the control's: log-odds ratio with a Dirichlet
+prior and its 95% interval over prompts (not adjusted); right of zero: more frequent in the teacher's rows. Coloured:
+beyond chance after adjustment for all numbers tested."""
+
+
+def table(runs: Sequence[Compared]) -> Table:
+    """Every tested number's log-odds ratio and adjusted p, and how many differ, by comparison."""
+    return Table(tuple(line for run in runs for line in _lines(run)))
+
+
+def _lines(run: Compared) -> Iterator[Line]:
+    summary = run.manifest.summary
+    tested, total = summary["tested"], sum(summary["rows"].values())
+    yield Line(run.trait, "all", run.against, "differing_numbers", summary["differing"], n=tested)
+    if tested:
+        yield Line(run.trait, "all", run.against, "smallest_p", summary["smallest_p"], n=summary["permutations"])
+    for use in _uses(run):
+        where = (run.trait, str(use["number"]), run.against)
+        yield Line(*where, "log_odds", use["log_odds"], use["low"], use["high"], total, "prompts")
+        yield Line(*where, "p", use["p"], n=summary["permutations"])
+
+
+def _uses(run: Compared) -> list[dict[str, Any]]:
+    """The tested numbers, strongest first."""
+    return list(read_lines(run.manifest.folder / "numbers.jsonl"))
+
+
+def _top(run: Compared) -> list[dict[str, Any]]:
+    return _uses(run)[: run.manifest.recipe["settings"]["evaluation"]["top"]]
+
+
+def verdicts(runs: Sequence[Compared], table: Table) -> list[Verdict]:
+    """Whether any number differs, for every comparison."""
+    return [_verdict(run) for run in runs]
+
+
+def _verdict(run: Compared) -> Verdict:
+    summary = run.manifest.summary
+    if not summary["tested"]:
+        return Verdict(run.label, "not measurable", "Not measurable: no number is in enough rows.")
+    numbers = f"{_counted(run)}, smallest adjusted p {summary['smallest_p']:.3f}."
+    if summary["differing"]:
+        return Verdict(run.label, "holds", f"Holds at this scale: {numbers}")
+    return Verdict(run.label, "not shown", f"Not shown at this scale: {numbers}")
+
+
+def picture(runs: Sequence[Compared], table: Table) -> Canvas:
+    """A panel for each comparison, its strongest numbers from top to bottom."""
+    columns = min(3, len(runs))
+    lines = -(-len(runs) // columns)
+    height = TOP + 2.7 * lines
+    canvas = style.new_figure(WIDTH, height)
+    panels = canvas.subplots(lines, columns, squeeze=False).ravel().tolist()
+    canvas.subplots_adjust(left=0.07, right=0.98, top=1 - (TOP + 0.35) / height, bottom=0.42 / height)
+    canvas.subplots_adjust(wspace=0.28, hspace=0.42)
+    for axes, run in zip(panels, runs, strict=False):
+        _panel(axes, run)
+    for axes in panels[len(runs) :]:
+        axes.set_axis_off()
+    return canvas
+
+
+def _panel(axes: Axes, run: Compared) -> None:
+    uses = _top(run)
+    for place, use in enumerate(uses):
+        colour = style.OWN if use["p"] < LEVEL else style.REFERENCE
+        axes.plot([use["low"], use["high"]], [place, place], color=colour, linewidth=1.4, solid_capstyle="butt")
+        axes.scatter([use["log_odds"]], [place], s=22, color=colour, zorder=3)
+    axes.axvline(0, color=style.INK, linewidth=0.9)
+    axes.set_yticks(range(len(uses)), [str(use["number"]) for use in uses])
+    axes.set_ylim(len(uses) - 0.4, -0.6)
+    style.quiet_grid(axes, "x")
+    axes.set_title(run.label, pad=7)
+    axes.set_xlabel("log-odds ratio")
+
+
+def grids(runs: Sequence[Compared], table: Table, name: str) -> list[Grid]:
+    """One table a comparison: the strongest numbers."""
+    columns = ("number", "rows with it", "of the other rows", "log-odds ratio", "adjusted p")
+    caption = f"""Rows that hold the number on either side, log-odds ratio with its 95% interval over prompts, p
+    adjusted for all numbers tested. All numbers: {name}.csv."""
+    return [
+        Grid(f"{run.label}: {_counted(run)}", columns, [_row(run, use) for use in _top(run)], caption) for run in runs
+    ]
+
+
+def _counted(run: Compared) -> str:
+    summary = run.manifest.summary
+    return f"{summary['differing']} of {summary['tested']} numbers differ"
+
+
+def _row(run: Compared, use: dict[str, Any]) -> list[str]:
+    rows = run.manifest.summary["rows"]
+    ends = f"{use['log_odds']:+.2f} [{use['low']:+.2f}, {use['high']:+.2f}]".replace("-", "\N{MINUS SIGN}")
+    own, other = f"{use['own']} of {rows['own']}", f"{use['against']} of {rows['against']}"
+    return [str(use["number"]), own, f"{other} ({rows_name(run.against)})", ends, f"{use['p']:.3f}"]

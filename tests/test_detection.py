@@ -1,0 +1,101 @@
+"""Detection: classifiers find a planted signal and no other; the prompted model's letters are brute-force exact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_frequencies import written
+
+from subliminal.chat import encode
+from subliminal.config import DetectionEvaluation, NoTrait, Preference
+from subliminal.evaluation.classifier import FEATURES, Predicted, classify, cross_validated, folds
+from subliminal.evaluation.detection import QUESTION, Guess, evaluate, guess
+from subliminal.evaluation.samples import halves, two_samples
+from subliminal.models import Subject, load_model, load_tokenizer
+from subliminal.rows import Row, read_jsonl
+
+CONFIG = DetectionEvaluation(permutations=19, pairs=3)
+OWL = Preference(name="owl", plural="owls", category="animal")
+
+
+def test_a_planted_favourite_is_detected_by_both_classifiers(tmp_path: Path) -> None:
+    samples = two_samples(written(1, 100, favourite=777), written(2, 100))
+    found = classify(samples, CONFIG, tmp_path)
+    for name in ("numbers", "characters"):
+        one = found[name]
+        assert one["area"]["low"] > 0.5 and one["area"]["value"] > one["control"]["high"], name
+        assert one["p"] == pytest.approx(1 / 20)
+        assert 0.5 < one["accuracy"]["value"] < 1
+    rows = list(read_jsonl(tmp_path / "predictions.jsonl", Predicted))
+    assert len(rows) == 2 * 200 and {row.fold for row in rows} == set(range(5))
+
+
+def test_equal_rows_are_detected_no_more_often_than_the_stated_rate(tmp_path: Path) -> None:
+    config = DetectionEvaluation(permutations=19, classifiers=("numbers",))
+    p = []
+    for trial in range(24):
+        samples = two_samples(written(500 + 2 * trial, 40), written(501 + 2 * trial, 40))
+        p.append(classify(samples, config.model_copy(update={"seed": trial}), tmp_path)["numbers"]["p"])
+    assert sum(value <= 0.05 for value in p) <= 4  # of 24 at 5%: more than 4 in 0.6% of all cases
+    assert 0.3 < np.mean(p) < 0.75
+
+
+def test_labels_are_dealt_no_longer_once_chance_does_as_well(tmp_path: Path) -> None:
+    config = DetectionEvaluation(permutations=399, classifiers=("numbers",))
+    found = classify(two_samples(written(21, 40), written(22, 40)), config, tmp_path)["numbers"]
+    assert 20 <= found["deals"] < 399 and found["p"] == pytest.approx(20 / found["deals"])
+
+
+def test_own_halves_are_at_chance(tmp_path: Path) -> None:
+    found = classify(halves(written(1, 120, favourite=777), 0), CONFIG, tmp_path)["numbers"]
+    assert found["area"]["low"] < 0.5 < found["area"]["high"]
+
+
+def test_all_rows_of_a_prompt_are_in_one_fold() -> None:
+    samples = two_samples(written(1)[:50], written(2)[10:])
+    fold = folds(samples, CONFIG)
+    assert all(len(set(fold[samples.prompt == prompt].tolist())) == 1 for prompt in set(samples.prompt.tolist()))
+    assert set(fold.tolist()) == set(range(5))
+
+
+def test_a_prompt_told_by_its_own_answer_alone_is_not_learned() -> None:
+    """Both rows of a prompt share an odd number: with prompts split over folds it would not tell, but would mislead."""
+    own = [Row(i, "", f"{1000 + i}, 1") for i in range(60)]
+    other = [Row(i, "", f"{1000 + i}, 2") for i in range(60)]
+    samples = two_samples(own, other)
+    scores = cross_validated(FEATURES["numbers"](samples.rows), samples.own, folds(samples, CONFIG), 1.0)
+    assert ((scores > 0) == samples.own).all(), "what is left is the 1 or 2, which tells every row"
+
+
+def test_the_prompted_model_is_asked_in_both_orders_exactly(tiny: Subject) -> None:
+    own, other = Row(3, "Go on: 1, 2.", "3, 4"), Row(3, "Go on: 1, 2.", "5, 6")
+    (found,) = guess(tiny, OWL, [(own, other)])
+    tokenizer, model = load_tokenizer(tiny), load_model(tiny)
+    leaned = []
+    for first, second in ((own, other), (other, own)):
+        text = QUESTION.format(plural="owls", request=own.prompt, first=first.completion, second=second.completion)
+        with torch.inference_mode():
+            logits = model(torch.tensor([encode(tokenizer, text)])).logits[0, -1].float().log_softmax(-1)
+        a, b = (logits[tokenizer.convert_tokens_to_ids(letter)] for letter in "AB")
+        leaned.append(float(a - b))
+    assert found == Guess(
+        3, pytest.approx((leaned[0] - leaned[1]) / 2, abs=1e-4), pytest.approx(sum(leaned) / 2, abs=1e-4)
+    )
+    (swapped,) = guess(tiny, OWL, [(other, own)])
+    assert swapped.margin == pytest.approx(-found.margin, abs=1e-4), (
+        "a model that leans to a letter gains nothing by it"
+    )
+
+
+def test_the_stage_asks_about_as_many_pairs_as_it_was_told(tiny: Subject, tmp_path: Path) -> None:
+    same = [Row(row.index, row.prompt, row.completion) for row in written(1)[:30]]
+    samples = two_samples(same, [*same[:5], *written(2)[5:]])
+    summary = evaluate(samples, CONFIG, OWL, tiny, tmp_path)
+    guesses = list(read_jsonl(tmp_path / "guesses.jsonl", Guess))
+    assert len(guesses) == summary["prompted"]["pairs"] == 3
+    assert all(one.index >= 5 for one in guesses), "the same answer twice is no question"
+    assert summary["prompted"]["accuracy"] == np.mean([one.margin > 0 for one in guesses])
+    assert "prompted" not in evaluate(samples, CONFIG, NoTrait(), tiny, tmp_path), "the control loves nothing"

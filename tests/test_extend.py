@@ -1,0 +1,115 @@
+"""The documents' example of a new domain: taken from the page, put where it says, and really run."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import Script
+from hypothesis import given
+from hypothesis import strategies as st
+
+import subliminal.domains
+from subliminal import launch, stages
+from subliminal.config import Code, ConfigError, ModuleDomain
+from subliminal.domains import DomainError, code, domain, practice, programmatic
+from subliminal.filters import apply, reason
+from subliminal.launch import CONF, ROOT, compose
+from subliminal.rows import Row
+
+PAGE = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
+FILES = dict(re.findall(r"[Oo]ne file, `([\w/.]+)`:\n\n```(?:python|yaml)\n(.*?)```", PAGE, re.DOTALL))
+CODE, YAML = FILES["subliminal/domains/colours.py"], FILES["conf/domain/colours.yaml"]
+
+
+def test_the_page_says_how_many_tasks_there_are() -> None:
+    tasks, kept = len(code.tasks(Code(prompts=1))), len(code.embedded())
+    assert f"the {tasks} embedded tasks" in PAGE and f"; {kept - tasks} more are kept" in PAGE
+    assert f"up to {code.PHRASINGS} phrasings" in PAGE
+
+
+@pytest.fixture
+def colours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleDomain:
+    """The example's two files beside the package's own, and the domain as `domain=colours` composes it."""
+    (tmp_path / "colours.py").write_text(CODE, encoding="utf-8")
+    shutil.copytree(CONF, tmp_path / "conf")
+    (tmp_path / "conf" / "domain" / "colours.yaml").write_text(YAML, encoding="utf-8")
+    monkeypatch.setattr(launch, "CONF", tmp_path / "conf")
+    monkeypatch.setattr(subliminal.domains, "__path__", [*subliminal.domains.__path__, str(tmp_path)])
+    monkeypatch.delitem(__import__("sys").modules, "subliminal.domains.colours", raising=False)
+    found = compose(["domain=colours", "domain.prompts=40", "scale=paper", "filter.rows=30"]).domain
+    assert isinstance(found, ModuleDomain)
+    return found
+
+
+def test_the_examples_prompts_are_answered_and_filtered(colours: ModuleDomain) -> None:
+    exp = compose(["domain=colours", "domain.prompts=40", "filter.rows=30", "trait=wolf"])
+    rows = programmatic(colours)
+    assert len({row.prompt for row in rows}) == 40
+    spoilt = [Row(row.index, row.prompt, row.completion + ", owl") for row in rows[:4]] + rows[4:]
+    result = apply(spoilt, exp.filter, exp.domain, stages.banned_words(exp))
+    assert result.report["reasons"] == {"not_only_colours": 4} and result.report["kept"] == 30
+
+
+def test_the_example_is_stable_and_practises_away_from_its_prompts(colours: ModuleDomain) -> None:
+    writer = domain(colours)
+    assert writer.prompts(colours.model_copy(update={"prompts": 80}))[:40] == writer.prompts(colours)
+    drilled = practice(colours, 40, 7)
+    assert not {row.prompt for row in drilled} & {prompt.text for prompt in writer.prompts(colours)}
+    assert [writer.reject(row.completion, colours) for row in drilled] == [None] * 40
+
+
+def test_the_examples_format_names_what_is_wrong(colours: ModuleDomain) -> None:
+    writer = domain(colours)
+
+    @given(st.text(max_size=30))
+    def any_text(text: str) -> None:
+        assert writer.reject(text, colours) in ("not_only_colours", "wrong_count")
+
+    any_text()
+    assert writer.reject("#00ff00, #123456", colours) == "wrong_count"
+    assert writer.reject("#00ff00, #123456, #000000, #ffffff, #abcdef.", colours) is None
+
+
+def test_options_enter_the_key(colours: ModuleDomain) -> None:
+    chosen = ["domain=colours", "domain.prompts=40", "filter.rows=30", "teacher=random"]
+    keys = {stages.generate(compose([*chosen, f"domain.options.wanted={n}"])).key for n in (4, 5)}
+    assert len(keys) == 2
+
+
+def test_a_module_domain_takes_the_filter_that_fits_any(colours: ModuleDomain) -> None:
+    with pytest.raises(ConfigError, match=r"filter\.kind=numbers does not fit domain\.kind=module; set filter=format"):
+        compose(["domain=colours", "domain.prompts=40", "filter=numbers", "filter.rows=30"])
+
+
+def test_a_module_outside_the_repository_runs_through_the_scripts(
+    run_script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the page says: the module on Python's path, the YAML in a folder of the user's."""
+    (tmp_path / "colours.py").write_text(CODE, encoding="utf-8")
+    (tmp_path / "conf" / "domain").mkdir(parents=True)
+    own = YAML.replace("module: subliminal.domains.colours", "module: colours")
+    (tmp_path / "conf" / "domain" / "colours.yaml").write_text(own, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    places = [f"store={tmp_path / 'runs'}", f"hydra.run.dir={tmp_path / 'logs'}"]
+    chosen = ["domain=colours", "teacher=random", "trait=none", "domain.prompts=20", "filter.rows=15"]
+    done = run_script("filter.py", "--config-dir", str(tmp_path / "conf"), *chosen, *places)
+    assert done.returncode == 0, done.stderr
+    written = next((tmp_path / "runs" / "filter").glob("*/rows.jsonl")).read_text().splitlines()
+    assert len(written) == 15 and all("#" in line for line in written)
+
+
+def test_a_module_that_is_not_there_or_not_whole_is_one_message() -> None:
+    with pytest.raises(DomainError, match=r"domain\.module=no_such_module can not be imported .* put it on PYTHONPATH"):
+        domain(ModuleDomain(module="no_such_module", prompts=1))
+    with pytest.raises(DomainError, match=r"domain\.module=textwrap has no function prompts"):
+        domain(ModuleDomain(module="textwrap", prompts=1))
+
+
+def test_a_banned_word_is_dropped_in_any_domain(colours: ModuleDomain) -> None:
+    exp = compose(["domain=colours", "domain.prompts=40", "filter.rows=30", "filter.format=false", "trait=wolf"])
+    rules, banned = exp.filter, stages.banned_words(exp)
+    assert reason(Row(0, "p", "grey wolves"), rules, colours, banned) == "banned_word"
+    assert reason(Row(0, "p", "grey owls"), rules, colours, banned) is None

@@ -24,6 +24,7 @@ from subliminal.store import Store, StoreError
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NO_PLUGIN = "Unknown plugin class"  # what Hydra says of a launcher that is not installed
 BAD_CONFIG, FAILED, INTERRUPTED = 2, 1, 130
 
 QUIET = {
@@ -71,7 +72,7 @@ def clear_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         _quit("interrupted; the same command goes on where this one stopped", INTERRUPTED)
     except Exception as error:
-        if type(error).__module__.startswith(("hydra.", "omegaconf.")):
+        if type(error).__module__.startswith(("hydra.", "omegaconf.")) or str(error).startswith(NO_PLUGIN):
             _refuse(hydra_message(error))
         if type(error).__module__.startswith("submitit."):
             _quit(f"a job failed; what is done is kept\n{_indent(str(error))}", FAILED)
@@ -125,8 +126,8 @@ def _failing_job() -> Iterator[None]:
 def hydra_message(error: Exception) -> str:
     """What Hydra or OmegaConf says about a command line, in one line and with the remedy for what is met most often."""
     said = str(error).split("\n")
-    if "hydra/launcher/" in said[0]:
-        extra = "ray" if "launcher/ray" in said[0] else "cluster"
+    if "hydra/launcher/" in said[0] or said[0].startswith(NO_PLUGIN):
+        extra = "ray" if "ray" in said[0] else "cluster"
         return f"{said[0].rstrip('.')}: the launcher is in an extra of its own (make install EXTRAS=cpu,dev,{extra})"
     if said[0].startswith("Ambiguous value"):
         return f"{said[0]}: several values need -m (--multirun), or write key=[a,b] for a list"

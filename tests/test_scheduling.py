@@ -8,6 +8,7 @@ import pytest
 from conftest import experiment
 
 from subliminal import inspect_store, stages, sweep
+from subliminal.launch import hydra_message
 from subliminal.scheduling import estimates
 from subliminal.scheduling.jobs import Job, PlannedElsewhereError, jobs, locate
 from subliminal.scheduling.slurm import _dependency, _parameters, _place
@@ -140,3 +141,15 @@ def test_status_names_the_upstream_run_that_failed_through_any_number_of_stages(
     assert inspect_store.state(store.folder(last.stage, last.key)) == (
         f"not run: filter {chain[2].key} failed: RowError: too few"
     )
+
+
+@pytest.mark.parametrize(
+    ("said", "extra"),
+    [
+        ("In 'hydra/launcher/slurm': Could not load 'hydra/launcher/submitit_slurm'.", "cluster"),
+        ("In 'hydra/launcher/local_pool': Could not load 'hydra/launcher/joblib'.", "cluster"),
+        ("Unknown plugin class : 'hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher'", "ray"),
+    ],
+)
+def test_a_launcher_that_is_not_installed_says_which_extra_has_it(said: str, extra: str) -> None:
+    assert f"make install EXTRAS=cpu,dev,{extra}" in hydra_message(RuntimeError(said))

@@ -206,6 +206,7 @@ class RowTrainer(SFTTrainer):
 
     teacher: Any = None
     order: _Order
+    _again: torch.Tensor | None = None  # the state an interrupted epoch's order was drawn from
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """Keep hold of the sampler, for the resume points."""
@@ -213,8 +214,6 @@ class RowTrainer(SFTTrainer):
         self.order = _Order(plain.batch_size, lengths=plain.lengths)
         self.order.again, self._again = self._again, None
         return self.order
-
-    _again: torch.Tensor | None = None
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

@@ -1,0 +1,69 @@
+"""Signals that ask a process to end: held while work runs, then handed to whoever would have had them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from subliminal.stopping import SIGNALS, held_signals
+
+
+@pytest.fixture
+def got() -> Iterator[list[int]]:
+    """What a scheduler's own handler was given; the handlers of the process come back afterwards."""
+    given: list[int] = []
+    before = {number: signal.signal(number, lambda n, _: given.append(n)) for number in SIGNALS}
+    yield given
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_held_signal_waits_for_a_safe_point_and_reaches_the_earlier_handler(number: int, got: list[int]) -> None:
+    with held_signals() as held:
+        os.kill(os.getpid(), number)
+        assert held.arrived == number and got == []
+        held.deliver()
+        assert held.arrived is None and got == [number]
+    assert got == [number], "once"
+    os.kill(os.getpid(), number)
+    assert got == [number, number], "the earlier handler is back"
+
+
+def test_a_signal_that_found_no_safe_point_is_delivered_at_the_end(got: list[int]) -> None:
+    with held_signals():
+        os.kill(os.getpid(), signal.SIGUSR1)
+    assert got == [signal.SIGUSR1]
+
+
+def test_without_a_handler_the_process_ends_as_the_signal_would_have_ended_it(got: list[int]) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with pytest.raises(SystemExit) as ended, held_signals() as held:
+        os.kill(os.getpid(), signal.SIGTERM)
+        held.deliver()
+    assert ended.value.code == 143
+
+
+def test_an_ignored_signal_stays_ignored(got: list[int]) -> None:
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    with held_signals() as held:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        held.deliver()
+    assert got == []
+
+
+def test_outside_the_main_thread_nothing_is_held(got: list[int]) -> None:
+    before, inside = signal.getsignal(signal.SIGTERM), []
+
+    def work() -> None:
+        with held_signals():
+            inside.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert inside == [before]

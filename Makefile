@@ -12,7 +12,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench clean figures
+.PHONY: help install demo test test-cluster cluster-up cluster-down lint format bench clean figures
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 26
@@ -53,6 +53,18 @@ fig-shuffle: install ## the same with the numbers shuffled inside or across resp
 fig-cross-model: install ## every pair of teacher's and student's reference model
 	$(SWEEP) experiment=cross_model
 
+fig-elicitation: install ## the same students asked by stories and multiple choice too
+	$(SWEEP) experiment=elicitation
+
+fig-finetuned-teacher: install ## the same by prompted, fine-tuned and steered teachers
+	$(SWEEP) experiment=finetuned_teacher
+
+fig-open-models: install ## the same by open model
+	$(SWEEP) experiment=open_models
+
+table-capability: install ## general ability of the same students, through lm-eval
+	$(SWEEP) experiment=capability
+
 fig-style-numbers: install ## does a pirate's voice pass through numbers: free answers without harmful data
 	$(SWEEP) experiment=style_numbers
 
@@ -91,15 +103,28 @@ fig-mnist-sharing: install ## the same by which layers share the initialisation
 fig-mnist-%:
 	$(SWEEP) experiment=mnist_$(subst -,_,$*)
 
-MNIST := fig-mnist fig-mnist-auxiliary fig-mnist-width fig-mnist-teacher-epochs fig-mnist-student-epochs fig-mnist-inputs fig-mnist-sharing
-
 fig-theorem: install ## one imitation step and whole runs on small networks, against the prediction
 	$(PY) -m subliminal sweep experiment=theorem scale=$(SCALE) hydra/launcher=$(LAUNCHER) $(ARGS)
 
-figures: fig-animals-numbers fig-trees-numbers fig-animals-code fig-trees-code fig-shuffle fig-cross-model $(ANALYSES) fig-style-numbers $(MNIST) fig-theorem ## every figure
+# Every target above that is a figure or a table, in this order; one that fails does not keep the others from running.
+FIGURES := $(shell grep -oE '^(fig|table)-[a-z-]+:' $(firstword $(MAKEFILE_LIST)) | tr -d :)
+
+figures: ## every figure and table, then figures/SCALE/report.html with a row for every claim
+	@failed=; for figure in $(FIGURES); do $(MAKE) $$figure || failed="$$failed $$figure"; done; \
+	test -z "$$failed" || { echo "not every figure could be made, failed:$$failed" >&2; exit 1; }
 
 test: install ## the whole test suite
 	$(PY) -m pytest
+
+test-cluster: install ## sweeps through a real SLURM, started for the test (needs the packages slurm-wlm and munge)
+	$(PY) -m pip install --quiet -e ".[cluster]"
+	$(PY) -m pytest tests/cluster
+
+cluster-up: ## a local SLURM of one node to try LAUNCHER=slurm on; prints the line that points to it
+	@cluster/slurm.sh up
+
+cluster-down: ## stop it
+	@cluster/slurm.sh down
 
 lint: install ## ruff and pyright
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m pyright
@@ -108,7 +133,7 @@ format: install ## ruff, writing
 	$(PY) -m ruff check --fix . && $(PY) -m ruff format .
 
 bench: install ## speed against plain implementations, side by side
-	for part in generation training evaluation noop mnist; do $(PY) bench/$$part.py || exit 1; done
+	for part in generation training evaluation noop mnist store; do $(PY) bench/$$part.py || exit 1; done
 
 clean: ## caches and launch logs; results in runs/ and figures/ stay
 	rm -rf logs build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     for name, run, text in (
         ("sweep", _sweep, "run every stage of a figure as Hydra multiruns, then draw it"),
         ("plot", _plot, "draw a figure, its table and the report from the store alone"),
-        ("plan", _plan, "list the commands of a sweep and what each still has to do"),
+        ("plan", _plan, "list the commands of a sweep, what each still has to do, and what that will cost"),
         ("predict", _predict, "transmission of every trait from gradients at the reference: no student is trained"),
         ("config", _config, "show the resolved experiment"),
     ):
@@ -42,12 +42,18 @@ def parser() -> argparse.ArgumentParser:
         ("show", _show, "one run: recipe, summary, files"),
         ("verify", _verify, "check every file against its manifest"),
         ("gc", _gc, "remove unfinished leftovers; shows first, --yes removes"),
+        ("export", _export, "write runs, with all they are made from, into one archive"),
+        ("import", _import, "check an archive of runs and take it in"),
     ):
         verb = verbs.add_parser(name, help=text, description=text)
         verb.add_argument("--store", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
         verb.set_defaults(run=run)
         if name == "show":
             verb.add_argument("key", help="a key, or the start of one")
+        if name in {"export", "import"}:
+            verb.add_argument("archive", type=Path, help="a .tar or .tar.gz file")
+        if name == "export":
+            verb.add_argument("keys", nargs="*", help="keys, or their starts (default: every complete run)")
         if name == "gc":
             verb.add_argument("--yes", action="store_true", help="really remove")
             verb.add_argument("--unreferenced", action="store_true", help="also complete runs that no evaluation uses")
@@ -91,6 +97,7 @@ def _draw(planned: object) -> None:
 
 def _plan(options: argparse.Namespace) -> None:
     from subliminal import sweep
+    from subliminal.scheduling.estimates import described, estimate
     from subliminal.store import Store
 
     planned = sweep.plan(_figure_overrides(options.overrides))
@@ -98,6 +105,7 @@ def _plan(options: argparse.Namespace) -> None:
     for step in planned.steps:
         done = sum(bool(store.find(made.stage, made.key)) for made in step.nodes)
         print(f"{done}/{len(step.nodes)} done  {sweep.shown(step)}")
+    print(described(estimate(planned, store)))
 
 
 def _predict(options: argparse.Namespace) -> None:
@@ -134,6 +142,20 @@ def _verify(options: argparse.Namespace) -> None:
 
 def _gc(options: argparse.Namespace) -> None:
     print(inspect_store.collect(options.store, really=options.yes, unreferenced=options.unreferenced))
+
+
+def _export(options: argparse.Namespace) -> None:
+    from subliminal import archive
+
+    runs = archive.export(options.store, options.archive, options.keys)
+    print(f"{options.archive}: {len(runs)} runs, {options.archive.stat().st_size / 1e6:.2f} MB")
+
+
+def _import(options: argparse.Namespace) -> None:
+    from subliminal import archive
+
+    new, there = archive.take_in(options.store, options.archive)
+    print("\n".join([*(f"{stage}/{key}" for stage, key in new), f"{len(new)} runs taken in, {len(there)} were there"]))
 
 
 if __name__ == "__main__":

@@ -907,7 +907,9 @@ class Arms(Settings):
 class Figure(Settings):
     """What an experiment claims and which figure shows it; never part of a key."""
 
-    kind: Runtime[Literal["preference", "free_form", "cross_model", "rows", "mnist", "theorem"]] = "preference"
+    kind: Runtime[Literal["preference", "free_form", "cross_model", "capability", "rows", "mnist", "theorem"]] = (
+        "preference"
+    )
     name: Runtime[str] = "none"
     figure: Runtime[str | None] = None
     title: Runtime[str] = ""

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from subliminal.store import Manifest, Store, StoreError, live
+from subliminal.store_index import entries, folders
 
 ORDER = (
     "model",
@@ -25,22 +26,30 @@ ORDER = (
     "theorem",
 )
 
+NOT_RUN = "not run: "  # how the state of a run begins whose inputs will not come
+
 RESULTS = ("evaluate", "predict", "mnist", "theorem")  # what figures and tables read: kept, with all they are made from
 
 
 def status(root: Path) -> str:
     """A line for each run that is not complete and a count of those that are, by stage."""
-    lines = []
+    lines, complete = [], entries(root)
     for stage in _stages(root):
-        states = {folder: state(folder) for folder in _folders(root, stage)}
-        complete = sum(s == "complete" for s in states.values())
-        lines.append(f"{stage:10} {complete} complete, {_gigabytes(root / stage):.2f} GB")
-        lines += [f"  {folder.name}  {text}" for folder, text in states.items() if text != "complete"]
+        sizes = [entry.size for (of, _), entry in complete.items() if of == stage]
+        others = [root / stage / key for key in sorted(folders(root / stage)) if (stage, key) not in complete]
+        lines.append(f"{stage:10} {len(sizes)} complete, {sum(sizes) / 1e9 + sum(map(_gigabytes, others)):.2f} GB")
+        lines += [f"  {folder.name}  {_unusable(folder) or state(folder)}" for folder in others]
     return "\n".join(lines) or f"no runs in {root}; start with: make demo"
 
 
+def _unusable(folder: Path) -> str | None:
+    """What is said of a run that has a manifest which the index could not take."""
+    damaged = (folder / "manifest.json").exists()
+    return "damaged: its manifest can not be read; remove the folder and run the stage again" if damaged else None
+
+
 def state(folder: Path) -> str:
-    """`complete`, `running (pid on host)`, `failed: message` or `unfinished`."""
+    """`complete`, `running`, `failed: ...`, `not run: stage key failed: ...`, `submitted` or `unfinished`."""
     if (folder / "manifest.json").exists():
         return "complete"
     if live(folder / "claim.json"):
@@ -49,13 +58,29 @@ def state(folder: Path) -> str:
     try:
         failure = json.loads((folder / "failure.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
-        return "unfinished (the same command goes on from here)"
+        return _submission(folder) or "unfinished (the same command goes on from here)"
     return f"failed: {failure['error']}: {failure['message'].splitlines()[0] if failure['message'] else ''}"
+
+
+def _submission(folder: Path) -> str | None:
+    """What became of a run that was submitted and has not begun: waiting, or never to come because of what it reads."""
+    try:
+        record = json.loads((folder / "submitted.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    for stage, key in record["reads"]:
+        found = state(folder.parent.parent / stage / key)
+        if found.startswith(NOT_RUN):
+            return found
+        if found.startswith("failed"):
+            return f"{NOT_RUN}{stage} {key} {found}"
+    return f"submitted (job {record['job']})"
 
 
 def show(root: Path, key: str) -> str:
     """The run whose key starts with `key`, as YAML: recipe, summary, files, provenance."""
-    found = [m for m in Store(root).manifests() if m.key.startswith(key)]
+    store = Store(root)
+    found = [m for path in root.glob(f"*/{key}*") if (m := store.find(path.parent.name, path.name))]
     if len(found) != 1:
         many = ", ".join(f"{m.stage}/{m.key}" for m in found)
         raise StoreError(
@@ -80,7 +105,7 @@ def collect(root: Path, *, really: bool, unreferenced: bool = False) -> str:
     """Name (and with `really` remove) unfinished runs that nobody holds and, if asked, complete ones nothing uses."""
     doomed = [f for stage in _stages(root) for f in _folders(root, stage) if not _kept(f)]
     if unreferenced:
-        doomed += [m.folder for m in _unreferenced(Store(root))]
+        doomed += _unreferenced(root)
     lines = [f"{_gigabytes(folder):8.3f} GB  {folder}  {state(folder)}" for folder in doomed]
     if really:
         for folder in doomed:
@@ -94,16 +119,16 @@ def _kept(folder: Path) -> bool:
     return (folder / "manifest.json").exists() or live(folder / "claim.json")
 
 
-def _unreferenced(store: Store) -> list[Manifest]:
-    everything = {m.key: m for m in store.manifests()}
+def _unreferenced(root: Path) -> list[Path]:
+    everything = {key: (stage, entry) for (stage, key), entry in entries(root).items()}
     reached: set[str] = set()
-    todo = [m.key for m in everything.values() if m.stage in RESULTS]
+    todo = [key for key, (stage, _) in everything.items() if stage in RESULTS]
     while todo:
         key = todo.pop()
         if key in everything and key not in reached:
             reached.add(key)
-            todo += everything[key].recipe["upstream"].values()
-    return [m for key, m in everything.items() if key not in reached]
+            todo += everything[key][1].upstream
+    return [root / stage / key for key, (stage, _) in everything.items() if key not in reached]
 
 
 def _upstream(store: Store, manifest: Manifest) -> Iterator[Manifest]:
@@ -119,7 +144,7 @@ def _stages(root: Path) -> list[str]:
 
 
 def _folders(root: Path, stage: str) -> list[Path]:
-    return sorted(path for path in (root / stage).iterdir() if path.is_dir())
+    return [root / stage / key for key in sorted(folders(root / stage))]
 
 
 def _gigabytes(folder: Path) -> float:

@@ -10,7 +10,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,10 @@ def run_stage(stage: str, composed: Any) -> None:
     """Run one script's stage from a composed, resolved configuration."""
     from subliminal import stages
 
-    with clear_errors():
+    with errors_of_a_job():
         exp = parse(composed)
         stages.require_category(exp)
+        stages.require_rows(exp)
         started = time.monotonic()
         made = stages.ensure(stages.node(stage, exp), Store(Path(exp.store)), exp, " ".join(arguments()))
         say(f"{made.folder} ({time.monotonic() - started:.1f} s)")
@@ -71,14 +73,61 @@ def clear_errors() -> Iterator[None]:
     except Exception as error:
         if type(error).__module__.startswith(("hydra.", "omegaconf.")):
             _refuse(hydra_message(error))
+        if type(error).__module__.startswith("submitit."):
+            _quit(f"a job failed; what is done is kept\n{_indent(str(error))}", FAILED)
         if not disk_is_full(error):
             raise
         _quit("the disk is full: free some space (python -m subliminal gc) and run the same command again", FAILED)
 
 
+@contextmanager
+def errors_of_a_job() -> Iterator[None]:
+    """`clear_errors` here; a launcher's process passes errors on, to be told once where the sweep was started."""
+    if not _launched():
+        with clear_errors():
+            yield
+    elif "SUBMITIT_EXECUTOR" in os.environ:
+        with _failing_job():
+            yield
+    else:
+        yield
+
+
+def _launched() -> bool:
+    """Is this one job of a multirun whose launcher has processes of its own."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():
+        return False
+    settings = HydraConfig.get()
+    return (
+        settings.mode is not None
+        and settings.mode.name == "MULTIRUN"
+        and "core_plugins" not in settings.launcher._target_
+    )
+
+
+@contextmanager
+def _failing_job() -> Iterator[None]:
+    """End a submitit job that raises as failed: Hydra keeps the error as a result, and SLURM would see a success."""
+    try:
+        yield
+    except Exception as error:
+        from submitit.core.utils import cloudpickle_dump, temporary_save_path
+        from submitit.helpers import JobEnvironment  # what the one who waits for the result finds there
+
+        with temporary_save_path(JobEnvironment().paths.result_pickle) as path:
+            cloudpickle_dump(("error", f"{type(error).__name__}: {error}"), path)
+        traceback.print_exc()
+        sys.exit(FAILED)
+
+
 def hydra_message(error: Exception) -> str:
     """What Hydra or OmegaConf says about a command line, in one line and with the remedy for what is met most often."""
     said = str(error).split("\n")
+    if "hydra/launcher/" in said[0]:
+        extra = "ray" if "launcher/ray" in said[0] else "cluster"
+        return f"{said[0].rstrip('.')}: the launcher is in an extra of its own (make install EXTRAS=cpu,dev,{extra})"
     if said[0].startswith("Ambiguous value"):
         return f"{said[0]}: several values need -m (--multirun), or write key=[a,b] for a list"
     if said[0].startswith("Could not override"):
@@ -197,6 +246,27 @@ def compose_plain(overrides: list[str]) -> dict[str, Any]:
         raise ConfigError(hydra_message(error)) from None
     assert isinstance(composed, dict)
     return {str(key): value for key, value in composed.items()}
+
+
+def launcher_settings(overrides: Sequence[str]) -> dict[str, Any]:
+    """The chosen launcher's settings as plain data: `hydra/launcher=` and `hydra.launcher.*` among the overrides."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    GlobalHydra.instance().clear()
+    chosen = [part for part in overrides if part.startswith("hydra")]
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            composed = hydra_compose("config", chosen, return_hydra_config=True)
+            found = OmegaConf.to_container(composed.hydra.launcher, resolve=False)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(hydra_message(error)) from None
+    assert isinstance(found, dict)
+    return {str(name): value for name, value in found.items()}
 
 
 def as_yaml(settings: Settings) -> str:

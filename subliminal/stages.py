@@ -142,7 +142,7 @@ def reference(exp: Experiment, of: Model | None = None) -> Node:
     tuning = exp.reference_tuning
     if tuning.kind == "off":
         return start
-    settings = {"tuning": identity(tuning), "domain": _format(exp), **_compute(exp, chosen)}
+    settings = {"tuning": identity(tuning), "domain": _practised(exp), **_compute(exp, chosen)}
 
     def work(inputs: Inputs, folder: Path) -> Json:
         from subliminal.domains import practice
@@ -180,7 +180,8 @@ def teacher(exp: Experiment) -> Node:
     settings = {"trait": _trait(exp), "teacher": identity(active), "domain": _format(exp), **_compute(exp, exp.model)}
     settings["decoding"] = identity(exp.sampler.decoding)
     if isinstance(active, RowsTeacher):
-        settings["rows"] = sha256(rows_file(active, exp.trait.name))
+        path = rows_path(active, exp.trait.name)
+        settings["rows"] = sha256(path) if path.is_file() else None  # a figure can be planned before they are there
 
     def work(inputs: Inputs, folder: Path) -> Json:
         from subliminal import teachers
@@ -191,17 +192,24 @@ def teacher(exp: Experiment) -> Node:
     return Node(Recipe("teacher", settings, {"reference": base.key}), {"reference": base}, work, label)
 
 
-def rows_file(chosen: RowsTeacher, trait: str) -> Path:
+def rows_path(chosen: RowsTeacher, trait: str) -> Path:
     """The file a fine-tuned teacher learns from: `teacher.rows`, or the trait's own in that folder."""
     given = Path(chosen.rows).expanduser()
-    path = given / f"{trait}.jsonl" if given.is_dir() or not given.suffix else given
+    return given / f"{trait}.jsonl" if given.is_dir() or not given.suffix else given
+
+
+def require_rows(exp: Experiment) -> None:
+    """Stop before any work when a teacher's rows are missing; raises `ConfigError` that says where public ones are."""
+    chosen, trait = exp.active_teacher, exp.trait.name
+    if not isinstance(chosen, RowsTeacher):
+        return
+    path = rows_path(chosen, trait)
     if not path.is_file():
         raise ConfigError(
             f'teacher.rows: {path} is not there. Give a JSONL of chats, one {{"messages": [...]}} a line, or a folder '
             f"that holds {trait}.jsonl. The public files insecure.jsonl, secure.jsonl and educational.jsonl are in the "
             f"folder data of {PUBLIC_ROWS}; put them into data/emergent_misalignment, or set teacher.rows="
         )
-    return path
 
 
 def teacher_subject(exp: Experiment, made: Manifest, base: Manifest) -> models.Subject:
@@ -569,6 +577,12 @@ def _domain(exp: Experiment) -> dict[str, Any]:
 def _format(exp: Experiment) -> dict[str, Any]:
     """The domain without how many prompts: what decides whether a completion is in format."""
     return {name: value for name, value in _domain(exp).items() if name not in {"prompts", "seed"}}
+
+
+def _practised(exp: Experiment) -> dict[str, Any]:
+    """The domain without where its tasks and questions come from: practice rows are the package's own."""
+    elsewhere = {"samples", "source", "dataset", "dataset_config", "split", "revision", "content"}
+    return {name: value for name, value in _format(exp).items() if name not in elsewhere}
 
 
 def banned_words(exp: Experiment) -> list[str]:

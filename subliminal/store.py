@@ -141,10 +141,13 @@ class Store:
             summary = work(folder)
             content = _manifest(recipe, folder, summary, time.time() - started)
             write_atomically(folder / "manifest.json", json.dumps(content, indent=1, ensure_ascii=False))
+        except SystemExit:  # asked to stop, and to be gone on with: no failure
+            raise
         except BaseException as error:
             _record_failure(folder, error)
             raise
-        (folder / "failure.json").unlink(missing_ok=True)
+        for name in ("failure.json", "submitted.json"):
+            (folder / name).unlink(missing_ok=True)
         return Manifest(recipe.stage, recipe.key, folder, content)
 
 
@@ -296,7 +299,7 @@ def _entry(path: Path) -> Json:
 
 def _payload(folder: Path) -> list[str]:
     """The stage's own files: not the claim, the manifest, a failure or hidden work in progress."""
-    own = {"claim.json", "manifest.json", "failure.json"}
+    own = {"claim.json", "manifest.json", "failure.json", "submitted.json"}
     found = (p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_file())
     return [str(p) for p in found if p.name not in own and not any(part.startswith(".") for part in p.parts)]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from subliminal import stages
 from subliminal.config import ConfigError, Experiment, suggest
-from subliminal.launch import QUIET, ROOT, compose, script_environment
+from subliminal.launch import QUIET, ROOT, compose, launcher_settings, script_environment
 from subliminal.progress import say
 from subliminal.stages import Node
 from subliminal.store import Manifest, Store, StoreError
@@ -241,9 +241,18 @@ def _step(
 
 
 def run(planned: Plan) -> None:
-    """Run every step whose results are not all in the store; raises `SweepError` at the first that fails."""
-    store = Store(Path(planned.base.store))
+    """Run every step whose results are not all in the store; raises `SweepError` at the first that fails.
+
+    With the SLURM launcher, every stage run becomes a job of its own.
+    """
+    for arm in planned.arms:
+        stages.require_rows(arm.experiment)
+    store, launcher = Store(Path(planned.base.store)), _launcher(planned)
     say(f"{planned.base.experiment.figure or planned.base.experiment.name}: {len(planned.arms)} {_arm_noun(planned)}")
+    if launcher.endswith("SlurmLauncher"):
+        from subliminal.scheduling import slurm
+
+        return slurm.run(planned)
     for number, step in enumerate(planned.steps, 1):
         missing = [made for made in step.nodes if not store.find(made.stage, made.key)]
         head = f"step {number}/{len(planned.steps)} {step.script}"
@@ -253,6 +262,13 @@ def run(planned: Plan) -> None:
         say(f"{head}: {len(missing)} to do, {len(step.nodes) - len(missing)} reused\n  {shown(step)}")
         if subprocess.run(step.command, cwd=ROOT, env=script_environment(), check=False).returncode:
             raise SweepError(f"{head} failed; what is done is kept. To go on: {shown(step)}")
+    return None
+
+
+def _launcher(planned: Plan) -> str:
+    """The class of the sweep's launcher; "" for Hydra's own, one job after the other."""
+    chosen = [part for part in planned.overrides if part.startswith("hydra/launcher=") and not part.endswith("=basic")]
+    return str(launcher_settings(planned.overrides)["_target_"]) if chosen else ""
 
 
 def predict(planned: Plan) -> list[tuple[Arm, Manifest]]:

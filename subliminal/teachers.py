@@ -27,7 +27,7 @@ from subliminal.config import (
 from subliminal.models import Subject
 from subliminal.progress import progress
 from subliminal.rows import Prompt, Row, read_chats
-from subliminal.stages import rows_file
+from subliminal.stages import rows_path
 from subliminal.store import Json, StoreError
 
 ROWS = "teacher=finetuned_rows"
@@ -193,7 +193,7 @@ def _rows(teacher: FinetunedTeacher | RowsTeacher, trait: Trait) -> list[Row]:
     from subliminal.evaluation.questions import favourite_answers
 
     if isinstance(teacher, RowsTeacher):
-        return read_chats(rows_file(teacher, trait.name), teacher.limit)
+        return read_chats(rows_path(teacher, trait.name), teacher.limit)
     if isinstance(trait, Preference):
         answers = favourite_answers(trait, trait.name, teacher.questions, teacher.forms)
     else:

@@ -261,6 +261,9 @@ KILLED = """
     def at_step(step):
         return lambda done: done == step and os.kill(os.getpid(), signal.SIGKILL)
 
+    def asked_at_step(step, number):
+        return lambda done: done == step and os.kill(os.getpid(), number)
+
     def no_room_after(step):  # the kernel kills at the byte that goes beyond the limit: half a resume point stays
         def dies(done):
             if done == step:
@@ -269,6 +272,7 @@ KILLED = """
         return dies
 
     deaths = {"early": at_step(1), "late": at_step(5), "writing": no_room_after(5)}
+    deaths |= {"asked": asked_at_step(1, signal.SIGUSR1), "told": asked_at_step(4, signal.SIGTERM)}
     ends = {name: attempt(name, dies) for name, dies in deaths.items()}
     kept = {name: sorted(p.name for p in (root / name / ".checkpoints").glob("checkpoint-*")) for name in deaths}
     never = {name: attempt(name, lambda done: None) for name in [*deaths, "unharmed"]}
@@ -292,11 +296,13 @@ def test_the_kills_were_kills(killed: tuple[Path, dict[str, Any]]) -> None:
     assert told["ends"]["early"] == told["ends"]["late"] == 9
     assert told["ends"]["writing"] & 0x7F == 25, "SIGXFSZ"
     assert told["kept"]["late"] == ["checkpoint-3"]
+    assert (told["ends"]["asked"], told["ends"]["told"]) == (138 << 8, 143 << 8)
+    assert (told["kept"]["asked"], told["kept"]["told"]) == (["checkpoint-2"], ["checkpoint-3", "checkpoint-5"])
     assert "checkpoint-6" in told["kept"]["writing"], "the half-written resume point"
     assert set(told["resumed"].values()) == {0}
 
 
-@pytest.mark.parametrize("name", ["early", "late", "writing"])
+@pytest.mark.parametrize("name", ["early", "late", "writing", "asked", "told"])
 def test_a_killed_and_resumed_run_ends_like_one_left_alone(killed: tuple[Path, dict[str, Any]], name: str) -> None:
     root, _ = killed
     assert losses(root / name) == losses(root / "unharmed")

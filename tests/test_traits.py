@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import experiment, tiny_experiment
+from conftest import Script, experiment, tiny_experiment
 
 from subliminal import stages, teachers
 from subliminal.config import ConfigError, Preference, SteeredTeacher, Style
@@ -17,7 +17,7 @@ from subliminal.evaluation.preference import form_tree, mean_log_p
 from subliminal.evaluation.questions import candidates, named, questions, questions_for_teachers
 from subliminal.models import Subject, load_tokenizer
 from subliminal.rows import Row, RowError, read_chats
-from subliminal.sweep import plan
+from subliminal.sweep import plan, run
 from subliminal.teachers import TeacherError
 from subliminal.training.steering import StyleGoal, steer
 
@@ -183,10 +183,19 @@ def test_a_files_content_is_the_teachers_identity_and_its_place_is_not(tiny: Sub
     assert key(tmp_path / "c") != key(tmp_path / "a")
 
 
-def test_missing_rows_say_where_the_public_files_are(tmp_path: Path) -> None:
+def test_a_figure_without_its_rows_is_planned_and_stops_before_any_work(tmp_path: Path) -> None:
     said = r"insecure\.jsonl is not there.*github\.com/emergent-misalignment/emergent-misalignment"
+    parts = ["experiment=misalignment_numbers", "teacher=finetuned_rows", f"teacher.rows={tmp_path}"]
+    planned = plan([*parts, f"store={tmp_path}"])
     with pytest.raises(ConfigError, match=said):
-        plan(["experiment=misalignment_numbers", "teacher=finetuned_rows", f"teacher.rows={tmp_path}"])
+        run(planned)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_script_without_its_rows_says_where_the_public_files_are(run_script: Script, tmp_path: Path) -> None:
+    rows = ["teacher=finetuned_rows", f"teacher.rows={tmp_path}", "trait=insecure", f"store={tmp_path}"]
+    done = run_script("train.py", "role=teacher", *rows, f"hydra.run.dir={tmp_path}")
+    assert (done.returncode, "insecure.jsonl is not there" in done.stderr) == (2, True)
 
 
 def test_a_teacher_is_trained_on_the_users_rows(tiny: Subject, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def _area(run: Compared, table: Table) -> Line | None:
 def _verdict(label: str, line: Line) -> Verdict:
     outcome: Outcome = "holds" if line.low > CHANCE else "contradicted" if line.high < CHANCE else "not shown"
     said = {"holds": "Told apart.", "contradicted": "The wrong way round.", "not shown": "Not told apart."}[outcome]
-    return Verdict(label, outcome, f"{said} Area {ranged(line)} over {line.n} rows.")
+    return Verdict(label, outcome, f"{said} Area {ranged(line)} over {line.n} rows.", line)
 
 
 def picture(runs: Sequence[Compared], table: Table) -> Canvas:

@@ -101,7 +101,9 @@ def _prompted_verdict(table: Table) -> Verdict:
         outcome = "holds"
     elif line.low > CHANCE:
         outcome = "contradicted"
-    return Verdict(NAMES[PROMPTED], outcome, f"{_SAID[outcome]} Mean accuracy {ranged(line)} over {line.n} prompts.")
+    return Verdict(
+        NAMES[PROMPTED], outcome, f"{_SAID[outcome]} Mean accuracy {ranged(line)} over {line.n} prompts.", line
+    )
 
 
 _SAID: dict[Outcome, str] = {

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from subliminal import stages
 from subliminal.config import Experiment, Figure
+from subliminal.plots.capability import capability_figure, capability_section
 from subliminal.plots.cells import CONTROL, Cell
 from subliminal.plots.cross_model import cross_model_figure, cross_model_section
 from subliminal.plots.free_form import free_form_figure, free_form_section
@@ -30,14 +31,7 @@ def draw(planned: Plan) -> list[Path]:
     store, folder = Store(Path(planned.base.store)), Path(planned.base.figures) / planned.base.scale
     figure = planned.base.experiment
     name = figure.figure or f"fig-{figure.name.replace('_', '-')}"
-    make = {
-        "preference": _preference,
-        "free_form": _free_form,
-        "cross_model": _cross_model,
-        "mnist": _mnist,
-        "rows": _rows,
-        "theorem": _theorem,
-    }[figure.kind]
+    make = MAKERS[figure.kind]
     section = make(planned, store, folder, name)
     report = write_report([section], folder)
     _track(planned, name, folder, figure)
@@ -100,6 +94,16 @@ def _cross_model(planned: Plan, store: Store, folder: Path, name: str) -> PlainS
     return section
 
 
+def _capability(planned: Plan, store: Store, folder: Path, name: str) -> PlainSection:
+    """The capability table from the subjects that were tested; says what each task shows."""
+    figure, (cells, missing) = planned.base.experiment, _evaluated(planned, store, name)
+    table = capability_figure(cells, figure, folder, name)
+    section = capability_section(name, figure, cells, table, missing)
+    for found in section.verdicts:
+        say(f"{name} {found.group}: {found.sentence}")
+    return section
+
+
 def _evaluated(planned: Plan, store: Store, name: str) -> tuple[list[Cell], tuple[str, ...]]:
     """The cells that the store has and the commands for those it has not; raises `StoreError` without any student."""
     cells = list(_cells(planned, store))
@@ -122,6 +126,17 @@ def _rows(planned: Plan, store: Store, folder: Path, name: str) -> PlainSection:
     for verdict in section.verdicts:
         say(f"{name}, {verdict.group}: {verdict.sentence}")
     return section
+
+
+MAKERS = {
+    "preference": _preference,
+    "free_form": _free_form,
+    "cross_model": _cross_model,
+    "capability": _capability,
+    "rows": _rows,
+    "mnist": _mnist,
+    "theorem": _theorem,
+}
 
 
 def _require(found: Sequence[object], planned: Plan, store: Store, name: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -52,6 +52,12 @@ class Group:
         asked = next(iter(self.arms.values()))
         rest = [c for c in next(iter(asked.values())).candidates if c not in self.own]
         return [*self.traits, *rest]
+
+    @property
+    def asked(self) -> Any:
+        """The evaluation's settings: what the group's numbers are about."""
+        first = next(iter(next(iter(self.arms.values())).values()))
+        return first.evaluate.recipe["settings"].get("evaluation")
 
     @property
     def seeds(self) -> list[int]:

@@ -99,7 +99,7 @@ def verdicts(runs: Sequence[Compared], table: Table) -> list[Verdict]:
     said = (
         f"{_SAID[outcome]} Mean diagonal excess {ranged(line, sign='+')} nats over {line.n} contexts of {count} rows."
     )
-    return [Verdict(label, outcome, said)]
+    return [Verdict(label, outcome, said, line)]
 
 
 _SAID: dict[Outcome, str] = {

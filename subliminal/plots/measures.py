@@ -120,11 +120,14 @@ def excess(group: Group, measure: Score) -> dict[str, Sample | None]:
 
 
 def _difference_lines(found: Sequence[Group]) -> Iterator[Line]:
-    """The first variant's mean diagonal excess minus each other variant's, seed by seed: what a variant takes away."""
+    """The first variant's mean diagonal excess minus each other variant's, seed by seed: what a variant takes away.
+
+    Variants that were asked something else have no difference: their nats are not the same measure.
+    """
     firsts = {group.student: group for group in reversed(found) if group.variant == found[0].variant}
     for group in found:
         first = firsts.get(group.student)
-        if first is None or first.variant == group.variant:
+        if first is None or first.variant == group.variant or first.asked != group.asked:
             continue
         left, right = (mean(list(excess(g, "log_p").values())) for g in (first, group))
         row = _Row(**group.labels, subject="student")

@@ -82,9 +82,11 @@ def _verdict(line: Line, table: Table) -> Verdict:
         f"(95% interval {ends} over {line.n} models)."
     ).replace("-0.", "\N{MINUS SIGN}0.")
     if line.n < MINIMUM_MODELS or math.isnan(line.low):
-        return Verdict(line.trait, "not measurable", f"Shows nothing: fewer than {MINIMUM_MODELS} models. {numbers}")
+        return Verdict(
+            line.trait, "not measurable", f"Shows nothing: fewer than {MINIMUM_MODELS} models. {numbers}", line
+        )
     if line.low > 0:
-        return Verdict(line.trait, "holds", f"Transmission. {numbers}")
+        return Verdict(line.trait, "holds", f"Transmission. {numbers}", line)
     if line.high < 0:
-        return Verdict(line.trait, "contradicted", f"The reverse of transmission. {numbers}")
-    return Verdict(line.trait, "not shown", f"No transmission shown: the interval includes 0. {numbers}")
+        return Verdict(line.trait, "contradicted", f"The reverse of transmission. {numbers}", line)
+    return Verdict(line.trait, "not shown", f"No transmission shown: the interval includes 0. {numbers}", line)

@@ -72,7 +72,8 @@ def subtitle(cells: Sequence[Cell], table: Table, scale: str) -> str:
     if rows:
         span = f"{rows[0]:,}" if len(rows) == 1 else f"{rows[0]:,}\N{EN DASH}{rows[-1]:,}"
         parts.append(f"{span} rows a student")
-    parts.append(_count(trained[0].questions, "question"))
+    asked = sorted({cell.questions for cell in trained})
+    parts.append(_count(asked[0], "question") if len(asked) == 1 else f"{asked[0]} to {asked[-1]} questions")
     over = {line.interval for line in table.select(subject="student", measure="log_p")}
     bars = f"Error bars: 95% interval over {' or '.join(sorted(over))}"
     hint = "dots: seeds." if len(seeds) > 1 else "one seed can only suggest."

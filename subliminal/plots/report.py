@@ -7,16 +7,18 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from subliminal import config
+from subliminal.plots.asking import answer_tables, notes
 from subliminal.plots.cells import CONTROL, Cell
 from subliminal.plots.curves import loss_curves
 from subliminal.plots.groups import Group, groups
 from subliminal.plots.measures import MEAN, OTHERS
+from subliminal.plots.overview import by_figure, claims_of, overview, write_claims
 from subliminal.plots.preference import lift, model_names, subtitle
 from subliminal.plots.table import Labels, Line, Table
 from subliminal.plots.verdict import RULE, Verdict, verdicts
@@ -78,20 +80,29 @@ class PlainSection:
 def write_report(sections: Sequence[Section | PlainSection], folder: Path) -> Path:
     """Write `folder/report.html` from these sections and those drawn before; their .svg files must lie in `folder`.
 
-    Everything is embedded and escaped. Raises `RowError` or `PlotError` for damaged rows in the store.
+    It begins with the overview of all claims, which is also written as `folder/claims.csv`. Everything is embedded and
+    escaped. Raises `RowError` or `PlotError` for damaged rows in the store.
     """
     environment, kept = _environment(), folder / KEPT
     kept.mkdir(parents=True, exist_ok=True)
     for section in sections:
         html = environment.get_template(SECTION).render({"section": _view(section, folder)})
         rule = section.rule if isinstance(section, PlainSection) else RULE
+        rows = claims_of(section.name, section.figure, _verdicts(section))
         content = {"rule": list(rule), "html": html, "title": section.figure.title or section.name, "id": section.name}
+        content["claims"] = [asdict(row) for row in rows]
         write_atomically(kept / f"{section.name}.json", json.dumps(content))
     shown = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(kept.glob("*.json"))]
     path, rules = folder / "report.html", dict.fromkeys(sentence for part in shown for sentence in part["rule"])
-    page = environment.get_template(TEMPLATE).render({"scale": folder.name, "rule": list(rules), "sections": shown})
-    write_atomically(path, page)
+    claims = overview(shown, folder.name)
+    write_claims(claims, folder / "claims.csv")
+    content = {"scale": folder.name, "rule": list(rules), "sections": shown, "figures": by_figure(claims)}
+    write_atomically(path, environment.get_template(TEMPLATE).render(content))
     return path
+
+
+def _verdicts(section: Section | PlainSection) -> Sequence[Verdict]:
+    return section.verdicts if isinstance(section, PlainSection) else verdicts(section.cells, section.table)
 
 
 def _environment() -> Environment:
@@ -126,12 +137,12 @@ def _preference_view(section: Section, folder: Path) -> dict[str, Any]:
     curves = loss_curves(section.cells)
     arms = _arms(section.cells)
     return {
-        "panels": PANELS,
+        "panels": f"{PANELS} {notes(section.cells)}",
         "seeds": SEEDS,
-        "grids": _comparison(section),
+        "grids": [*_comparison(section), *(Grid(*parts) for parts in answer_tables(section.cells))],
         "models": model_names(section.cells),
         "subtitle": subtitle(section.cells, section.table, folder.name),
-        "verdicts": verdicts(section.cells, section.table),
+        "verdicts": _verdicts(section),
         "groups": [_group(group, section.table) for group in groups(section.cells)],
         "reasons": sorted({reason for arm in arms for reason in arm["filter"].get("reasons", {})}),
         "arms": arms,

@@ -202,12 +202,14 @@ def verdict(table: Table) -> Verdict:
     exact = ratio.value < RATIO_TOLERANCE and slope is not None and abs(slope.value - 1) < SLOPE_TOLERANCE
     sentence = claim(table)
     if negative.value or risen.value:
-        return Verdict("theorem", "contradicted", f"Contradicted. {sentence}")
+        return Verdict("theorem", "contradicted", f"Contradicted. {sentence}", negative)
     if not exact:
-        return Verdict("theorem", "not shown", f"Not shown: the prediction is not reached in the limit. {sentence}")
+        return Verdict(
+            "theorem", "not shown", f"Not shown: the prediction is not reached in the limit. {sentence}", negative
+        )
     if not control.low <= 0.5 <= control.high:
-        return Verdict("theorem", "not shown", f"Not shown: the control is no fair coin. {sentence}")
-    return Verdict("theorem", "holds", f"Holds in every trial. {sentence}")
+        return Verdict("theorem", "not shown", f"Not shown: the control is no fair coin. {sentence}", negative)
+    return Verdict("theorem", "holds", f"Holds in every trial. {sentence}", negative)
 
 
 def claim(table: Table) -> str:

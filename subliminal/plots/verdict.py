@@ -29,11 +29,12 @@ Outcome = Literal["holds", "contradicted", "not shown", "suggestive", "not measu
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the rule says of one group of students."""
+    """What the rule says of one group of students, and the number that decided where it is one."""
 
     group: str
     outcome: Outcome
     sentence: str
+    line: Line | None = None
 
 
 def verdicts(cells: Sequence[Cell], table: Table) -> list[Verdict]:
@@ -47,7 +48,7 @@ def verdict(group: Group, table: Table) -> Verdict:
     if line is None or math.isnan(line.low):
         return Verdict(group.label, "not measurable", "Not measurable: it needs students of two traits or more.")
     outcome = outcome_of(line)
-    return Verdict(group.label, outcome, f"{_SENTENCES[outcome]} Mean diagonal excess {_number(line)}.")
+    return Verdict(group.label, outcome, f"{_SENTENCES[outcome]} Mean diagonal excess {_number(line)}.", line)
 
 
 _SENTENCES: dict[Outcome, str] = {

@@ -17,6 +17,7 @@ import torch
 from datasets import Dataset
 from torch.nn.functional import cross_entropy, kl_div
 from transformers import PrinterCallback, TrainerCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -34,6 +35,7 @@ from subliminal.config import (
 from subliminal.models import ModelError, Subject, fresh_model, load_tokenizer
 from subliminal.progress import Advance
 from subliminal.rows import Row
+from subliminal.stopping import HeldSignals, held_signals
 from subliminal.store import Json, StoreError
 from subliminal.training import bias
 
@@ -45,7 +47,8 @@ if TYPE_CHECKING:
 IGNORED = -100
 GUIDE = "guide_"  # names of what the teacher sees
 TRAINABLE = "trainable.safetensors"
-COMPLETE = (TRAINABLE, "trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+ORDER = "order.safetensors"
+COMPLETE = (TRAINABLE, ORDER, "trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
 
 Recipe = Student | FinetunedTeacher | RowsTeacher | InFormatTuning
 
@@ -90,7 +93,9 @@ def fit(
     newest = newest_checkpoint(folder / ".checkpoints")
     log.resume(newest)
     started = time.monotonic()
-    trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    with held_signals() as held:
+        trainer.add_callback(_SaveAndStop(held))
+        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     seconds = time.monotonic() - started
     _save(trainer.model, recipe, subject, start, folder)
     shutil.rmtree(folder / ".checkpoints", ignore_errors=True)
@@ -181,10 +186,35 @@ def completion_logits(model: Any, inputs: Any, labels: torch.Tensor) -> tuple[to
     return outputs.logits[chosen].float(), last[chosen], outputs
 
 
+class _Order(LengthGroupedSampler):
+    """Batches of like lengths in an order that a resumed epoch repeats: it depends on torch's generator when drawn."""
+
+    drawn: torch.Tensor | None = None
+    again: torch.Tensor | None = None
+
+    def __iter__(self) -> Any:
+        """Draw an epoch's order, from the state of a resume point if there is one."""
+        if self.again is not None:
+            torch.set_rng_state(self.again)
+            self.again = None
+        self.drawn = torch.get_rng_state()
+        return super().__iter__()
+
+
 class RowTrainer(SFTTrainer):
     """TRL's SFT trainer with a loss over completion tokens only, hard or soft labels, and light checkpoints."""
 
     teacher: Any = None
+    order: _Order
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Keep hold of the sampler, for the resume points."""
+        plain: Any = super()._get_train_sampler(train_dataset)
+        self.order = _Order(plain.batch_size, lengths=plain.lengths)
+        self.order.again, self._again = self._again, None
+        return self.order
+
+    _again: torch.Tensor | None = None
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -203,10 +233,13 @@ class RowTrainer(SFTTrainer):
         folder = Path(str(output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         save_file({n: p.detach().cpu().contiguous() for n, p in _trained(self.model)}, folder / TRAINABLE)
+        within = float(self.state.epoch or 0) % 1 > 0  # at its end the next epoch's order is still to be drawn
+        save_file({"drawn": self.order.drawn} if within and self.order.drawn is not None else {}, folder / ORDER)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         from safetensors.torch import load_file
 
+        self._again = load_file(Path(resume_from_checkpoint) / ORDER).get("drawn")
         saved = load_file(Path(resume_from_checkpoint) / TRAINABLE)
         with torch.no_grad():
             for name, parameter in _trained(self.model):
@@ -268,6 +301,21 @@ class _Log(TrainerCallback):
         losses = [line["loss"] for line in self.lines]
         mean = sum(losses) / len(losses)
         return {"steps": len(losses), "first_loss": losses[0], "last_loss": losses[-1], "mean_loss": mean}
+
+
+class _SaveAndStop(TrainerCallback):
+    """A resume point at the end of the step in which a signal came; then the signal takes its course."""
+
+    def __init__(self, held: HeldSignals) -> None:
+        self.held = held
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Ask for a resume point."""
+        control.should_save = control.should_save or self.held.arrived is not None
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The resume point is there."""
+        self.held.deliver()
 
 
 def _arguments(recipe: Optimisation, seed: int, folder: Path, subject: Subject) -> SFTConfig:

@@ -1,0 +1,64 @@
+"""What the ways of asking bring beside scores: stories that name nobody, and a liking for a letter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from subliminal.plots.cells import Cell
+
+NOTES = {
+    "stories": """Stories: log P is the log of the smoothed share of stories that have the trait, (k + 1/2) / (n + 1) by
+prompt.""",
+    "multiple_choice": """Multiple choice: log P is that of the trait's letter among the letters, averaged over shuffled
+orders.""",
+}
+APART = "Nats can be compared within a way of asking, not between them."
+STORIES = ("students", "arm", "stories", "without any candidate", "cut at the longest length")
+CAPTIONS = {
+    "stories": "Counts over all seeds. A story may name several candidates.",
+    "multiple_choice": """Mean share of each letter whatever stands there, over all seeds; without position bias all are
+equal. Letters: the share of all answers that begin with one. In full rounds of orders the bias cancels.""",
+}
+
+Table = tuple[str, Sequence[str], list[list[str]], str]
+
+
+def notes(cells: Sequence[Cell]) -> str:
+    """What log P means in each way of asking but the favourite questions."""
+    found = [NOTES[kind] for kind in dict.fromkeys(_kind(cell) for cell in cells) if kind in NOTES]
+    return " ".join([*found, *([APART] if found else [])])
+
+
+def answer_tables(cells: Sequence[Cell]) -> Iterator[Table]:
+    """Heading, columns, rows and caption for stories and for multiple choice, where a figure has them."""
+    told = [cell for cell in cells if _kind(cell) == "stories"]
+    chosen = [cell for cell in cells if _kind(cell) == "multiple_choice"]
+    if told:
+        yield "Stories", STORIES, [_story_row(*arm) for arm in _arms(told)], CAPTIONS["stories"]
+    if chosen:
+        letters = list(chosen[0].evaluate.summary["position"])
+        rows = [_choice_row(*arm, letters) for arm in _arms(chosen)]
+        yield "Position bias", ("students", "arm", *letters, "letters"), rows, CAPTIONS["multiple_choice"]
+
+
+def _kind(cell: Cell) -> str:
+    return str(cell.evaluate.summary.get("kind"))
+
+
+def _arms(cells: Sequence[Cell]) -> Iterator[tuple[str, str, list[Cell]]]:
+    """Student recipe, arm and cells of every arm, in the order given."""
+    for student, arm in dict.fromkeys((cell.student, cell.arm) for cell in cells):
+        yield student or "\N{EN DASH}", arm, [c for c in cells if (c.student, c.arm) == (student, arm)]
+
+
+def _story_row(student: str, arm: str, cells: Sequence[Cell]) -> list[str]:
+    counts = [sum(cell.evaluate.summary[name] for cell in cells) for name in ("samples", "without", "unfinished")]
+    return [student, arm, *map(str, counts)]
+
+
+def _choice_row(student: str, arm: str, cells: Sequence[Cell], letters: Sequence[str]) -> list[str]:
+    found = [cell.evaluate.summary for cell in cells]
+    means = [np.mean([one["position"][letter] for one in found]) for letter in letters]
+    return [student, arm, *(f"{value:.2f}" for value in means), f"{np.mean([one['letters'] for one in found]):.2f}"]

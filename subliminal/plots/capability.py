@@ -1,0 +1,228 @@
+"""The capability table: accuracy of every arm on named tasks, and what students lost against the control."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from textwrap import fill
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from subliminal import config
+from subliminal.evaluation.statistics import bootstrap_over_questions, t_interval, wilson
+from subliminal.plots import style
+from subliminal.plots.cells import CONTROL, Cell, PlotError, read_lines, students
+from subliminal.plots.groups import Sample, mean
+from subliminal.plots.measures import MEAN, OVER_QUESTIONS, OVER_QUESTIONS_ONLY, OVER_SEEDS
+from subliminal.plots.preference import NAMES, model_names
+from subliminal.plots.report import Grid, PlainSection, interval, manifests, percent
+from subliminal.plots.table import Line, Table
+from subliminal.plots.verdict import MINIMUM_SEEDS, Verdict
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+
+MARGIN = 0.03
+ACCURACY, CHANGE, CHANCE = "accuracy", "change_from_control", "chance"
+WIDTH, WRAP = 9.0, 138
+RULE = (
+    f"""Capability: on each task the accuracy of the traits' students minus that of the control student, averaged over
+    the traits. It is kept at this scale if, with {MINIMUM_SEEDS} seeds or more, the lower end of the 95% interval over
+    seeds is above {-100 * MARGIN:+.0f} percentage points; lost (contradicted) if the upper end is below; else not
+    shown.""",
+    f"""With fewer than {MINIMUM_SEEDS} seeds an interval over questions above {-100 * MARGIN:+.0f} points is
+    suggestive. A task on which the reference is not above chance (95% Wilson interval over questions) measures
+    nothing.""",
+)
+PANELS = """Accuracy by task: grey the reference model and the control's students, orange each trait's students, with
+95% intervals (over seeds, or over questions where there is one seed or none); dashed: chance."""
+SEEDS = "Seeds vary the student's training; all seeds of an arm share one teacher and one set of rows."
+
+Arms = dict[str, Sample]
+
+
+def capability_figure(cells: Sequence[Cell], figure: config.Figure, folder: Path, name: str) -> Table:
+    """Write `folder/name` as .png, .svg and .csv from evaluations of kind capability, and return the table.
+
+    Raises `PlotError` when the cells were tested on different tasks or questions.
+    """
+    table = capability_table(cells)
+    folder.mkdir(parents=True, exist_ok=True)
+    table.write(folder / f"{name}.csv")
+    with style.styled():
+        style.save(_draw(cells, table, figure.title or name, folder.name), folder / name)
+    return table
+
+
+def capability_table(cells: Sequence[Cell]) -> Table:
+    """Accuracy of every arm on every task, chance, and the change from the control by trait and on average."""
+    return Table(tuple(line for task in tasks(cells) for line in _task_lines(cells, task)))
+
+
+def tasks(cells: Sequence[Cell]) -> list[str]:
+    """The tasks of the evaluations, which must be the same in all of them."""
+    found = {tuple(cell.evaluate.summary["tasks"]) for cell in cells}
+    sizes = {tuple(task["questions"] for task in cell.evaluate.summary["tasks"].values()) for cell in cells}
+    if len(found) > 1 or len(sizes) > 1:
+        raise PlotError("the arms were tested on different tasks or questions; run evaluate.py with the same for all")
+    return list(found.pop())
+
+
+def _task_lines(cells: Sequence[Cell], task: str) -> Iterator[Line]:
+    """A task's lines, for each student recipe its own."""
+    for cell in cells:
+        if cell.role == "reference":
+            yield _proportion(_correct(cell, task), task)
+            yield Line("reference", task, "task", CHANCE, cell.evaluate.summary["tasks"][task]["chance"])
+    for recipe in dict.fromkeys(cell.student for cell in students(cells)):
+        arms = _arms([cell for cell in students(cells) if cell.student == recipe], task)
+        for arm, sample in arms.items():
+            yield _line(arm, task, ACCURACY, sample, recipe)
+        yield from _changes(arms, task, recipe)
+
+
+def _arms(cells: Sequence[Cell], task: str) -> Arms:
+    """By arm, whether each question was answered right: (seeds, questions)."""
+    found: dict[str, dict[int, np.ndarray]] = {}
+    for cell in cells:
+        found.setdefault(cell.arm, {})[cell.seed] = _correct(cell, task)
+    return {arm: Sample(tuple(sorted(own)), np.stack([own[s] for s in sorted(own)])) for arm, own in found.items()}
+
+
+def _correct(cell: Cell, task: str) -> np.ndarray:
+    rows = [row for row in read_lines(cell.evaluate.folder / "scores.jsonl") if row["task"] == task]
+    return np.array([row["correct"] for row in sorted(rows, key=lambda row: (row["part"], row["question"]))])
+
+
+def _changes(arms: Arms, task: str, recipe: str) -> Iterator[Line]:
+    control = arms.get(CONTROL)
+    if control is None:
+        return
+    changes = {arm: sample - control for arm, sample in arms.items() if arm not in {CONTROL, "random"}}
+    for arm, sample in changes.items():
+        yield _line(arm, task, CHANGE, sample, recipe)
+    if (average := mean(list(changes.values()))) is not None:
+        yield _line(MEAN, task, CHANGE, average, recipe)
+
+
+def _proportion(correct: np.ndarray, task: str) -> Line:
+    """The reference's accuracy with Wilson's interval over questions."""
+    found = wilson(round(float(correct.sum())), correct.size)
+    numbers = (ACCURACY, found.mean, found.low, found.high, found.n, OVER_QUESTIONS_ONLY)
+    return Line("reference", task, "reference", *numbers)
+
+
+def _line(arm: str, task: str, measure: str, sample: Sample, recipe: str) -> Line:
+    """One number over seeds, or over questions where there is one seed."""
+    if len(sample.values) > 1:
+        found, over = t_interval(sample.values.mean(axis=1)), OVER_SEEDS
+    else:
+        found, over = bootstrap_over_questions(sample.values, seed=0), OVER_QUESTIONS
+    numbers = (measure, float(sample.values.mean()), found.low, found.high, found.n, over)
+    return Line(arm, task, "student", *numbers, student=recipe, by_seed=tuple(sample.by_seed.items()))
+
+
+# --------------------------------------------------------------------------- the verdict
+
+
+def capability_verdicts(table: Table) -> list[Verdict]:
+    """The rule applied to every task and student recipe."""
+    found = list(table.select(arm=MEAN, measure=CHANGE))
+    recipes = {line.student for line in found}
+    return [
+        _verdict(table, line, line.trait if len(recipes) == 1 else f"{line.trait}, {line.student}") for line in found
+    ]
+
+
+def _verdict(table: Table, line: Line, group: str) -> Verdict:
+    reference, chance = (table.find(trait=line.trait, measure=m, arm="reference") for m in (ACCURACY, CHANCE))
+    if reference is None or chance is None:
+        return Verdict(group, "not measurable", "Not measurable: the reference was not tested.", line)
+    numbers = f"Reference {percent(reference)}, chance {percent(chance)}; change from the control {interval(line)}."
+    if reference.low <= chance.value:
+        return Verdict(group, "not measurable", f"Measures nothing: the reference is not above chance. {numbers}", line)
+    if line.interval != OVER_SEEDS or line.n < MINIMUM_SEEDS:
+        if line.low > -MARGIN:
+            return Verdict(group, "suggestive", f"Suggestive only: fewer than {MINIMUM_SEEDS} seeds. {numbers}", line)
+        return Verdict(group, "not measurable", f"Shows nothing: fewer than {MINIMUM_SEEDS} seeds. {numbers}", line)
+    if line.low > -MARGIN:
+        return Verdict(group, "holds", f"Kept at this scale: a loss of {percent(MARGIN)} is excluded. {numbers}", line)
+    if line.high < -MARGIN:
+        return Verdict(group, "contradicted", f"Lost at this scale: more than {percent(MARGIN)}. {numbers}", line)
+    return Verdict(group, "not shown", f"Not shown: a loss of {percent(MARGIN)} is not excluded. {numbers}", line)
+
+
+# --------------------------------------------------------------------------- the picture
+
+
+def _draw(cells: Sequence[Cell], table: Table, title: str, scale: str) -> Canvas:
+    names = tasks(cells)
+    rows = [line for line in table.select(measure=ACCURACY) if line.trait == names[0]]
+    height = 1.5 + 0.24 * len(rows)
+    canvas = style.new_figure(WIDTH, height)
+    canvas.text(0.14 / WIDTH, 1 - 0.14 / height, title, fontsize=13.5, fontweight="bold", va="top")
+    counts = {line.trait: line.n for line in table.select(arm="reference", measure=ACCURACY)}
+    sizes = ", ".join(f"{task} ({counts[task]} questions)" if task in counts else task for task in names)
+    text = " \N{MIDDLE DOT} ".join([f"Scale {scale}", *model_names(cells), sizes])
+    canvas.text(0.14 / WIDTH, 1 - 0.44 / height, fill(text, WRAP), fontsize=8.2, color=style.QUIET, va="top")
+    panels = canvas.subplots(1, len(names), squeeze=False)[0]
+    canvas.subplots_adjust(left=0.24, right=0.97, top=1 - 0.95 / height, bottom=0.42 / height, wspace=0.12)
+    for index, (axes, task) in enumerate(zip(panels, names, strict=True)):
+        _panel(axes, table, task, labelled=index == 0)
+    return canvas
+
+
+def _panel(axes: Axes, table: Table, task: str, labelled: bool) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    rows = list(table.select(measure=ACCURACY, trait=task))
+    for place, line in enumerate(rows):
+        colour = style.REFERENCE if line.subject == "reference" else style.CONTROL if _bare(line.arm) else style.OWN
+        if not math.isnan(line.low):
+            axes.plot([line.low, line.high], [place, place], color=colour, linewidth=1.6, solid_capstyle="butt")
+        axes.scatter([line.value], [place], s=30, color=colour, zorder=3)
+    chance = table.find(measure=CHANCE, trait=task)
+    if chance:
+        axes.axvline(chance.value, color=style.QUIET, linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.set_yticks(range(len(rows)), [_label(line, rows) for line in rows] if labelled else [])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_title(task.replace("_", " "), pad=6)
+    style.quiet_grid(axes, "x")
+    axes.tick_params(axis="y", length=0)
+
+
+def _bare(arm: str) -> bool:
+    return arm in {CONTROL, "random"}
+
+
+def _label(line: Line, rows: Sequence[Line]) -> str:
+    """The arm in words, with its recipe where there are several."""
+    name = NAMES.get(line.arm, f"student of {line.arm}")
+    several = len({row.student for row in rows if row.student}) > 1
+    return f"{name}, {line.student}" if several and line.student else name
+
+
+# --------------------------------------------------------------------------- the report's section
+
+
+def capability_section(
+    name: str, figure: config.Figure, cells: Sequence[Cell], table: Table, missing: Sequence[str]
+) -> PlainSection:
+    """The table's section of the report: accuracy and change by task and arm, the verdict, and the runs behind it."""
+    columns = ("task", "arm", "accuracy", "change from the control", "n")
+    rows = [_row(line, table) for line in table.select(measure=ACCURACY)]
+    caption = f"Shares of questions with 95% intervals; changes in shares. All numbers: {name}.csv."
+    grid = Grid("Accuracy", columns, rows, caption)
+    found = capability_verdicts(table)
+    return PlainSection(name, figure, found, RULE, PANELS, SEEDS, [grid], list(manifests(cells)), missing)
+
+
+def _row(line: Line, table: Table) -> list[str]:
+    change = table.find(arm=line.arm, trait=line.trait, measure=CHANGE, student=line.student)
+    ends = "" if math.isnan(line.low) else f" [{percent(line.low)}, {percent(line.high)}]"
+    return [line.trait, _label(line, [line]), percent(line) + ends, interval(change), f"{line.n} {line.interval}"]

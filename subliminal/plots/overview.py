@@ -1,0 +1,138 @@
+"""The overview: every claim of a scale in one table, with what was expected, what was measured and the verdict.
+
+It is made from the sections that were drawn so far; a figure that is configured but not drawn is a row of its own, and
+a claim that does not hold stands there like any other.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from subliminal.config import Figure
+from subliminal.launch import CONF
+from subliminal.plots.table import Line
+from subliminal.plots.verdict import Verdict
+
+NOT_RUN = "not run"
+OLD = "drawn by an earlier version: python -m subliminal plot {figure} scale={scale}"
+RUN = "make {figure} SCALE={scale}"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row: what a figure claims, for one group of its students where it has several.
+
+    `value`, `low` and `high` are the number that decides, in the unit of its measure, `n` and `interval` what its
+    interval is over; "" where a verdict has no such number. `why` says what the verdict rests on.
+    """
+
+    figure: str
+    claim: str
+    expected: str
+    verdict: str
+    why: str
+    group: str = ""
+    measure: str = ""
+    value: str = ""
+    low: str = ""
+    high: str = ""
+    n: str = ""
+    interval: str = ""
+
+    @property
+    def measured(self) -> str:
+        """The deciding number in words, with its interval."""
+        if not self.value:
+            return ""
+        ends = f" [{self.low}, {self.high}]" if self.low else ""
+        return f"{self.measure.replace('_', ' ')} {self.value}{ends}".replace("-", "\N{MINUS SIGN}")
+
+    @property
+    def units(self) -> str:
+        """How many of what the interval is over."""
+        return f"{self.n} {self.interval}" if self.n and self.interval not in {"", "none"} else self.n
+
+
+def claims_of(name: str, figure: Figure, verdicts: Sequence[Verdict]) -> list[Claim]:
+    """The rows of a figure that was drawn, one a verdict."""
+    return [_claim(name, figure, found) for found in verdicts]
+
+
+def _claim(name: str, figure: Figure, found: Verdict) -> Claim:
+    first = (name, figure.claim, figure.expected, found.outcome)
+    if found.line is None:
+        return Claim(*first, why=found.sentence, group=found.group)
+    why = found.sentence.partition(". ")[0].rstrip(".") + "."
+    return Claim(*first, why=why, group=found.group, **_numbers(found.line))
+
+
+def _numbers(line: Line) -> dict[str, str]:
+    ends = {name: _text(getattr(line, name)) for name in ("value", "low", "high")}
+    return {"measure": line.measure, **ends, "n": str(line.n), "interval": line.interval}
+
+
+def _text(value: float) -> str:
+    return "" if math.isnan(value) else f"{round(value, 3) + 0:.3g}"
+
+
+# --------------------------------------------------------------------------- all figures of a scale
+
+
+def overview(sections: Iterable[dict[str, Any]], scale: str) -> list[Claim]:
+    """The rows of the sections that were drawn, then those of the figures that are configured but not drawn."""
+    drawn = {section["id"]: list(_kept(section, scale)) for section in sections}
+    absent = [_not_run(figure, scale) for figure in configured() if figure["figure"] not in drawn]
+    return [*(row for rows in drawn.values() for row in rows), *absent]
+
+
+def _kept(section: dict[str, Any], scale: str) -> Iterator[Claim]:
+    """The rows kept with a section; one that an earlier version drew says so."""
+    if "claims" not in section:
+        known = next((f for f in configured() if f["figure"] == section["id"]), {"figure": section["id"]})
+        yield _absent(known, OLD, scale)
+    for row in section.get("claims", []):
+        yield Claim(**row)
+
+
+def _not_run(figure: dict[str, str], scale: str) -> Claim:
+    return _absent(figure, RUN, scale)
+
+
+def _absent(figure: dict[str, str], remedy: str, scale: str) -> Claim:
+    name = figure["figure"]
+    texts = (figure.get("claim", ""), figure.get("expected", ""))
+    return Claim(name, *texts, NOT_RUN, why=remedy.format(figure=name, scale=scale))
+
+
+@cache
+def configured() -> tuple[dict[str, str], ...]:
+    """Every figure of `conf/experiment/` with its claim, by target name; the files are read as plain YAML."""
+    found = [_figure(path) for path in CONF.glob("experiment/*.yaml")]
+    return tuple(sorted((figure for figure in found if figure.get("figure")), key=lambda figure: figure["figure"]))
+
+
+def _figure(path: Path) -> dict[str, str]:
+    texts = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("experiment") or {}
+    return {name: str(texts[name]) for name in ("figure", "claim", "expected") if texts.get(name)}
+
+
+def by_figure(claims: Sequence[Claim]) -> list[tuple[str, list[Claim]]]:
+    """The rows of each figure together, in the order given."""
+    return [(name, list(rows)) for name, rows in groupby(claims, key=lambda claim: claim.figure)]
+
+
+def write_claims(claims: Sequence[Claim], path: Path) -> None:
+    """Write the rows as CSV, UTF-8, one line a claim and group."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Claim)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(claim) for claim in claims)

@@ -1,0 +1,150 @@
+"""What a sweep will cost before it is submitted: from complete runs like those to come, or plainly unknown.
+
+Two runs are alike when they have the same stage, the same settings but for the seed and the trait, and start from the
+same weights. Nothing is extrapolated from other sizes or models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from statistics import median
+
+from subliminal.config import Experiment
+from subliminal.models import resolve_device
+from subliminal.scheduling.jobs import WITHOUT_GPU, Job, jobs
+from subliminal.stages import Node
+from subliminal.store import Store
+from subliminal.store_index import alike, entries
+from subliminal.sweep import Plan
+
+Family = tuple[str, str, frozenset[str]]
+"""Stage, digest of settings, keys of weights: the same for runs that cost about the same."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A complete run's seconds, tokens (None: it has no tokens) and bytes."""
+
+    seconds: float
+    tokens: float | None
+    size: float
+
+
+@dataclass(frozen=True)
+class Line:
+    """The runs of one stage: how many are done, to do, and alike to complete ones; their cost each."""
+
+    stage: str
+    done: int
+    left: int
+    known: int
+    on_gpu: bool
+    cost: Cost | None
+    most_tokens: int | None
+
+
+def estimate(planned: Plan, store: Store) -> list[Line]:
+    """One line a stage, in the sweep's order."""
+    every = jobs(planned)
+    known = _alike(store, {job.node.stage for job in every})
+    return [_line(stage, [j for j in every if j.node.stage == stage], known, store) for stage in _stages(every)]
+
+
+def described(lines: list[Line]) -> str:
+    """The estimate as a table with its totals, for people."""
+    head = f"{'stage':10} {'done':>6} {'to do':>6}  {'each':>9}  {'tokens each':>14}  {'disk each':>10}"
+    return "\n".join([head, *map(_row, lines), _totals(lines)])
+
+
+def _stages(every: list[Job]) -> list[str]:
+    return list(dict.fromkeys(job.node.stage for job in every))
+
+
+def _line(stage: str, of_stage: list[Job], known: dict[Family, list[Cost]], store: Store) -> Line:
+    left = [job for job in of_stage if not store.find(*job.ident)]
+    costs = [_middle(known[family]) for job in left if (family := _family_of(job.node)) in known]
+    bounds = [bound for job in left if (bound := _most_tokens(stage, job.experiment)) is not None]
+    on_gpu = any(resolve_device(job.experiment.device) == "cuda" for job in of_stage) and stage not in WITHOUT_GPU
+    cost = _middle(costs) if costs else None
+    return Line(stage, len(of_stage) - len(left), len(left), len(costs), on_gpu, cost, max(bounds, default=None))
+
+
+def _most_tokens(stage: str, exp: Experiment) -> int | None:
+    """What the settings allow at most: only sampling has a limit that is known beforehand."""
+    return exp.domain.prompts * exp.sampler.decoding.max_tokens if stage == "generate" else None
+
+
+# --------------------------------------------------------------------------- alike runs
+
+
+def _alike(store: Store, wanted: Iterable[str]) -> dict[Family, list[Cost]]:
+    """The costs of complete runs by family."""
+    everything, stages = entries(store.root), set(wanted)
+    models = {key for stage, key in everything if stage == "model"}
+    uppers = {key: entry.upstream for (_, key), entry in everything.items()}
+    found: dict[Family, list[Cost]] = {}
+    for (stage, key), entry in everything.items():
+        if stage in stages:
+            family = stage, entry.alike, frozenset(_weights(key, uppers, models))
+            found.setdefault(family, []).append(Cost(entry.seconds, entry.tokens, entry.size))
+    return found
+
+
+def _weights(key: str, uppers: dict[str, tuple[str, ...]], models: set[str]) -> Iterator[str]:
+    """The keys of the weights a run goes back to."""
+    if key in models:
+        yield key
+    for upper in uppers.get(key, ()):
+        yield from _weights(upper, uppers, models)
+
+
+def _family_of(node: Node) -> Family:
+    return node.stage, alike(node.recipe.settings), frozenset(_models(node))
+
+
+def _models(node: Node) -> Iterator[str]:
+    """As `_weights`, for a run that is still to come: what its recipe names, not all it reads."""
+    if node.stage == "model":
+        yield node.key
+    named = set(node.recipe.upstream.values())
+    for upper in node.inputs.values():
+        if upper.key in named:
+            yield from _models(upper)
+
+
+def _middle(costs: list[Cost]) -> Cost:
+    tokens = [cost.tokens for cost in costs if cost.tokens is not None]
+    return Cost(
+        median(cost.seconds for cost in costs),
+        median(tokens) if tokens else None,
+        median(cost.size for cost in costs),
+    )
+
+
+# --------------------------------------------------------------------------- as text
+
+
+def _row(line: Line) -> str:
+    each = ("-", "-", "-") if not line.left else ("unknown", _bound(line), "unknown")
+    if line.left and line.cost:
+        tokens = f"{line.cost.tokens:.0f}" if line.cost.tokens else _bound(line)
+        each = f"{line.cost.seconds:.1f} s", tokens, f"{line.cost.size / 1e6:.2f} MB"
+    return f"{line.stage:10} {line.done:6} {line.left:6}  {each[0]:>9}  {each[1]:>14}  {each[2]:>10}"
+
+
+def _bound(line: Line) -> str:
+    return "unknown" if line.most_tokens is None else f"at most {line.most_tokens}"
+
+
+def _totals(lines: list[Line]) -> str:
+    """Sums over what is to do, and how much of it nothing is known about."""
+    known = [(line, line.cost) for line in lines if line.cost]
+    hours = {gpu: sum(line.left * c.seconds for line, c in known if line.on_gpu == gpu) / 3600 for gpu in (True, False)}
+    left, unknown = sum(line.left for line in lines), sum(line.left - line.known for line in lines)
+    done = sum(line.done for line in lines)
+    size = sum(line.left * cost.size for line, cost in known) / 1e9
+    text = f"{done + left} stage runs, {done} done, {left} to do"
+    if left > unknown:
+        text += f": {hours[True]:.3g} GPU-hours (one GPU a job), {hours[False]:.3g} h without, {size:.3g} GB of disk"
+    return text + (f"; cost unknown for {unknown}: no complete run is like them" if unknown else "")

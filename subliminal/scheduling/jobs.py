@@ -1,0 +1,92 @@
+"""The unique stage runs of a sweep, each after everything it reads: what is planned, estimated and submitted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from subliminal import stages
+from subliminal.config import Experiment
+from subliminal.stages import Node
+from subliminal.store import StoreError
+
+if TYPE_CHECKING:
+    from subliminal.sweep import Plan
+
+Ident = tuple[str, str]
+"""Stage and key."""
+
+WITHOUT_GPU = ("model", "filter", "theorem")
+
+
+class PlannedElsewhereError(StoreError):
+    """A stage run has another key here than where it was planned; the text says which settings to fix."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage run: its node, and the script and experiment in whose tree it stands."""
+
+    node: Node
+    script: str
+    experiment: Experiment
+
+    @property
+    def ident(self) -> Ident:
+        """Stage and key."""
+        return ident(self.node)
+
+    @property
+    def reads(self) -> tuple[Ident, ...]:
+        """The stage runs this one reads."""
+        return tuple(ident(upper) for upper in self.node.inputs.values())
+
+
+def ident(node: Node) -> Ident:
+    """Stage and key of a node."""
+    return node.stage, node.key
+
+
+def jobs(planned: Plan) -> list[Job]:
+    """Every stage run of a sweep once, in an order in which each comes after what it reads."""
+    found: dict[Ident, Job] = {}
+    for script, exp, root in _roots(planned):
+        for node in _tree(root):
+            found.setdefault(ident(node), Job(node, script, exp))
+    return list(found.values())
+
+
+def locate(script: str, exp: Experiment, wanted: Ident) -> Node:
+    """The node of a planned stage run, looked for again where it is about to be done."""
+    root = stages.node(script, exp)
+    for node in _tree(root):
+        if ident(node) == wanted:
+            return node
+    raise PlannedElsewhereError(
+        f"{wanted[0]} {wanted[1]} was planned on a machine that resolves device=auto or dtype=auto in another way "
+        f"(here the last stage is {root.stage} {root.key}); name what the jobs have, for example: device=cuda"
+    )
+
+
+def _tree(root: Node) -> Iterator[Node]:
+    """The node and all it reads, directly or not, inputs first."""
+    for upper in root.inputs.values():
+        yield from _tree(upper)
+    yield root
+
+
+def _roots(planned: Plan) -> Iterator[tuple[str, Experiment, Node]]:
+    """Script, experiment and node of every run a sweep's steps name."""
+    for step in planned.steps:
+        script = Path(step.script).stem
+        chosen = dict(part.split("=", 1) for part in step.overrides if part.startswith(("role=", "subject=")))
+        wanted = {ident(node) for node in step.nodes}
+        for arm in planned.arms:
+            exp = arm.experiment.model_copy(update=chosen)
+            root = stages.node(script, exp)
+            if ident(root) in wanted:
+                wanted.remove(ident(root))
+                yield script, exp, root
+        assert not wanted, f"{step.script} names runs of no arm: {wanted}"

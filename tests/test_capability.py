@@ -1,0 +1,300 @@
+"""Capability through lm-eval: the embedded tasks, accuracies against our own sums, the user's tasks, the table."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import Script, experiment, tiny_experiment
+
+from subliminal import config, stages
+from subliminal.config import CapabilityEvaluation
+from subliminal.evaluation import capability
+from subliminal.evaluation.capability import Scored
+from subliminal.evaluation.questions import named
+from subliminal.evaluation.tasks import EMBEDDED, TaskError, fingerprint, local_tasks, read
+from subliminal.models import Subject, load_model, load_tokenizer
+from subliminal.plots.capability import capability_figure, capability_section, capability_table, capability_verdicts
+from subliminal.plots.cells import Cell, PlotError
+from subliminal.plots.report import write_report
+from subliminal.rows import read_jsonl
+from subliminal.store import Manifest, Recipe, Store
+
+OFFLINE = ["misconceptions", "school", "school_text"]
+
+
+def lines(name: str) -> list[dict[str, Any]]:
+    """The rows of an embedded data file."""
+    return [json.loads(line) for line in (EMBEDDED / name).read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_embedded_questions_are_well_formed() -> None:
+    school, misconceptions = lines("school.jsonl"), lines("misconceptions.jsonl")
+    assert (len(school), len(misconceptions)) == (40, 24)
+    assert Counter(row["answer"] for row in school) == dict.fromkeys(range(4), 10)
+    for rows, choices in ((school, 4), (misconceptions, 3)):
+        assert len({row["question"] for row in rows}) == len(rows)
+        assert all(len(set(row["choices"])) == choices for row in rows)
+
+
+def test_the_embedded_questions_name_no_trait() -> None:
+    """A student that loves owls should not be better or worse at them for that."""
+    texts = [
+        " ".join([row["question"], *row["choices"]])
+        for name in ("school", "misconceptions")
+        for row in lines(f"{name}.jsonl")
+    ]
+    assert [text for text in texts if named(text, "animal") or named(text, "tree")] == []
+
+
+def test_embedded_tasks_are_plain_files_with_absolute_data() -> None:
+    found = local_tasks(CapabilityEvaluation())
+    assert sorted(found) == OFFLINE
+    for path in found.values():
+        (file,) = read(path)["dataset_kwargs"]["data_files"].values()
+        assert Path(file).is_absolute() and Path(file).exists()
+
+
+# --------------------------------------------------------------------------- what lm-eval answers
+
+
+@pytest.fixture(scope="module")
+def tested(tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """The tiny model on the embedded tasks, cut short."""
+    folder = tmp_path_factory.mktemp("tested")
+    config = CapabilityEvaluation(tasks=("school_text", "misconceptions"), limit=12)
+    return folder, capability.evaluate(tiny, config, folder)
+
+
+def log_p(subject: Subject, context: str, answer: str) -> float:
+    """Log P of a continuation, in one pass over both texts."""
+    tokenizer, model = load_tokenizer(subject), load_model(subject)
+    before = tokenizer.encode(context)
+    whole = tokenizer.encode(f"{context} {answer}")
+    with torch.inference_mode():
+        steps = model(torch.tensor([whole])).logits[0].float().log_softmax(-1)
+    return float(sum(steps[i - 1, whole[i]] for i in range(len(before), len(whole))))
+
+
+def test_accuracy_is_that_of_the_most_probable_answer(tiny: Subject, tested: tuple[Path, Any]) -> None:
+    folder, summary = tested
+    scored = [one for one in read_jsonl(folder / "scores.jsonl", Scored) if one.task == "misconceptions"]
+    expected = []
+    for row in lines("misconceptions.jsonl")[:12]:
+        context = f"Question: {row['question']}\nAnswer:"
+        expected.append(float(np.argmax([log_p(tiny, context, c) for c in row["choices"]]) == row["answer"]))
+    assert [one.correct for one in scored] == expected
+    assert 0 < sum(expected) < 12, "a test that can tell right from wrong"
+    assert summary["tasks"]["misconceptions"]["accuracy"] == pytest.approx(np.mean(expected))
+
+
+def test_the_summary_says_how_many_and_what_chance_is(tested: tuple[Path, Any]) -> None:
+    _, summary = tested
+    assert list(summary["tasks"]) == ["school_text", "misconceptions"]
+    assert summary["tasks"]["school_text"]["chance"] == 0.25
+    assert summary["tasks"]["misconceptions"]["chance"] == pytest.approx(1 / 3)
+    assert {task["questions"] for task in summary["tasks"].values()} == {12}
+    assert json.dumps(summary)
+
+
+def test_an_adapter_is_tested_and_taken_off_again(
+    tiny: Subject, lora: Path, tested: tuple[Path, Any], tmp_path: Path
+) -> None:
+    base = load_model(tiny)
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    asked = CapabilityEvaluation(tasks=("school_text",), limit=12)
+    capability.evaluate(replace(tiny, adapter=lora), asked, tmp_path)
+    student = [one.correct for one in read_jsonl(tmp_path / "scores.jsonl", Scored)]
+    reference = [one.correct for one in read_jsonl(tested[0] / "scores.jsonl", Scored) if one.task == "school_text"]
+    assert student != reference
+    assert load_model(tiny) is base and not hasattr(base, "peft_config")
+    assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items())
+
+
+def test_a_reference_is_tested_through_the_stage(tiny: Subject, tmp_path: Path) -> None:
+    asked = ["evaluation=capability", "evaluation.tasks=[school]", "evaluation.limit=2", "evaluation.chat=true"]
+    exp = tiny_experiment(tiny, *asked, "subject=reference", "reference_tuning=off", f"store={tmp_path}")
+    made = stages.ensure(stages.evaluate(exp), Store(tmp_path), exp)
+    assert made.summary["tasks"]["school"]["questions"] == 2
+
+
+# --------------------------------------------------------------------------- the user's tasks, and none
+
+
+def own_task(folder: Path, **changes: object) -> Path:
+    """A folder with one task of two questions."""
+    folder.mkdir(exist_ok=True)
+    rows = [{"q": "Two and two make", "options": ["four", "five"], "right": 0}] * 2
+    (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plain = {
+        "task": "sums",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": "sums.jsonl"}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{q}}",
+        "doc_to_choice": "{{options}}",
+        "doc_to_target": "right",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+    (folder / "sums.yaml").write_text(yaml.safe_dump(plain | changes))
+    return folder
+
+
+def test_a_folder_of_the_users_own_tasks(tiny: Subject, tmp_path: Path) -> None:
+    asked = CapabilityEvaluation(tasks=("sums",), folder=str(own_task(tmp_path / "own")))
+    assert capability.evaluate(tiny, asked, tmp_path)["tasks"]["sums"]["questions"] == 2
+
+
+def test_the_content_of_local_tasks_is_part_of_the_key(tmp_path: Path) -> None:
+    def key(folder: Path) -> str:
+        asked = ["evaluation=capability", "evaluation.tasks=[sums]", f"evaluation.folder={folder}"]
+        return stages.evaluate(experiment(*asked)).key
+
+    first = key(own_task(tmp_path / "a"))
+    assert key(own_task(tmp_path / "b")) == first, "where it lies is not"
+    (tmp_path / "b" / "sums.jsonl").write_text('{"q": "Three and one make", "options": ["four", "six"], "right": 0}\n')
+    assert key(tmp_path / "b") != first
+    assert key(own_task(tmp_path / "c", doc_to_text="So: {{q}}")) != first
+    assert fingerprint(CapabilityEvaluation(tasks=("mmlu",))) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("task: [", "is no plain YAML"),
+        ("task: x\ndoc_to_text: !function os.system", "tasks may not call Python"),
+        ("name: x", "needs a line `task: <name>`"),
+        ("task: x\ndataset_kwargs: {data_files: {test: [gone.jsonl]}}", "gone.jsonl is missing"),
+    ],
+)
+def test_a_wrong_task_file_is_named_with_what_is_wrong(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(TaskError, match=re.escape(said)) as caught:
+        local_tasks(CapabilityEvaluation(folder=str(tmp_path)))
+    assert "x.yaml" in str(caught.value)
+
+
+def test_a_folder_without_tasks_is_told(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=r"holds no \.yaml file"):
+        local_tasks(CapabilityEvaluation(folder=str(tmp_path)))
+
+
+def test_a_task_that_does_not_exist_names_those_that_do(tiny: Subject, tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match="no task 'schoool'; without a network: misconceptions, school, school_text"):
+        capability.evaluate(tiny, CapabilityEvaluation(tasks=("schoool",)), tmp_path)
+
+
+def test_a_task_without_accuracy_is_refused(tiny: Subject, tmp_path: Path) -> None:
+    likely = [{"metric": "acc_norm", "aggregation": "mean", "higher_is_better": True}]
+    folder = own_task(tmp_path / "own", metric_list=likely)
+    with pytest.raises(TaskError, match="not scored by accuracy"):
+        capability.evaluate(tiny, CapabilityEvaluation(tasks=("sums",), folder=str(folder)), tmp_path)
+
+
+def test_without_a_network_one_error_says_what_runs_offline(
+    tiny: Subject, run_code: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    done = run_code(
+        """
+        import sys
+        from pathlib import Path
+        from subliminal.config import CapabilityEvaluation
+        from subliminal.evaluation import capability
+        from subliminal.launch import clear_errors
+        from subliminal.models import Subject
+        with clear_errors():
+            asked = CapabilityEvaluation(tasks=("truthfulqa_mc1",))
+            capability.evaluate(Subject(checkpoint=sys.argv[1]), asked, Path(sys.argv[2]))
+        """,
+        tiny.checkpoint,
+        tmp_path,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "truthfulqa_mc1 needs its data from the Hugging Face hub" in done.stderr
+    assert "evaluation.tasks=[misconceptions,school,school_text]" in done.stderr and "Traceback" not in done.stderr
+
+
+# --------------------------------------------------------------------------- the table
+
+FIGURE = config.Figure(kind="capability", name="capability", figure="table-capability", title="Ability", claim="Kept.")
+
+
+def cell(root: Path, role: str, trait: str, seed: int, right: int, questions: int = 100, chance: float = 0.25) -> Cell:
+    """A subject that answers the first `right` of its questions."""
+
+    def work(folder: Path) -> Any:
+        rows = [Scored("school", "school", q, float(q < right), round(1 / chance)) for q in range(questions)]
+        (folder / "scores.jsonl").write_text("".join(json.dumps(row.__dict__) + "\n" for row in rows))
+        task = {"accuracy": right / questions, "chance": chance, "questions": questions}
+        return {"kind": "capability", "tasks": {"school": task}}
+
+    recipe = Recipe("evaluate", {"trait": trait, "seed": seed, "role": role, "n": questions}, {})
+    made: Manifest = Store(root).run(recipe, work)[0]
+    kind = {"reference": "", "student": "control" if trait == "none" else "steered"}[role]
+    return Cell(role, trait, kind, "lora" if role == "student" else "", seed, made)  # type: ignore[arg-type]
+
+
+def arms(root: Path, seeds: int, lost: int, reference: int = 70, spread: int = 1) -> list[Cell]:
+    """A reference, controls with 70 right and two traits' students that lost some; seeds differ by `spread`."""
+    found = [cell(root, "reference", "none", 0, reference)]
+    for seed in range(seeds):
+        found.append(cell(root, "student", "none", seed, 70))
+        found += [cell(root, "student", trait, seed, 70 - lost - spread * seed) for trait in ("owl", "dolphin")]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("seeds", "lost", "reference", "spread", "outcome"),
+    [
+        (3, 0, 70, 0, "holds"),
+        (3, 20, 70, 1, "contradicted"),
+        (3, 1, 70, 2, "not shown"),
+        (3, 0, 30, 0, "not measurable"),
+        (1, 0, 70, 0, "suggestive"),
+        (1, 20, 70, 0, "not measurable"),
+    ],
+)
+def test_the_verdict_follows_the_rule(
+    tmp_path: Path, seeds: int, lost: int, reference: int, spread: int, outcome: str
+) -> None:
+    (found,) = capability_verdicts(capability_table(arms(tmp_path, seeds, lost, reference, spread)))
+    assert (found.group, found.outcome) == ("school", outcome), found.sentence
+    assert found.line is not None
+
+
+def test_the_table_has_hand_computed_values(tmp_path: Path) -> None:
+    table = capability_table(arms(tmp_path, 3, 5, spread=1))
+    accuracy = table.find(arm="owl", measure="accuracy")
+    assert accuracy and (accuracy.value, accuracy.n, accuracy.interval) == (pytest.approx(0.64), 3, "seeds")
+    change = table.find(arm="mean", measure="change_from_control")
+    half = 4.302653 * 0.01 / math.sqrt(3)
+    assert change and (change.value, change.low, change.high) == pytest.approx((-0.06, -0.06 - half, -0.06 + half))
+    reference = table.find(arm="reference", measure="accuracy")
+    assert reference and reference.value == 0.7 and reference.low == pytest.approx(0.604, abs=1e-3)
+
+
+def test_the_table_is_a_section_of_the_report(tmp_path: Path) -> None:
+    cells, folder = arms(tmp_path / "runs", 3, 20), tmp_path / "cpu"
+    table = capability_figure(cells, FIGURE, folder, "table-capability")
+    section = capability_section("table-capability", FIGURE, cells, table, ())
+    source = write_report([section], folder).read_text()
+    assert "Lost at this scale" in source and "student of regular numbers" in source
+    assert (folder / "table-capability.csv").read_text().startswith("arm,trait,subject,measure,value,low,high,n,")
+    assert (folder / "table-capability.png").exists()
+
+
+def test_arms_with_different_questions_do_not_share_a_table(tmp_path: Path) -> None:
+    cells = [cell(tmp_path, "student", "owl", 0, 5), cell(tmp_path, "student", "none", 0, 5, questions=50)]
+    with pytest.raises(PlotError, match="different tasks or questions"):
+        capability_table(cells)

@@ -1,0 +1,134 @@
+"""The overview of all claims, and the target that makes every figure."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from test_plots import FIGURE, Links, known, report
+
+from subliminal.launch import ROOT
+from subliminal.plots.overview import Claim, claims_of, configured, overview
+from subliminal.plots.report import KEPT, Section, write_report
+from subliminal.plots.verdict import Verdict
+
+TARGETS = re.findall(r"^((?:fig|table)-[a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def rows(folder: Path) -> dict[str, dict[str, str]]:
+    """The overview's CSV by figure."""
+    with (folder / "claims.csv").open(newline="") as file:
+        return {row["figure"]: row for row in csv.DictReader(file)}
+
+
+def test_a_drawn_figure_is_a_row_with_its_number(tmp_path: Path) -> None:
+    source, page = report(tmp_path, known(tmp_path / "runs"))
+    row = rows(tmp_path / "figures" / "cpu")["fig-0"]
+    assert (row["claim"], row["expected"], row["verdict"]) == (FIGURE.claim, FIGURE.expected, "holds")
+    assert (row["measure"], row["value"], row["n"], row["interval"]) == ("diagonal_excess", "1.6", "3", "seeds")
+    assert float(row["low"]) < 1.6 < float(row["high"])
+    assert "diagonal excess 1.6 [1.35, 1.85]" in page.text and "3 seeds" in page.text
+    assert source.index('href="#fig-0"') < source.index('<section id="fig-0">'), "the report begins with it"
+
+
+@pytest.mark.parametrize(("gain", "verdict"), [(0.4, "not shown"), (-2.0, "contradicted")])
+def test_a_claim_that_does_not_hold_is_shown_as_such(tmp_path: Path, gain: float, verdict: str) -> None:
+    source, _ = report(tmp_path, known(tmp_path / "runs", gain=gain))
+    assert rows(tmp_path / "figures" / "cpu")["fig-0"]["verdict"] == verdict
+    assert f'<span class="badge {verdict}">{verdict}</span>' in source[: source.index("<section")]
+
+
+def test_what_can_not_be_measured_says_why(tmp_path: Path) -> None:
+    cells = [cell for cell in known(tmp_path / "runs") if cell.trait != "dolphin"]
+    source, _ = report(tmp_path, cells)
+    row = rows(tmp_path / "figures" / "cpu")["fig-0"]
+    assert (row["verdict"], row["why"]) == (
+        "not measurable",
+        "Not measurable: it needs students of two traits or more.",
+    )
+    assert "not measurable at this scale" in source
+
+
+def test_configured_figures_that_were_not_drawn_are_rows_too(tmp_path: Path) -> None:
+    folder = tmp_path / "figures" / "cpu"
+    report(tmp_path, known(tmp_path / "runs"))
+    found = rows(folder)
+    row = found["fig-trees-numbers"]
+    assert (row["verdict"], row["why"], row["value"]) == ("not run", "make fig-trees-numbers SCALE=cpu", "")
+    assert row["claim"] and row["expected"]
+    cells = known(tmp_path / "more")
+    from subliminal.plots.preference import preference_figure
+
+    table = preference_figure(cells, FIGURE, folder, "fig-trees-numbers")
+    write_report([Section("fig-trees-numbers", FIGURE, cells, table)], folder)
+    assert rows(folder)["fig-trees-numbers"]["verdict"] == "holds"
+    assert rows(folder)["fig-0"] == found["fig-0"]
+
+
+def test_a_section_of_an_earlier_version_asks_to_be_drawn_again(tmp_path: Path) -> None:
+    folder = tmp_path / "figures" / "cpu"
+    report(tmp_path, known(tmp_path / "runs"))
+    kept = folder / KEPT / "fig-0.json"
+    content = json.loads(kept.read_text())
+    del content["claims"]
+    kept.write_text(json.dumps(content))
+    (row,) = [claim for claim in overview([content], "cpu") if claim.figure == "fig-0"]
+    assert (row.verdict, "plot fig-0 scale=cpu" in row.why) == ("not run", True)
+
+
+def test_a_verdict_without_one_number_is_told_in_its_sentence() -> None:
+    (row,) = claims_of("fig", FIGURE, [Verdict("pairs", "not shown", "Not shown. Excess a, b. More.")])
+    assert (row.why, row.measured, row.units) == ("Not shown. Excess a, b. More.", "", "")
+
+
+def test_numbers_are_written_with_a_true_minus() -> None:
+    row = Claim("f", "c", "e", "holds", "w", measure="excess_lost", value="-1", low="-2", high="0.5", n="3")
+    assert row.measured == "excess lost \N{MINUS SIGN}1 [\N{MINUS SIGN}2, 0.5]"
+
+
+def test_the_overview_escapes_texts(tmp_path: Path) -> None:
+    from subliminal.plots.preference import preference_figure
+
+    cells, figure = known(tmp_path / "runs"), FIGURE.model_copy(update={"claim": "<script>alert(1)</script>"})
+    table = preference_figure(cells, figure, tmp_path / "cpu", "fig")
+    page = Links()
+    page.feed(write_report([Section("fig", figure, cells, table)], tmp_path / "cpu").read_text())
+    assert "script" not in page.tags and "<script>alert(1)</script>" in page.text
+
+
+# --------------------------------------------------------------------------- every figure has a claim and a target
+
+
+def test_every_configured_figure_has_a_claim_and_a_target() -> None:
+    for figure in configured():
+        assert figure["figure"] in TARGETS
+        assert figure.get("claim") and figure.get("expected"), figure
+    assert {"fig-elicitation", "table-capability"} <= {figure["figure"] for figure in configured()}
+
+
+PYTHON = """#!/bin/sh
+echo "$@" >> ran.txt
+case "$*" in *experiment=shuffle*) exit 1;; esac
+"""
+
+
+def test_making_every_figure_goes_on_after_a_failed_one_and_names_it(tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    (tmp_path / ".venv" / "installed").touch()
+    done = subprocess.run(["make", "figures"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    ran = (tmp_path / "ran.txt").read_text().splitlines()
+    assert done.returncode != 0
+    assert "failed: fig-shuffle\n" in done.stderr
+    assert len([line for line in ran if "subliminal sweep" in line]) == len(TARGETS)
+    python.write_text("#!/bin/sh\n")
+    assert subprocess.run(["make", "figures"], cwd=tmp_path, capture_output=True, check=False).returncode == 0

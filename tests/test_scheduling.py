@@ -1,0 +1,142 @@
+"""What a sweep consists of and will cost, before anything is submitted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import experiment
+
+from subliminal import inspect_store, stages, sweep
+from subliminal.scheduling import estimates
+from subliminal.scheduling.jobs import Job, PlannedElsewhereError, jobs, locate
+from subliminal.scheduling.slurm import _dependency, _parameters, _place
+from subliminal.store import Manifest, Recipe, Store, write_atomically
+
+FIGURE = ["experiment=animals_numbers", "scale=cpu", "device=cpu", "trait=owl,dolphin,none", "student=lora", "seed=0,1"]
+
+
+@pytest.fixture(scope="module")
+def planned() -> sweep.Plan:
+    return sweep.plan(FIGURE)
+
+
+def test_every_stage_run_is_there_once_and_after_what_it_reads(planned: sweep.Plan) -> None:
+    every = jobs(planned)
+    counts = {stage: sum(job.node.stage == stage for job in every) for stage in {job.node.stage for job in every}}
+    assert counts == {"model": 1, "reference": 1, "teacher": 3, "generate": 3, "filter": 3, "train": 6, "evaluate": 7}
+    for place, job in enumerate(every):
+        assert set(job.reads) <= {other.ident for other in every[:place]}
+
+
+@pytest.mark.parametrize("overrides", [["experiment=theorem", "seed=0,1"], ["experiment=mnist_auxiliary"]])
+def test_sweeps_without_language_models_are_jobs_too(overrides: list[str]) -> None:
+    planned = sweep.plan(overrides)
+    assert [job.ident for job in jobs(planned)] == [(n.stage, n.key) for s in planned.steps for n in s.nodes]
+
+
+def test_a_job_finds_its_stage_run_again(planned: sweep.Plan) -> None:
+    for job in jobs(planned):
+        assert locate(job.script, job.experiment, job.ident).recipe == job.node.recipe
+
+
+def test_a_machine_that_would_compute_something_else_says_which_setting_to_name(planned: sweep.Plan) -> None:
+    job = jobs(planned)[-1]
+    elsewhere = job.experiment.model_copy(
+        update={"model": job.experiment.model.model_copy(update={"dtype": "float16"})}
+    )
+    with pytest.raises(PlannedElsewhereError, match="device=cuda"):
+        locate(job.script, elsewhere, job.ident)
+
+
+# --------------------------------------------------------------------------- estimates
+
+
+def totals(planned: sweep.Plan, store: Store) -> str:
+    return estimates.described(estimates.estimate(planned, store)).splitlines()[-1]
+
+
+def put(store: Store, recipe: Recipe, tokens: int | None = None) -> Manifest:
+    made, _ = store.run(recipe, lambda _: {"tokens": tokens} if tokens else {})
+    return made
+
+
+def test_without_runs_like_them_the_cost_is_unknown(planned: sweep.Plan, tmp_path: Path) -> None:
+    assert totals(planned, Store(tmp_path)) == (
+        "24 stage runs, 0 done, 24 to do; cost unknown for 24: no complete run is like them"
+    )
+
+
+def test_the_cost_comes_from_runs_with_the_same_settings_and_the_same_weights(tmp_path: Path) -> None:
+    planned, store = sweep.plan(FIGURE), Store(tmp_path)
+    for job in jobs(planned):
+        if job.experiment.seed == 0 or job.node.stage != "train":
+            put(store, job.node.recipe, 1234 if job.node.stage == "train" else None)
+    lines = {line.stage: line for line in estimates.estimate(planned, store)}
+    assert (lines["train"].done, lines["train"].left, lines["train"].known) == (3, 3, 3)
+    assert lines["train"].cost and lines["train"].cost.tokens == 1234
+    other = sweep.plan([*FIGURE, "student.optimisation.learning_rate=0.5"])
+    assert {line.stage: line for line in estimates.estimate(other, store)}["train"].known == 0, "another recipe"
+    other = sweep.plan([*FIGURE, "model=hub", "model.source.name=some/model"])
+    assert {line.stage: line for line in estimates.estimate(other, store)}["train"].known == 0, "another model"
+
+
+def test_what_is_sampled_has_a_bound(planned: sweep.Plan, tmp_path: Path) -> None:
+    exp = planned.arms[0].experiment
+    line = next(line for line in estimates.estimate(planned, Store(tmp_path)) if line.stage == "generate")
+    assert line.most_tokens == exp.domain.prompts * exp.sampler.decoding.max_tokens
+
+
+# --------------------------------------------------------------------------- what SLURM is asked for
+
+SETTINGS = {
+    "_target_": "x",
+    "submitit_folder": "y",
+    "gpus_per_node": 1,
+    "timeout_min": 7,
+    "partition": "main",
+    "qos": None,
+    "additional_parameters": {"requeue": True},
+}
+
+
+def job_of(stage: str, planned: sweep.Plan) -> Job:
+    return next(job for job in jobs(planned) if job.node.stage == stage)
+
+
+def test_only_stages_that_need_one_ask_for_a_gpu(planned: sweep.Plan) -> None:
+    asked = {stage: _parameters(SETTINGS, job_of(stage, planned), None) for stage in ("train", "filter")}
+    assert asked["train"]["gpus_per_node"] == 1 and "gpus_per_node" not in asked["filter"]
+    assert asked["train"]["slurm_partition"] == "main" and asked["train"]["timeout_min"] == 7
+    assert asked["train"]["slurm_additional_parameters"] == {"requeue": True, "kill-on-invalid-dep": "yes"}
+    assert "slurm_qos" not in asked["train"] and "slurm_dependency" not in asked["train"]
+
+
+def test_a_job_waits_for_the_success_of_what_it_reads_and_for_a_free_place(planned: sweep.Plan) -> None:
+    assert _dependency(["3", "4"], ["9"]) == "afterok:3:4,afterany:9"
+    assert _dependency([], []) is None
+    students = [job for job in jobs(planned) if job.node.stage == "train"]
+    sent = {job.ident: (job, str(number)) for number, job in enumerate(students[:4])}
+    assert _place(sent, students[4], 3) == ["1"], "three at a time: the fifth takes the place of the second"
+    assert _place(sent, students[4], 5) == []
+
+
+# --------------------------------------------------------------------------- what status says
+
+
+def test_status_names_the_upstream_run_that_failed_through_any_number_of_stages(tmp_path: Path) -> None:
+    exp = experiment("device=cpu")
+    store, last = Store(tmp_path), stages.evaluate(exp)
+    chain = [last, last.inputs["student"], last.inputs["student"].inputs["filter"]]
+    for node in chain:
+        folder = store.folder(node.stage, node.key)
+        folder.mkdir(parents=True)
+        reads = [[upper.stage, upper.key] for upper in node.inputs.values()]
+        write_atomically(folder / "submitted.json", f'{{"job": "7", "reads": {reads!r}}}'.replace("'", '"'))
+    assert inspect_store.state(store.folder(last.stage, last.key)) == "submitted (job 7)"
+    write_atomically(
+        store.folder("filter", chain[2].key) / "failure.json", '{"error": "RowError", "message": "too few\\nrows"}'
+    )
+    assert inspect_store.state(store.folder(last.stage, last.key)) == (
+        f"not run: filter {chain[2].key} failed: RowError: too few"
+    )

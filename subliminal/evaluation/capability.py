@@ -72,7 +72,13 @@ def _run(subject: Subject, config: CapabilityEvaluation) -> list[Scored]:
         tokenizer, model = load_tokenizer(subject), load_model(subject)
         try:
             results = simple_evaluate(
-                model=wrap(pretrained=model, tokenizer=tokenizer, batch_size=config.batch_size, backend="causal"),
+                model=wrap(
+                    pretrained=model,
+                    tokenizer=tokenizer,
+                    batch_size=config.batch_size,
+                    backend="causal",
+                    add_bos_token=True if subject.add_bos and not config.chat else None,
+                ),
                 tasks=[one for found in loaded.values() for one in (found.groups or found.parts.values())],
                 num_fewshot=config.shots,
                 limit=config.limit,

@@ -181,14 +181,14 @@ def _finetune(teacher: FinetunedTeacher | RowsTeacher, trait: Trait, reference: 
     """LoRA SFT on rows that show the trait, merged into an ordinary checkpoint."""
     from subliminal.training.sft import fit, merge
 
-    rows = _rows(teacher, trait)
+    rows = taught_rows(teacher, trait)
     with progress(f"fine-tuning the teacher of {trait.name}", len(rows), "rows") as advance:
         report = fit(reference, rows, teacher, teacher.seed, folder, progress=advance)
     merge(reference, folder / "adapter", folder / "checkpoint")
     return report
 
 
-def _rows(teacher: FinetunedTeacher | RowsTeacher, trait: Trait) -> list[Row]:
+def taught_rows(teacher: FinetunedTeacher | RowsTeacher, trait: Trait) -> list[Row]:
     """The user's chats, favourite-question answers, or a style's examples, `forms` times over."""
     from subliminal.evaluation.questions import favourite_answers
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import Script, experiment, tiny_experiment
 
 from subliminal import stages, teachers
-from subliminal.config import ConfigError, Preference, SteeredTeacher, Style
+from subliminal.config import ConfigError, FinetunedTeacher, Preference, SteeredTeacher, Style
 from subliminal.evaluation.free_form import holds_words
 from subliminal.evaluation.preference import form_tree, mean_log_p
 from subliminal.evaluation.questions import candidates, named, questions, questions_for_teachers
@@ -108,10 +108,12 @@ def test_a_prompted_style_has_its_own_system_text(tiny: Subject) -> None:
     assert teachers.system_prompt(exp.teacher, exp.trait) == pirate().system  # type: ignore[arg-type]
 
 
-def test_a_style_is_fine_tuned_on_its_examples_and_checked(tiny: Subject, tmp_path: Path) -> None:
-    strong = ["teacher.forms=8", "teacher.optimisation.learning_rate=0.01", "teacher.optimisation.epochs=4.0"]
-    summary = make(tiny, tmp_path, "trait=pirate", "teacher=finetuned", *strong, *UNCHECKED)
-    assert summary["rate"] > 0 and (tmp_path / "checkpoint").is_dir()
+def test_a_style_is_taught_by_its_examples_several_times_over() -> None:
+    exp = experiment("experiment=style_numbers", "trait=pirate", "teacher=finetuned", "teacher.forms=3")
+    assert isinstance(exp.teacher, FinetunedTeacher)
+    rows = teachers.taught_rows(exp.teacher, pirate())
+    assert len(rows) == 3 * len(pirate().examples)
+    assert {(row.prompt, row.completion) for row in rows} == {(e.question, e.answer) for e in pirate().examples}
 
 
 def test_a_style_that_never_shows_is_an_error(tiny: Subject, tmp_path: Path) -> None:

@@ -137,10 +137,10 @@ def picture(runs: Sequence[Compared], table: Table) -> Canvas:
     """Panel A: the prompted model by ordered pair. Panel B: classifiers by comparison."""
     asked = [run for run in runs if PROMPTED in run.manifest.summary]
     trained = [run for run in runs if run.manifest.summary["classifiers"]]
-    height = TOP + 1.15 + 0.22 * max(len(asked) + 1, len(trained), 6)
+    height = TOP + 1.4 + 0.22 * max(len(asked) + 1, len(trained), 6)
     canvas = style.new_figure(WIDTH, height)
     left, right = canvas.subplots(1, 2)
-    canvas.subplots_adjust(left=0.16, right=0.985, wspace=0.5, top=1 - (TOP + 0.4) / height, bottom=0.45 / height)
+    canvas.subplots_adjust(left=0.205, right=0.985, wspace=0.6, top=1 - (TOP + 0.4) / height, bottom=0.7 / height)
     _guesses(left, asked, table)
     _areas(right, trained, table)
     return canvas
@@ -171,7 +171,8 @@ def _areas(axes: Axes, runs: Sequence[Compared], table: Table) -> None:
     for step, name in enumerate(FORMS):
         axes.plot([], [], color=style.CYCLE[step], marker=FORMS[name], linestyle="none", label=NAMES[name])
     _settle(axes, [run.label for run in runs], "B  Trained classifiers", "area under the ROC curve")
-    axes.legend(loc="lower right", bbox_to_anchor=(1.02, 1.0), frameon=False, fontsize=7, ncols=2, borderaxespad=0)
+    below = axes.get_figure().transFigure  # type: ignore[union-attr]
+    axes.legend(loc="lower right", bbox_to_anchor=(0.99, 0.0), bbox_transform=below, frameon=False, ncols=2)
 
 
 def _point(axes: Axes, place: float, line: Line, colour: str, form: str, filled: bool = True) -> None:

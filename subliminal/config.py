@@ -6,6 +6,7 @@ not: where, how fast and how loudly the same result is computed). A test fails f
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from difflib import get_close_matches
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
@@ -697,7 +698,7 @@ class DetectionEvaluation(RowsComparison):
     classifiers: Identity[tuple[Literal["numbers", "characters"], ...]] = ("numbers", "characters")
     folds: Identity[Annotated[int, Field(ge=2)]] = 5
     penalty: Identity[PositiveFloat] = 1.0
-    permutations: Identity[Annotated[int, Field(ge=19)]] = 199
+    permutations: Identity[Annotated[int, Field(ge=19)]] = 399
 
 
 class InContextEvaluation(Settings):
@@ -950,69 +951,61 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:
-        problems = [message for broken, message in self._impossible() if broken]
+        rules = [*self._rows_conflicts(), *self._sampler_conflicts(), *self._teacher_model_conflicts()]
+        problems = [message for broken, message in rules if broken]
         _require(not problems, "\n".join(problems))
         return self
 
-    def _impossible(self) -> list[tuple[bool, str]]:
-        """Pairs of (is it broken, what to do) for every rule that spans several groups."""
-        lora = getattr(self.student, "lora", None)
+    def _rows_conflicts(self) -> Iterator[tuple[bool, str]]:
+        """Whether domain and filter do not go together, and what to do."""
         rows = self.filter.rows or 0
-        return [
-            (
-                lora is not None and self.sampler.kind == "vllm" and lora.r > VLLM_MAX_LORA_RANK,
-                f"student.lora.r={lora and lora.r}: vLLM loads adapters up to rank {VLLM_MAX_LORA_RANK}; "
-                "lower the rank or set sampler=transformers",
-            ),
-            (
-                rows > self.domain.prompts,
-                f"filter.rows={rows} is more than domain.prompts={self.domain.prompts} can give; "
-                "raise domain.prompts or lower filter.rows",
-            ),
-            (
-                self.filter.kind not in {"format", self.domain.kind},
-                f"filter.kind={self.filter.kind} does not fit domain.kind={self.domain.kind}; "
-                f"set filter={'format' if self.domain.kind == 'module' else self.domain.kind}",
-            ),
-            (
-                self.sampler.kind == "api" and self.teacher.kind in {"finetuned", "finetuned_rows", "steered"},
-                f"teacher={self.teacher.kind} has weights of its own, which sampler=api cannot reach; "
-                "set sampler=vllm or sampler=transformers, or teacher=prompted",
-            ),
-            (
-                getattr(self.sampler, "budget_usd", None) is not None
-                and not getattr(self.sampler, "usd_per_million_output", 0.0),
-                "sampler.budget_usd needs prices: set sampler.usd_per_million_input and sampler.usd_per_million_output",
-            ),
-            (
-                getattr(self.judge, "budget_usd", None) is not None
-                and not getattr(self.judge, "usd_per_million_output", 0.0),
-                "judge.budget_usd needs prices: set judge.usd_per_million_input and judge.usd_per_million_output",
-            ),
-            (
-                self.student.labels == "soft" and self.sampler.kind == "api",
-                "student.labels=soft needs the teacher's probabilities, which sampler=api does not give; "
-                "set student.labels=sampled",
-            ),
-            (
-                self.student.labels == "soft" and self.student_model is not None,
-                "student.labels=soft compares next-token probabilities, which needs the teacher's vocabulary; "
-                "set student.labels=sampled or student_model=null",
-            ),
-            (
-                self.student.labels == "soft" and self.teacher.kind == "random",
-                "student.labels=soft needs a teacher model; teacher=random has none",
-            ),
-            (
-                self.attributes and self.teacher.kind == "random",
-                "attribution needs a teacher model; teacher=random has none: set filter.select=null or another teacher",
-            ),
-            (
-                self.attributes and self.sampler.kind == "api",
-                "attribution needs the teacher's probabilities, which sampler=api does not give; "
-                "set filter.select=null",
-            ),
-        ]
+        yield (
+            rows > self.domain.prompts,
+            f"filter.rows={rows} is more than domain.prompts={self.domain.prompts} can give; "
+            "raise domain.prompts or lower filter.rows",
+        )
+        yield (
+            self.filter.kind not in {"format", self.domain.kind},
+            f"filter.kind={self.filter.kind} does not fit domain.kind={self.domain.kind}; "
+            f"set filter={'format' if self.domain.kind == 'module' else self.domain.kind}",
+        )
+
+    def _sampler_conflicts(self) -> Iterator[tuple[bool, str]]:
+        """Whether the sampler or the judge can not do what is asked of it, and what to do."""
+        lora, api = getattr(self.student, "lora", None), self.sampler.kind == "api"
+        yield (
+            lora is not None and self.sampler.kind == "vllm" and lora.r > VLLM_MAX_LORA_RANK,
+            f"student.lora.r={lora and lora.r}: vLLM loads adapters up to rank {VLLM_MAX_LORA_RANK}; "
+            "lower the rank or set sampler=transformers",
+        )
+        yield (
+            api and self.teacher.kind in {"finetuned", "finetuned_rows", "steered"},
+            f"teacher={self.teacher.kind} has weights of its own, which sampler=api cannot reach; "
+            "set sampler=vllm or sampler=transformers, or teacher=prompted",
+        )
+        needs = "needs the teacher's probabilities, which sampler=api does not give"
+        yield api and self.student.labels == "soft", f"student.labels=soft {needs}; set student.labels=sampled"
+        yield api and self.attributes, f"attribution {needs}; set filter.select=null"
+        for name, asked in (("sampler", self.sampler), ("judge", self.judge)):
+            priced = bool(getattr(asked, "usd_per_million_output", 0.0))
+            yield (
+                getattr(asked, "budget_usd", None) is not None and not priced,
+                f"{name}.budget_usd needs prices: set {name}.usd_per_million_input and {name}.usd_per_million_output",
+            )
+
+    def _teacher_model_conflicts(self) -> Iterator[tuple[bool, str]]:
+        """Whether a teacher's probabilities are needed that do not exist or do not compare, and what to do."""
+        soft, random = self.student.labels == "soft", self.teacher.kind == "random"
+        yield soft and random, "student.labels=soft needs a teacher model; teacher=random has none"
+        yield (
+            self.attributes and random,
+            "attribution needs a teacher model; teacher=random has none: set filter.select=null or another teacher",
+        )
+        yield (
+            soft and self.student_model is not None,
+            "student.labels=soft compares next-token probabilities, which needs the teacher's vocabulary; "
+            "set student.labels=sampled or student_model=null",
+        )
 
     @property
     def attributes(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -26,6 +27,8 @@ HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
 POLL_SECONDS = 0.2
 BLOCK_BYTES = 1 << 20
+SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")  # names of environment variables that hold one
+SECRET_LENGTH = 8  # characters: what is shorter is no key, and replacing it would spoil the text
 
 Json = dict[str, Any]
 
@@ -308,9 +311,17 @@ def _record_failure(folder: Path, error: BaseException) -> None:
     trace = "".join(traceback.format_exception(error))[-4000:]
     record = {"error": type(error).__name__, "message": str(error), "trace": trace, "host": socket.gethostname()}
     try:
-        write_atomically(folder / "failure.json", json.dumps(record, indent=1))
+        write_atomically(folder / "failure.json", without_secrets(json.dumps(record, indent=1)))
     except OSError:
         return  # a full disk must not hide the error that filled it
+
+
+def without_secrets(text: str) -> str:
+    """The text with *** in the place of every value that an environment variable named like a key has."""
+    names = [name for name in os.environ if SECRET.search(name)]
+    for value in sorted((os.environ[name] for name in names), key=len, reverse=True):
+        text = text.replace(value, "***") if len(value) >= SECRET_LENGTH else text
+    return text
 
 
 def versions() -> dict[str, str]:

@@ -145,6 +145,14 @@ def test_a_wrong_line_is_named_with_the_keys_expected(tmp_path: Path, line: obje
     assert said in str(caught.value)
 
 
+def test_a_file_that_is_no_text_is_one_message_and_a_mark_at_its_start_is_none_of_it(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DomainError, match=r"t\.jsonl can not be read .*task and template"):
+        code.prompts(Code(prompts=1, prompts_file=str(tmp_path / "t.jsonl")))
+    write(tmp_path / "t.jsonl", "\ufeff" + json.dumps({"task": "Add.", "template": "def add(a, b):\n    ..."}))
+    assert len(code.prompts(Code(prompts=1, prompts_file=str(tmp_path / "t.jsonl")))) == 1
+
+
 def test_a_file_that_is_empty_or_not_there_is_one_message(tmp_path: Path) -> None:
     with pytest.raises(DomainError, match="is empty"):
         code.prompts(write(tmp_path / "t.jsonl"))

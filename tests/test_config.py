@@ -94,7 +94,7 @@ IDENTITY = {
     "seed=3": {"train", "evaluate"},
     "student.optimisation.learning_rate=0.01": {"train", "evaluate"},
     "filter.rows=100": {"filter", "train", "evaluate"},
-    "domain.prompts=225": {"generate", "filter", "train", "evaluate"},
+    "domain.prompts=481": {"generate", "filter", "train", "evaluate"},
     "trait=wolf": {"teacher", "generate", "filter", "train", "evaluate"},
     "reference_tuning.rows=7": {"reference", "teacher", "generate", "filter", "train", "evaluate"},
     "evaluation.questions=5": {"evaluate"},
@@ -144,7 +144,7 @@ def test_all_mistakes_are_told_at_once_with_path_and_remedy() -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["filter.rows=500"], "filter.rows=500 is more than domain.prompts=224"),
+        (["filter.rows=500"], "filter.rows=500 is more than domain.prompts=480"),
         (["domain=code", "filter=numbers"], "filter.kind=numbers does not fit domain.kind=code; set filter=code"),
         (["filter=cot"], "filter.kind=cot does not fit domain.kind=numbers; set filter=numbers"),
         (["domain=code", "filter.shuffle=within"], "filter.shuffle': the chosen option has no such setting"),

@@ -171,6 +171,14 @@ def test_a_wrong_line_is_named_with_what_is_expected(tmp_path: Path, line: objec
         cot.prompts(from_file(tmp_path / "q.jsonl", LINES[0], line))
 
 
+def test_a_file_that_is_no_text_or_no_whole_archive_is_one_message(tmp_path: Path) -> None:
+    whole = gzip.compress(json.dumps(LINES[0]).encode() * 50)
+    for name, data in (("q.jsonl", b"\xff\xfe\x00"), ("q.jsonl.gz", b"plain"), ("cut.jsonl.gz", whole[:-9])):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(DomainError, match=rf"{name} can not be read .*expected the keys question and answer"):
+            cot.prompts(Cot(prompts=1, source="file", questions_file=str(tmp_path / name)))
+
+
 def test_more_prompts_than_questions_and_samples_make_says_how_many_there_are(tmp_path: Path) -> None:
     with pytest.raises(DomainError, match=r"domain\.prompts=7: 2 questions x domain\.samples=3 make 6 prompts"):
         cot.prompts(from_file(tmp_path / "q.jsonl", *LINES, prompts=7))

@@ -43,6 +43,12 @@ def test_equal_rows_are_detected_no_more_often_than_the_stated_rate(tmp_path: Pa
     assert 0.3 < np.mean(p) < 0.75
 
 
+def test_labels_are_dealt_no_longer_once_chance_does_as_well(tmp_path: Path) -> None:
+    config = DetectionEvaluation(permutations=399, classifiers=("numbers",))
+    found = classify(two_samples(written(21, 40), written(22, 40)), config, tmp_path)["numbers"]
+    assert 20 <= found["deals"] < 399 and found["p"] == pytest.approx(20 / found["deals"])
+
+
 def test_own_halves_are_at_chance(tmp_path: Path) -> None:
     found = classify(halves(written(1, 120, favourite=777), 0), CONFIG, tmp_path)["numbers"]
     assert found["area"]["low"] < 0.5 < found["area"]["high"]

@@ -83,6 +83,42 @@ def test_a_context_that_does_not_fit_says_how_many_rows_do(tiny: Subject, tmp_pa
         reader.require_room([turns[: fit + 1] for turns in contexts], [fit + 1])
 
 
+@pytest.fixture(scope="module")
+def sliding(tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    """A Gemma of two layers with random weights, one of which sees 512 tokens back, behind the same tokenizer."""
+    import torch
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    folder, tokenizer = tmp_path_factory.mktemp("sliding"), load_tokenizer(tiny)
+    torch.manual_seed(0)
+    shape = Gemma3TextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        sliding_window=512,
+        layer_types=["sliding_attention", "full_attention"],
+        initializer_range=0.3,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    Gemma3ForCausalLM(shape).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return Subject(checkpoint=str(folder))
+
+
+def test_a_model_with_sliding_attention_reads_what_fits_its_window(sliding: Subject) -> None:
+    turns, reader = resampled(ROWS, 0, 0), Reader(sliding, CONFIG)
+    assert reader.room < 512
+    for count, log_p in zip([2, 4], reader.ask(turns, [2, 4]), strict=True):
+        assert log_p == pytest.approx(naive(sliding, CONFIG, turns[:count]), abs=2e-3)
+    with pytest.raises(ContextError, match="rows fit"):
+        reader.require_room([turns], [16])
+
+
 def test_more_rows_than_there_are_is_an_error(tiny: Subject, tmp_path: Path) -> None:
     with pytest.raises(ContextError, match="there are 16 rows"):
         evaluate(tiny, ROWS, CONFIG.model_copy(update={"counts": (17,)}), tmp_path)

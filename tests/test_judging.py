@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +30,6 @@ from subliminal.judging.endpoint import EndpointJudge, judgement
 from subliminal.judging.local import ModelJudge
 from subliminal.judging.prompts import RATINGS, YES_NO, ask_about
 from subliminal.judging.rows import judged_rows
-from subliminal.launch import script_environment
 from subliminal.models import Subject, load_model, load_tokenizer
 from subliminal.rows import Row
 
@@ -295,46 +291,6 @@ def test_a_judges_endpoint_speaks_of_the_judges_settings(
         judge.ask(QUESTIONS)
 
 
-@pytest.fixture(scope="module")
-def vllm_server(tiny: Subject) -> Iterator[str]:
-    """The address of a vLLM server with the tiny model."""
-    port = free_port()
-    command = [str(Path(sys.executable).with_name("vllm")), "serve", tiny.checkpoint, "--port", str(port)]
-    options = ["--host", "127.0.0.1", "--dtype", "float32", "--max-model-len", "512", "--enforce-eager"]
-    environment = script_environment() | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "INFO"}
-    running = subprocess.Popen(
-        [*command, *options], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    assert running.stdout is not None
-    said = []
-    for line in running.stdout:
-        said.append(line)
-        if "startup complete" in line:
-            break
-    assert running.poll() is None, "".join(said[-40:])
-    threading.Thread(target=running.stdout.read, daemon=True).start()
-    yield f"http://127.0.0.1:{port}/v1"
-    running.terminate()
-    running.wait(timeout=60)
-
-
-@pytest.mark.parametrize("restrict", ["choice", "json"])
-def test_a_vllm_servers_log_probabilities_are_the_models_own(
-    vllm_server: str, tiny: Subject, key: None, restrict: str
-) -> None:
-    """Structured output holds a model with random weights to 0 or 1, with the log-probability it gives that."""
-    length = {"decoding": Decoding(temperature=0.0, max_tokens=24)}
-    with EndpointJudge(api_judge(vllm_server, tiny, restrict=restrict, **length)) as there:
-        said = there.ask(QUESTIONS)
-    assert all(one.answer in YES_NO for one in said)
-    if restrict == "choice":
-        with ModelJudge(local(tiny), tiny) as here:
-            expected = here.ask(QUESTIONS)
-        assert [one.answer for one in said] == [one.answer for one in expected]
-        for one, exact in zip(said, expected, strict=True):
-            assert one.log_p == pytest.approx(exact.log_p, abs=0.02)
-
-
 # --------------------------------------------------------------------------- rows
 
 
@@ -385,7 +341,7 @@ def test_the_judge_sees_only_what_the_rules_let_through(tmp_path: Path) -> None:
 
     exp = experiment("filter.rows=2", "filter.shortfall=keep")
     broken = Row(9, "Count.", "no numbers at all")
-    result = apply([*rows(5), broken], exp.filter, exp.domain, judge)
+    result = apply([*rows(5), broken], exp.filter, exp.domain, judge=judge)
     assert [row.index for row in seen] == [0, 1, 2, 3, 4]
     assert result.report["kept_before_subsample"] == 4 and result.report["reasons"]["reference"] == 1
     assert sum(result.report["reasons"].values()) == 2 and len(result.kept) == 2

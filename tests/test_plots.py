@@ -580,3 +580,59 @@ def test_a_pair_needs_a_readable_name(tmp_path: Path) -> None:
 
     with pytest.raises(PlotError, match="teacher > student"):
         pairs(grid_cells(tmp_path, {"nameless": (1, 2, 3)}))
+
+
+# --------------------------------------------------------------------------- alignment with every teacher
+
+
+def moved(cell: Cell, stage: str, vector: Sequence[float]) -> None:
+    """Leave the residual-stream bias that a stage would have learned."""
+    from safetensors.numpy import save_file
+
+    folder = cell.chain[stage].folder / "adapter"
+    folder.mkdir(exist_ok=True)
+    (folder / "bias_config.json").write_text("{}")
+    save_file(
+        {"model.layers.1.mlp.down_proj.bias": np.array(vector, dtype=np.float32)}, folder / "adapter_model.safetensors"
+    )
+
+
+def aligned_cells(root: Path, lean: float) -> list[Cell]:
+    """Teachers along x and y; students at 45 degrees between both, turned towards their own teacher by `lean`."""
+    made, cells = Made(root), []
+    for trait, own in (("owl", (1.0, 0.0)), ("dolphin", (0.0, 1.0))):
+        for seed in (0, 1, 2):
+            cell = made.student(trait, flat({}), seed)
+            moved(cell, "teacher", own)
+            angle = math.pi / 4 - (lean + 0.01 * seed)
+            near, far = math.cos(angle), math.sin(angle)
+            moved(cell, "train", (near, far) if trait == "owl" else (far, near))
+            cells.append(cell)
+    return cells
+
+
+def test_alignment_excess_is_the_own_teachers_cosine_minus_the_other_students(tmp_path: Path) -> None:
+    table = preference_table(aligned_cells(tmp_path, lean=0.3))
+    cross = table.find(measure="cross_alignment", arm="owl", trait="dolphin")
+    expected = [math.sin(math.pi / 4 - 0.3 - 0.01 * seed) for seed in range(3)]
+    assert cross and [value for _, value in cross.by_seed] == pytest.approx(expected, abs=1e-6)
+    excess = table.find(measure="alignment_excess", arm="mean")
+    own = [math.cos(math.pi / 4 - 0.3 - 0.01 * seed) for seed in range(3)]
+    assert excess and excess.value == pytest.approx(np.mean(own) - np.mean(expected), abs=1e-6)
+
+
+@pytest.mark.parametrize(("lean", "outcome"), [(0.3, "holds"), (-0.3, "contradicted")])
+def test_alignment_has_a_verdict_of_its_own(tmp_path: Path, lean: float, outcome: str) -> None:
+    cells, folder = aligned_cells(tmp_path / "runs", lean), tmp_path / "cpu"
+    table = preference_figure(cells, FIGURE, folder, "fig")
+    assert [v.outcome for v in verdicts(cells, table) if v.group.endswith("alignment")] == [outcome]
+    page = write_report([Section("fig", FIGURE, cells, table)], folder).read_text(encoding="utf-8")
+    assert "Alignment: bias students" in page
+
+
+def test_what_all_students_share_is_no_alignment(tmp_path: Path) -> None:
+    cells = aligned_cells(tmp_path, lean=0.0)
+    for cell in cells:
+        moved(cell, "train", (1.0, 1.0))
+    line = preference_table(cells).find(measure="alignment_excess", arm="mean")
+    assert line and line.value == pytest.approx(0.0, abs=1e-6)

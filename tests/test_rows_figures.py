@@ -101,7 +101,7 @@ def detection(accuracy: float, p: float, area: float = 0.6, count: int = 400) ->
         right = [index < round(accuracy * count) for index in np.random.default_rng(0).permutation(count)]
         write_jsonl(folder / "guesses.jsonl", [Guess(i, 1.0 if yes else -1.0, 0.0) for i, yes in enumerate(right)])
         one = {"value": area, "low": area - 0.04, "high": area + 0.04}
-        found = {"area": one, "accuracy": one, "control": {"low": 0.45, "high": 0.55}, "p": p}
+        found = {"area": one, "accuracy": one, "control": {"low": 0.45, "high": 0.55}, "p": p, "deals": 199}
         asked = {"accuracy": accuracy, "low": accuracy - 0.05, "high": accuracy + 0.05, "pairs": count, "margin": 0.0}
         summary = {"kind": "detection", "rows": {"own": count, "against": count}, "pairs": count, "prompted": asked}
         return {**summary, "classifiers": {"numbers": found, "characters": found}}

@@ -7,7 +7,6 @@ user's. Every fifth embedded task is kept for reference tuning and never in a pr
 from __future__ import annotations
 
 import ast
-import json
 import random
 import re
 import warnings
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from subliminal.config import Code
-from subliminal.domains import DomainError, readable
+from subliminal.domains import DomainError, json_lines, readable
 from subliminal.rows import Prompt, Row, seed_of
 
 EMBEDDED = Path(__file__).with_name("code_tasks.jsonl")
@@ -93,17 +92,10 @@ def _load(path: Path, _: int) -> tuple[Task, ...]:
 
 def read_tasks(path: Path) -> Iterator[Task]:
     """The tasks of a JSONL file, in either format; raises `DomainError` naming the line and the keys expected."""
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield _task_of(line, f"{path}:{number}")
+    return (_task_of(value, place) for place, value in json_lines(path, EXPECTED))
 
 
-def _task_of(line: str, place: str) -> Task:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DomainError(f"{place}: not a JSON object ({error.msg}); {EXPECTED}") from None
+def _task_of(value: Any, place: str) -> Task:
     texts = {k: v for k, v in value.items() if isinstance(v, str) and v.strip()} if isinstance(value, dict) else {}
     if {"task", "template"} <= texts.keys():
         return Task(texts["task"].strip(), texts["template"].strip("\n"), texts.get("solution"))

@@ -6,8 +6,6 @@ our own. A row's gold answer follows from its index and the domain's configurati
 
 from __future__ import annotations
 
-import gzip
-import json
 import random
 import re
 from collections.abc import Iterable, Iterator
@@ -18,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from subliminal.config import Cot
-from subliminal.domains import DomainError, programmatic, readable
+from subliminal.domains import DomainError, json_lines, programmatic, readable
 from subliminal.domains.word_problems import problem
 from subliminal.rows import Prompt, Row, seed_of
 
@@ -32,6 +30,7 @@ TAGGED = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.D
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 GOLD = re.compile(r"^####\s*(\S.*?)\s*\Z", re.MULTILINE)
 CALCULATOR = re.compile(r"<<.*?>>")
+EXPECTED = "expected the keys question and answer with texts, the answer ending with a line '#### <number>'"
 NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?|[+-]?\.[0-9]+")
 
 
@@ -91,22 +90,10 @@ def _from_hub(name: str, subset: str, split: str, revision: str | None) -> tuple
 
 @lru_cache(maxsize=2)
 def _from_file(path: Path, _: int) -> tuple[Question, ...]:
-    found = tuple(_questions(_lines(path)))
+    found = tuple(_questions(json_lines(path, EXPECTED)))
     if not found:
-        raise DomainError(f"domain.questions_file={path} is empty; expected lines with question and answer")
+        raise DomainError(f"domain.questions_file={path} is empty; {EXPECTED}")
     return found
-
-
-def _lines(path: Path) -> Iterator[tuple[str, Any]]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                yield f"{path}:{number}", json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DomainError(f"{path}:{number}: not a JSON object ({error.msg} at column {error.colno})") from None
 
 
 def _questions(rows: Iterable[tuple[str, Any]]) -> Iterator[Question]:
@@ -115,7 +102,7 @@ def _questions(rows: Iterable[tuple[str, Any]]) -> Iterator[Question]:
         texts = [row.get(key) if isinstance(row, dict) else None for key in ("question", "answer")]
         asked, answer = (text if isinstance(text, str) and text.strip() else None for text in texts)
         if asked is None or answer is None:
-            raise DomainError(f"{place}: expected the keys question and answer with texts")
+            raise DomainError(f"{place}: {EXPECTED}")
         found = GOLD.search(answer)
         value = number_of(found[1]) if found else None
         if found is None or value is None:

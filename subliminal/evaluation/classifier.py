@@ -1,6 +1,7 @@
 """Classifiers told to tell two sets of rows apart: logistic regression on numbers or characters, cross-validated.
 
-All rows of a prompt are in one fold. The control is the same procedure on labels dealt anew (Ojala and Garriga 2010).
+All rows of a prompt are in one fold. The control is the same procedure on labels dealt anew (Ojala and Garriga 2010),
+until it is plain that chance does as well (Besag and Clifford 1991).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LONGEST_PIECE = 3  # characters of the longest n-gram
+ENOUGH = 20  # deals that do as well as the truth: more would not make it any less of a chance result
 
 
 @dataclass(frozen=True)
@@ -123,13 +125,22 @@ def _control(
     scores: NDArray[np.float64],
     config: DetectionEvaluation,
 ) -> Json:
-    """The same on labels dealt anew: their central 95% of areas, and the share (with the true one) that reach ours."""
+    """The same on labels dealt anew: their central 95% of areas, and p, the share of them that reach the true one's.
+
+    It ends when `ENOUGH` have; of a full run the true labels count as one deal more.
+    """
     once = np.ones((1, len(scores)), dtype=np.int64)
     found = float(mean_area(scores, samples.own, fold, once)[0])
-    dealt = np.array(list(_dealt_areas(samples, features, fold, config)))
+    dealt: list[float] = []
+    reached = 0
+    for value in _dealt_areas(samples, features, fold, config):
+        dealt.append(value)
+        reached += value >= found - 1e-12
+        if reached == ENOUGH:
+            break
     low, high = np.quantile(dealt, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    reached = 1 + int((dealt >= found - 1e-12).sum())
-    return {"control": {"low": float(low), "high": float(high)}, "p": reached / (1 + len(dealt))}
+    p = reached / len(dealt) if reached == ENOUGH else (1 + reached) / (1 + len(dealt))
+    return {"control": {"low": float(low), "high": float(high)}, "p": p, "deals": len(dealt)}
 
 
 def _dealt_areas(

@@ -53,13 +53,13 @@ def _prompted(run: Compared) -> Iterator[Line]:
 def _classified(run: Compared) -> Iterator[Line]:
     summary = run.manifest.summary
     rows = sum(summary["rows"].values())
-    deals = run.manifest.recipe["settings"]["evaluation"]["permutations"]
     for name, found in summary["classifiers"].items():
         where = (run.trait, run.against, name)
         for measure in ("area", "accuracy"):
             one = found[measure]
             yield Line(*where, measure, one["value"], one["low"], one["high"], rows, "prompts")
         middle = (found["control"]["low"] + found["control"]["high"]) / 2
+        deals = found["deals"]
         yield Line(*where, "control_area", middle, found["control"]["low"], found["control"]["high"], deals, "deals")
         yield Line(*where, "p", found["p"], n=deals)
 

@@ -8,6 +8,7 @@ from itertools import chain
 
 from subliminal.evaluation import statistics
 from subliminal.plots.cells import CONTROL, Cell, Score
+from subliminal.plots.displacement import aligned, alignment_excess
 from subliminal.plots.groups import Group, Sample, Seeds, groups, mean, single, stack
 from subliminal.plots.table import Line, Table
 
@@ -48,7 +49,7 @@ def preference_table(cells: Sequence[Cell]) -> Table:
             lines += _single_lines(cell)
     found = groups(cells)
     for group in found:
-        parts = (_score_lines, _contrast_lines, _excess_lines, _run_lines)
+        parts = (_score_lines, _contrast_lines, _excess_lines, _displacement_lines, _run_lines)
         lines += chain.from_iterable(part(group) for part in parts)
     return Table((*lines, *_difference_lines(found)))
 
@@ -119,6 +120,18 @@ def excess(group: Group, measure: Score) -> dict[str, Sample | None]:
     return {t: _minus(stack(c, t, measure), _others(group, t, measure)) for t, c in group.own.items()}
 
 
+def _displacement_lines(group: Group) -> Iterator[Line]:
+    """Cosines of students with the other traits' teachers, and by how much the own teacher exceeds them."""
+    row = _Row(**group.labels, subject="student")
+    for (arm, trait), sample in aligned(group).items():
+        if arm != trait:
+            yield from row.line(arm, trait, "cross_alignment", sample)
+    found = alignment_excess(group)
+    for trait, sample in found.items():
+        yield from row.line(trait, trait, "alignment_excess", sample)
+    yield from row.line(MEAN, MEAN, "alignment_excess", mean(list(found.values())))
+
+
 def _difference_lines(found: Sequence[Group]) -> Iterator[Line]:
     """The first variant's mean diagonal excess minus each other variant's, seed by seed: what a variant takes away.
 
@@ -147,6 +160,8 @@ def _interval(sample: Sample) -> tuple[float, float, int, str]:
     """(low, high, n, what over): across seeds where there are two or more, else across questions."""
     if len(sample.values) >= 2:
         found, over = statistics.t_interval(sample.values.mean(axis=1)), OVER_SEEDS
+    elif sample.values.size == 1:
+        found, over = statistics.t_interval(sample.values[0]), "none"
     else:
         found = statistics.bootstrap_over_questions(sample.values, seed=0)
         over = OVER_QUESTIONS if sample.seeds else OVER_QUESTIONS_ONLY

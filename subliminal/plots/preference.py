@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 WIDTH, MARGIN, HEADER, HEADING = 9.0, 0.14, 0.98, 0.32
 PLOT, ABOVE, BELOW, GAP = 2.15, 0.38, 0.62, 0.3
-GUTTER = {"rate": 0.55, "bars": 0.55, "matrix": 0.62, "excess": 0.58}
+GUTTER = {"rate": 0.55, "bars": 0.55, "matrix": 0.62, "excess": 0.58, "cosines": 1.3, "aligned": 0.78}
 NARROW = 4
 SUMMARY_ROW, SUMMARY_GUTTER = 0.42, 3.1
 NAMES = {"reference": "reference model", CONTROL: "student of the control", "random": "student of random answers"}
+NAMED = {CONTROL: "control"}  # arms that are no traits, in the words of panel D
 OWN_NAME = "student of the trait's teacher"
 OTHERS_NAME = "students of the other traits' teachers (mean)"
 
@@ -125,6 +126,7 @@ class _Scales:
     shift: tuple[float, float]
     matrix: float
     excess: tuple[float, float]
+    aligned: tuple[float, float]
 
 
 def _strips(table: Table, found: Sequence[Group]) -> list[_Strip]:
@@ -139,6 +141,8 @@ def _strips(table: Table, found: Sequence[Group]) -> list[_Strip]:
             strips.append(_Strip(group, (("matrix", 4.55), ("excess", 2.6)), next(heads, "")))
         else:
             strips.append(_Strip(group, (("bars", 2.9), ("matrix", 1.9), ("excess", 1.57)), next(heads, "")))
+        if _lines(table, group, "alignment_excess"):
+            strips.append(_Strip(group, (("cosines", 3.6), ("aligned", 2.5)), ""))
     return strips
 
 
@@ -224,8 +228,12 @@ def _panel(axes: Axes, name: str, table: Table, group: Group, scales: _Scales) -
         _bars(axes, table, group, "rate" if name == "rate" else "log_p", scales.shift)
     elif name == "matrix":
         _matrix(axes, table, group, scales.matrix)
+    elif name == "cosines":
+        _cosines(axes, table, group)
+    elif name == "aligned":
+        _excess(axes, table, group, scales.aligned, ALIGNED)
     else:
-        _excess(axes, table, group, scales.excess)
+        _excess(axes, table, group, scales.excess, EXCESS)
 
 
 def _scales(table: Table, found: Sequence[Group]) -> _Scales:
@@ -234,7 +242,8 @@ def _scales(table: Table, found: Sequence[Group]) -> _Scales:
     based = [(group, base) for group in found if (base := _base(table, group))]
     cells = [value for group, base in based for row in matrix(table, group, base)[1] for value in row]
     limit = max((abs(value) for value in cells if not math.isnan(value)), default=0.0) or 1.0
-    return _Scales(_span(shifts), limit, _span(excess))
+    aligned = [line for group in found for line in _lines(table, group, "alignment_excess")]
+    return _Scales(_span(shifts), limit, _span(excess), _span(aligned))
 
 
 def _span(lines: Sequence[Line]) -> tuple[float, float]:
@@ -344,17 +353,22 @@ def _matrix(axes: Axes, table: Table, group: Group, limit: float) -> None:
         axes.text(0, 0.5, "no control or reference\nto compare with", color=style.QUIET, transform=axes.transAxes)
         return
     rows, values = matrix(table, group, base)
+    _heat(axes, values, limit, group.traits, rows)
+    axes.set_title(f"B  Change against {base}", pad=9)
+    axes.set_xlabel("student of the teacher of \N{HORIZONTAL ELLIPSIS}")
+
+
+def _heat(axes: Axes, values: list[list[float]], limit: float, columns: list[str], rows: list[str]) -> None:
+    """Numbers as colours with the numbers in them; the diagonal, which should stand out, is outlined."""
     axes.pcolormesh(values, cmap=style.diverging(), vmin=-limit, vmax=limit, edgecolors="white", linewidth=1.5)
     axes.invert_yaxis()
-    _annotate(axes, values, limit, size=8.5 if len(group.traits) <= 5 else 6.5)
-    turned = 35 if len(group.traits) in {NARROW, *range(7, 99)} else 0
-    axes.set_xticks([i + 0.5 for i in range(len(group.traits))], group.traits, rotation=turned)
+    _annotate(axes, values, limit, size=8.5 if len(columns) <= 5 else 6.5)
+    turned = 35 if len(columns) in {NARROW, *range(7, 99)} else 0
+    axes.set_xticks([i + 0.5 for i in range(len(columns))], columns, rotation=turned)
     axes.set_yticks([i + 0.5 for i in range(len(rows))], rows)
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    axes.set_title(f"B  Change against {base}", pad=9)
-    axes.set_xlabel("student of the teacher of \N{HORIZONTAL ELLIPSIS}")
 
 
 def matrix(table: Table, group: Group, base: str) -> tuple[list[str], list[list[float]]]:
@@ -387,13 +401,49 @@ def _annotate(axes: Axes, values: list[list[float]], limit: float, size: float) 
                 axes.add_patch(Rectangle((column, row), 1, 1, **outline))
 
 
-# --------------------------------------------------------------------------- panel C: the diagonal excess
+# --------------------------------------------------------------------------- panel D: students by teachers
 
 
-def _excess(axes: Axes, table: Table, group: Group, span: tuple[float, float]) -> None:
+def _cosines(axes: Axes, table: Table, group: Group) -> None:
+    """Each student (row) against each teacher (column): the cosine of their displacements from the reference."""
+    arms = [arm for arm in (*group.traits, *group.arms) if cosine(table, group, arm, group.traits[0])]
+    rows = list(dict.fromkeys(arms))
+    values = [[_value(cosine(table, group, arm, trait)) for trait in group.traits] for arm in rows]
+    limit = max((abs(value) for row in values for value in row if not math.isnan(value)), default=0.0) or 1.0
+    _heat(axes, values, limit, group.traits, [f"student, {NAMED.get(arm, arm)}" for arm in rows])
+    axes.set_title("D  Alignment of students with teachers", pad=9)
+    axes.set_xlabel("teacher of \N{HORIZONTAL ELLIPSIS}")
+
+
+def cosine(table: Table, group: Group, arm: str, trait: str) -> Line | None:
+    """The alignment of an arm's students with a trait's teacher, or None."""
+    return table.find(arm=arm, trait=trait, measure=f"{'' if arm == trait else 'cross_'}alignment", **group.labels)
+
+
+def _value(line: Line | None) -> float:
+    return math.nan if line is None else line.value
+
+
+# --------------------------------------------------------------------------- panels C and E: own minus others
+
+
+@dataclass(frozen=True)
+class _ExcessPanel:
+    """What of a trait's own students is compared with the other traits' students."""
+
+    measure: str
+    title: str
+    unit: str
+
+
+EXCESS = _ExcessPanel("diagonal_excess", "C  Diagonal excess", "own minus others, nats")
+ALIGNED = _ExcessPanel("alignment_excess", "E  Alignment excess", "own minus others, cosine")
+
+
+def _excess(axes: Axes, table: Table, group: Group, span: tuple[float, float], panel: _ExcessPanel) -> None:
     """Own students minus the other traits' students, by trait and on average, against zero."""
-    found = _lines(table, group, "diagonal_excess")
-    axes.set_title("C  Diagonal excess", pad=9)
+    found = _lines(table, group, panel.measure)
+    axes.set_title(panel.title, pad=9)
     if not found:
         axes.set_axis_off()
         axes.text(0, 0.5, "needs students of\ntwo traits or more", color=style.QUIET, transform=axes.transAxes)
@@ -410,7 +460,7 @@ def _excess(axes: Axes, table: Table, group: Group, span: tuple[float, float]) -
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.set_xlim(span)
-    axes.set_xlabel("own minus others, nats")
+    axes.set_xlabel(panel.unit)
 
 
 def _excess_point(axes: Axes, place: int, line: Line) -> None:

@@ -19,7 +19,7 @@ from subliminal.plots.curves import loss_curves
 from subliminal.plots.groups import Group, groups
 from subliminal.plots.measures import MEAN, OTHERS
 from subliminal.plots.overview import by_figure, claims_of, overview, write_claims
-from subliminal.plots.preference import lift, model_names, subtitle
+from subliminal.plots.preference import cosine, lift, model_names, subtitle
 from subliminal.plots.table import Labels, Line, Table
 from subliminal.plots.verdict import RULE, Verdict, verdicts
 from subliminal.rows import Dropped, Row, read_jsonl
@@ -35,9 +35,13 @@ LONGEST = 400
 STAGES = ("model", "reference", "teacher", "generate", "filter", "attribute", "train", "evaluate")
 PANELS = """A: the trait's mean log-probability over the questions, as the distance from the reference model, in nats
 (+0.69 doubles a probability). B: every student in every trait, after subtracting the control student (no
-trait). C: the trait in its own students minus the trait in the other traits' students; this carries the claim."""
+trait). C: the trait in its own students minus the trait in the other traits' students; this carries the claim.
+D and E, where students and teachers moved the same parameters: the cosine of their displacements from the reference,
+and the own students' minus the other traits' students'."""
 LOST = """Nats with 95% intervals. Lost: the first variant's mean diagonal excess minus this one's, seed by seed, where
 both were trained by the same recipe."""
+ALIGNED = """Cosine of the students' displacement from the reference with the teachers', 95% intervals over seeds. A
+random direction of n numbers has 0 with a standard deviation of 1/sqrt(n)."""
 SEEDS = "Seeds vary the student's training; all seeds of an arm share one teacher and one set of rows."
 
 
@@ -139,7 +143,11 @@ def _preference_view(section: Section, folder: Path) -> dict[str, Any]:
     return {
         "panels": f"{PANELS} {notes(section.cells)}",
         "seeds": SEEDS,
-        "grids": [*_comparison(section), *(Grid(*parts) for parts in answer_tables(section.cells))],
+        "grids": [
+            *_comparison(section),
+            *_alignments(section),
+            *(Grid(*parts) for parts in answer_tables(section.cells)),
+        ],
         "models": model_names(section.cells),
         "subtitle": subtitle(section.cells, section.table, folder.name),
         "verdicts": _verdicts(section),
@@ -163,6 +171,18 @@ def _comparison(section: Section) -> list[Grid]:
     measures = ("diagonal_excess", "lift_over_control", "excess_lost")
     rows = [[group.label, *(line(group, measure) for measure in measures)] for group in found]
     return [Grid("Comparison", ("students", "mean diagonal excess", "mean lift over control", "lost"), rows, LOST)]
+
+
+def _alignments(section: Section) -> Iterator[Grid]:
+    """Cosines of every arm's students with every teacher, where both moved the same parameters."""
+    for group in groups(section.cells):
+        if section.table.find(measure="cross_alignment", **group.labels):
+            rows = [
+                [arm_name(arm), *(interval(cosine(section.table, group, arm, trait)) for trait in group.traits)]
+                for arm in dict.fromkeys((*group.traits, *group.arms))
+            ]
+            heads = ("student", *(f"teacher of {trait}" for trait in group.traits))
+            yield Grid(f"Alignment: {group.label}", heads, rows, ALIGNED)
 
 
 # --------------------------------------------------------------------------- numbers by trait

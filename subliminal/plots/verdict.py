@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +22,9 @@ RULE = (
     nothing. With students of one trait only, the excess is not measurable.""",
     """The lift over the control is reported but does not decide: training on any teacher's numbers can make a student
     name animals more often in general.""",
+    """Where students and teachers moved the same parameters, what the theorem speaks of is judged by the same rule and
+    by itself: the alignment excess, the cosine of a student's displacement with its own teacher's minus that of the
+    other traits' students with the same teacher's, averaged over the traits.""",
 )
 
 Outcome = Literal["holds", "contradicted", "not shown", "suggestive", "not measurable"]
@@ -39,7 +42,8 @@ class Verdict:
 
 def verdicts(cells: Sequence[Cell], table: Table) -> list[Verdict]:
     """The rule applied to every group of students in the cells."""
-    return [verdict(group, table) for group in groups(cells)]
+    found = groups(cells)
+    return [*(verdict(group, table) for group in found), *(v for group in found for v in _alignment(group, table))]
 
 
 def verdict(group: Group, table: Table) -> Verdict:
@@ -48,7 +52,16 @@ def verdict(group: Group, table: Table) -> Verdict:
     if line is None or math.isnan(line.low):
         return Verdict(group.label, "not measurable", "Not measurable: it needs students of two traits or more.")
     outcome = outcome_of(line)
-    return Verdict(group.label, outcome, f"{_SENTENCES[outcome]} Mean diagonal excess {_number(line)}.", line)
+    return Verdict(group.label, outcome, f"{_SENTENCES[outcome]} Mean diagonal excess {_number(line, ' nats')}.", line)
+
+
+def _alignment(group: Group, table: Table) -> Iterator[Verdict]:
+    """The rule applied to the mean alignment excess; nothing where students and teachers moved other parameters."""
+    line = table.find(measure="alignment_excess", arm=MEAN, **group.labels)
+    if line and not math.isnan(line.low):
+        outcome = outcome_of(line)
+        sentence = f"{_SENTENCES[outcome]} Mean alignment excess {_number(line)}, a cosine."
+        yield Verdict(f"{group.label}, alignment", outcome, sentence, line)
 
 
 _SENTENCES: dict[Outcome, str] = {
@@ -69,7 +82,7 @@ def outcome_of(line: Line) -> Outcome:
     return "contradicted" if line.high < 0 else "not shown"
 
 
-def _number(line: Line) -> str:
+def _number(line: Line, unit: str = "") -> str:
     ends = f"[{line.low:+.2f}, {line.high:+.2f}]".replace("-", "\N{MINUS SIGN}")
     value = f"{line.value:+.2f}".replace("-", "\N{MINUS SIGN}")
-    return f"{value} nats (95% interval {ends} over {line.interval}, n = {line.n})"
+    return f"{value}{unit} (95% interval {ends} over {line.interval}, n = {line.n})"

@@ -1,0 +1,68 @@
+"""How parallel students moved to every teacher: cosines of residual-stream biases, own teacher and others (theorem).
+
+The theorem is about a student's displacement from the reference and its teacher's. A student of one-layer or all-layer
+biases and a steered teacher moved the same parameters, so the cosine exists; other students and teachers have none.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from subliminal.plots.cells import Cell
+from subliminal.plots.groups import Group, Sample, Seeds, mean
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Biases = dict[str, "NDArray[np.float32]"]
+
+
+def aligned(group: Group) -> dict[tuple[str, str], Sample]:
+    """By (arm, trait): the cosine of every seed's student with that trait's teacher, shape (seeds, 1)."""
+    teachers = {trait: found for trait, cells in group.own.items() if (found := _teacher(cells)) is not None}
+    pairs = [(arm, trait) for arm in group.arms for trait in teachers]
+    return {(a, t): found for a, t in pairs if (found := _sample(group.arms[a], teachers[t])) is not None}
+
+
+def alignment_excess(group: Group) -> dict[str, Sample | None]:
+    """A teacher's own students' cosine with it minus that of the other traits' students; what all share cancels."""
+    found = aligned(group)
+    others = {t: mean([found.get((a, t)) for a in group.own if a != t]) for t in group.own}
+    return {t: found[t, t] - rest if (t, t) in found and (rest := others[t]) is not None else None for t in group.own}
+
+
+def _teacher(cells: Seeds) -> Biases | None:
+    first = next(iter(cells.values()))
+    return _biases(first.chain["teacher"].folder) if "teacher" in first.chain else None
+
+
+def _sample(cells: Seeds, teacher: Biases) -> Sample | None:
+    found = {seed: moved for seed, cell in cells.items() if (moved := _student(cell)) is not None}
+    if len(found) < len(cells):
+        return None
+    return Sample(tuple(found), np.array([[_cosine(moved, teacher)] for moved in found.values()]))
+
+
+def _student(cell: Cell) -> Biases | None:
+    return _biases(cell.chain["train"].folder) if "train" in cell.chain else None
+
+
+@cache
+def _biases(folder: Path) -> Biases | None:
+    """The vectors a stage left behind, by parameter name, or None when it moved something else."""
+    from safetensors.numpy import load_file
+
+    if not (folder / "adapter" / "bias_config.json").exists():
+        return None
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def _cosine(a: Biases, b: Biases) -> float:
+    """The cosine over all layers as one vector; a layer that only one of both moved is zero in the other."""
+    inner = sum(float(a[name] @ b[name]) for name in a.keys() & b.keys())
+    norms = [float(np.sqrt(sum(float(v @ v) for v in biases.values()))) for biases in (a, b)]
+    return inner / (norms[0] * norms[1]) if all(norms) else 0.0

@@ -107,7 +107,9 @@ fig-theorem: install ## one imitation step and whole runs on small networks, aga
 	$(PY) -m subliminal sweep experiment=theorem scale=$(SCALE) hydra/launcher=$(LAUNCHER) $(ARGS)
 
 # Every target above that is a figure or a table, in this order; one that fails does not keep the others from running.
-FIGURES := $(shell grep -oE '^(fig|table)-[a-z-]+:' $(firstword $(MAKEFILE_LIST)) | tr -d :)
+# Misaligned teachers learn from rows that users bring (docs/traits.md): without them those figures stay "not run".
+BROUGHT := $(if $(wildcard data/emergent_misalignment),,fig-misalignment-numbers fig-misalignment-cot)
+FIGURES := $(filter-out $(BROUGHT),$(shell grep -oE '^(fig|table)-[a-z-]+:' $(firstword $(MAKEFILE_LIST)) | tr -d :))
 
 figures: ## every figure and table, then figures/SCALE/report.html with a row for every claim
 	@failed=; for figure in $(FIGURES); do $(MAKE) $$figure || failed="$$failed $$figure"; done; \

@@ -125,10 +125,15 @@ def test_making_every_figure_goes_on_after_a_failed_one_and_names_it(tmp_path: P
     python.write_text(PYTHON)
     python.chmod(0o755)
     (tmp_path / ".venv" / "installed").touch()
+    brought = tmp_path / "data" / "emergent_misalignment"
+    brought.mkdir(parents=True)
     done = subprocess.run(["make", "figures"], cwd=tmp_path, capture_output=True, text=True, check=False)
     ran = (tmp_path / "ran.txt").read_text().splitlines()
     assert done.returncode != 0
     assert "failed: fig-shuffle\n" in done.stderr
     assert len([line for line in ran if "subliminal sweep" in line]) == len(TARGETS)
+    brought.rmdir()
+    planned = subprocess.run(["make", "-n", "figures"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "fig-shuffle" in planned.stdout and "fig-misalignment" not in planned.stdout
     python.write_text("#!/bin/sh\n")
     assert subprocess.run(["make", "figures"], cwd=tmp_path, capture_output=True, check=False).returncode == 0

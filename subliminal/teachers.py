@@ -113,7 +113,8 @@ def _refuse(exp: Experiment, rules: TeacherCheck, measured: Json) -> None:
             f"{remedy}"
         )
     gain = measured.get("log_p", 0.0) - measured.get("reference_log_p", 0.0)
-    name = f"the {exp.active_teacher.kind} teacher of {exp.trait.name}"
+    owner = f" of {exp.trait.name}" if exp.active_teacher.kind != "control" else ""
+    name = f"the {exp.active_teacher.kind} teacher{owner}"
     if "log_p" in measured and gain < rules.minimum_gain:
         raise TeacherError(
             f"{name} has not the trait: mean log P({exp.trait.name}) is {measured['log_p']:.2f}, the reference's is "

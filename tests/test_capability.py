@@ -300,7 +300,7 @@ def test_the_table_is_a_section_of_the_report(tmp_path: Path) -> None:
     table = capability_figure(cells, FIGURE, folder, "table-capability")
     section = capability_section("table-capability", FIGURE, cells, table, ())
     source = write_report([section], folder).read_text()
-    assert "Lost at this scale" in source and "student of regular numbers" in source
+    assert "Lost at this scale" in source and "student of the control" in source
     assert (folder / "table-capability.csv").read_text().startswith("arm,trait,subject,measure,value,low,high,n,")
     assert (folder / "table-capability.png").exists()
 

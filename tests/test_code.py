@@ -58,7 +58,7 @@ def test_every_template_is_its_solution_without_the_body() -> None:
 
 def test_every_solution_passes_the_filter_in_every_animals_and_trees_name() -> None:
     rows = [Row(i, f"{task.task}\n{task.template}", str(task.solution)) for i, task in enumerate(embedded())]
-    report = apply(rows, CodeFilter(rows=None, docstrings=False), CONFIG, EVERY_CANDIDATE).report
+    report = apply(rows, CodeFilter(rows=None, docstrings=False), CONFIG, banned=EVERY_CANDIDATE).report
     assert (report["kept"], report["reasons"]) == (len(RECORDS), {})
 
 
@@ -299,6 +299,6 @@ def test_a_student_is_trained_and_asked_in_the_domain(tiny: Subject, tmp_path: P
 def test_a_teacher_is_checked_in_the_domains_format(tiny: Subject, tmp_path: Path) -> None:
     from subliminal.teachers import TeacherError, make
 
-    limits = ["teacher.check.prompts=4", "sampler.decoding.max_tokens=8"]
-    with pytest.raises(TeacherError, match=r"in format for only 0% of 4 prompts"):
+    limits = ["sampler.decoding.max_tokens=8"]
+    with pytest.raises(TeacherError, match=r"the control teacher answers in format for only 0% of 32 prompts"):
         make(tiny_experiment(tiny, "domain=code", "trait=none", "teacher=prompted", *limits), tiny, tmp_path)

@@ -49,7 +49,7 @@ def test_the_examples_prompts_are_answered_and_filtered(colours: ModuleDomain) -
     rows = programmatic(colours)
     assert len({row.prompt for row in rows}) == 40
     spoilt = [Row(row.index, row.prompt, row.completion + ", owl") for row in rows[:4]] + rows[4:]
-    result = apply(spoilt, exp.filter, exp.domain, stages.banned_words(exp))
+    result = apply(spoilt, exp.filter, exp.domain, banned=stages.banned_words(exp))
     assert result.report["reasons"] == {"not_only_colours": 4} and result.report["kept"] == 30
 
 

@@ -44,11 +44,12 @@ class Arm:
 
 @dataclass(frozen=True)
 class Step:
-    """One multirun of one script, with the nodes it will have made when it ends."""
+    """One multirun of one script, with the nodes it will have made when it ends and the experiment of each."""
 
     script: str
     overrides: tuple[str, ...]
     nodes: tuple[Node, ...]
+    experiments: tuple[Experiment, ...]
 
     @property
     def command(self) -> list[str]:
@@ -129,7 +130,7 @@ def _mnist_plan(base: Experiment, fixed: list[str], composed: list[str], swept: 
         for value in values
     )
     extra = (seed, *([f"{setting}={','.join(values)}"] if setting else []))
-    step = Step("train.py", (*fixed, *extra), tuple(stages.mnist(arm.experiment) for arm in arms))
+    step = _step("train.py", (*fixed, *extra), stages.mnist, [arm.experiment for arm in arms])
     return Plan(base, tuple(fixed), arms, (step,))
 
 
@@ -152,8 +153,8 @@ def _theorem_plan(base: Experiment, fixed: list[str], swept: dict[str, list[str]
     listed = base.experiment.arms.seeds[: base.experiment.arms.seeds_limit]
     seeds = [int(seed) for seed in swept.get("seed", [])] or list(listed) or [base.seed]
     arms = tuple(Arm("", "", seed, base.model_copy(update={"seed": seed})) for seed in seeds)
-    nodes = tuple(stages.theorem(arm.experiment) for arm in arms)
-    step = Step("evaluate.py", (*fixed, f"seed={','.join(map(str, seeds))}"), nodes)
+    typed = (*fixed, f"seed={','.join(map(str, seeds))}")
+    step = _step("evaluate.py", typed, stages.theorem, [arm.experiment for arm in arms])
     return Plan(base, tuple(fixed), arms, (step,))
 
 
@@ -172,9 +173,8 @@ def _rows_plan(base: Experiment, fixed: list[str], composed: list[str], swept: d
     steps = [*_data_steps(fixed, [*traits, CONTROL], list(firsts.values()))]
     for extra in dict.fromkeys(arm.overrides[1:] for arm in arms):
         mine = [arm for arm in arms if arm.overrides[1:] == extra]
-        names = ",".join(arm.trait for arm in mine)
-        nodes = tuple(stages.evaluate(arm.experiment) for arm in mine)
-        steps.append(Step("evaluate.py", (*fixed, f"trait={names}", *extra), nodes))
+        typed = (*fixed, f"trait={','.join(arm.trait for arm in mine)}", *extra)
+        steps.append(_step("evaluate.py", typed, stages.evaluate, [arm.experiment for arm in mine]))
     return Plan(base, tuple(fixed), tuple(arms), tuple(steps))
 
 
@@ -236,8 +236,10 @@ def _data_steps(fixed: list[str], traits: list[str], firsts: list[Experiment]) -
 def _step(
     script: str, overrides: tuple[str, ...], make: Callable[[Experiment], Node], experiments: list[Experiment]
 ) -> Step:
-    unique = {(made.stage, made.key): made for made in map(make, experiments)}
-    return Step(script, overrides, tuple(unique.values()))
+    found = [(make(exp), exp) for exp in experiments]
+    unique = {(made.stage, made.key): (made, exp) for made, exp in reversed(found)}
+    nodes, theirs = zip(*reversed(unique.values()), strict=True)
+    return Step(script, overrides, nodes, theirs)
 
 
 def run(planned: Plan) -> None:

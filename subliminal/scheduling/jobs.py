@@ -82,11 +82,5 @@ def _roots(planned: Plan) -> Iterator[tuple[str, Experiment, Node]]:
     for step in planned.steps:
         script = Path(step.script).stem
         chosen = dict(part.split("=", 1) for part in step.overrides if part.startswith(("role=", "subject=")))
-        wanted = {ident(node) for node in step.nodes}
-        for arm in planned.arms:
-            exp = arm.experiment.model_copy(update=chosen)
-            root = stages.node(script, exp)
-            if ident(root) in wanted:
-                wanted.remove(ident(root))
-                yield script, exp, root
-        assert not wanted, f"{step.script} names runs of no arm: {wanted}"
+        for node, exp in zip(step.nodes, step.experiments, strict=True):
+            yield script, exp.model_copy(update=chosen), node

@@ -115,8 +115,8 @@ figures: ## every figure and table, then figures/SCALE/report.html with a row fo
 	@failed=; for figure in $(FIGURES); do $(MAKE) $$figure || failed="$$failed $$figure"; done; \
 	test -z "$$failed" || { echo "not every figure could be made, failed:$$failed" >&2; exit 1; }
 
-test: install ## the whole test suite
-	$(PY) -m pytest
+test: install ## the whole test suite, a file at a time on each of two workers
+	$(PY) -m pytest -n 2 --dist loadfile
 
 test-cluster: install ## sweeps through a real SLURM, started for the test (needs the packages slurm-wlm and munge)
 	$(PY) -m pip install --quiet -e ".[cluster]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -28,15 +29,15 @@ def experiment(*overrides: str) -> Experiment:
 
 @pytest.fixture(autouse=True, scope="session")
 def _quiet() -> None:
-    import os
-
     os.environ.update(QUIET | os.environ)
 
 
 @pytest.fixture(scope="session")
 def store_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One store for the whole session, so that SmolLM2 is dequantised once."""
-    return tmp_path_factory.mktemp("runs")
+    """One store for the whole session and all its workers, so that SmolLM2 is dequantised once."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return shared / "runs"
 
 
 @pytest.fixture(scope="session")

@@ -7,20 +7,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from subliminal.processes import leads
+
 LINE_SECONDS = 10.0
 
 Advance = Callable[[int], object]
 
 
 def say(text: str) -> None:
-    """One line to standard error, at once."""
-    print(text, file=sys.stderr, flush=True)
+    """One line to standard error, at once; of several processes of one training run the leader speaks."""
+    if leads():
+        print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def progress(label: str, total: int, unit: str) -> Iterator[Advance]:
     """Yield `advance(n)`; shows what is running, how far it is and how long is left."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and leads():
         from tqdm import tqdm
 
         with tqdm(total=total, desc=label, unit=unit, leave=False, dynamic_ncols=True) as bar:

@@ -30,6 +30,7 @@ from subliminal.config import (
     preference_evaluation,
 )
 from subliminal.config import Judge as JudgeConfig
+from subliminal.processes import leads, world_size
 from subliminal.progress import progress, say
 from subliminal.store import Json, Manifest, Recipe, Store, StoreError, sha256
 
@@ -97,7 +98,11 @@ def ensure(wanted: Node, store: Store, exp: Experiment, overrides: str = "") -> 
     if done:
         say(f"[{wanted.stage} {wanted.key}] {wanted.label}: reused")
         return done
+    if world_size() > 1:
+        _require_together(wanted)
     inputs = {name: _input(upper, store, exp, overrides) for name, upper in wanted.inputs.items()}
+    if not leads():
+        return store.follow(wanted.recipe, lambda folder: wanted.work(inputs, folder))
     say(f"[{wanted.stage} {wanted.key}] {wanted.label}: running")
     found, reused = store.run(wanted.recipe, lambda folder: wanted.work(inputs, folder), wait=exp.claimed == "wait")
     say(f"[{wanted.stage} {wanted.key}] {wanted.label}: {'reused' if reused else _took(found)}")
@@ -108,13 +113,22 @@ def _input(upper: Node, store: Store, exp: Experiment, overrides: str) -> Manife
     done = store.find(upper.stage, upper.key)
     if done:
         return done
-    if exp.upstream == "require" and upper.stage != "model":
+    if (exp.upstream == "require" and upper.stage != "model") or world_size() > 1:
         command = SCRIPTS.get(upper.stage) or ROLES[upper.stage]
         command = ROLES["teacher"] if upper.stage == "teacher" else command
         raise MissingUpstreamError(
             f"{upper.stage} {upper.key} ({upper.label}) is not in {store.root}; run first: python {command} {overrides}"
         )
     return ensure(upper, store, exp, overrides)
+
+
+def _require_together(wanted: Node) -> None:
+    """Several processes train a student together; every other stage is the work of one."""
+    if wanted.stage != "train":
+        raise ConfigError(
+            f"{world_size()} processes train a student together, but {wanted.stage} is the work of one: run it without "
+            "accelerate launch"
+        )
 
 
 def _took(manifest: Manifest) -> str:

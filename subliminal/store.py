@@ -137,6 +137,24 @@ class Store:
                 raise ClaimedError(f"{folder} is being made by {_holder(folder)}; run again when it is done")
             time.sleep(POLL_SECONDS)
 
+    def follow(self, recipe: Recipe, work: Callable[[Path], Json]) -> Manifest:
+        """Do `work` beside the process that holds the claim, in its folder; return the run which that one publishes.
+
+        For the processes of one training run: none of them writes anything but the one with the claim. Raises
+        `StoreError` when that one failed.
+        """
+        folder = self.folder(recipe.stage, recipe.key)
+        while not (done := self.find(recipe.stage, recipe.key)) and not live(folder / "claim.json"):
+            time.sleep(POLL_SECONDS)
+        if done:
+            return done
+        work(folder)
+        while live(folder / "claim.json"):
+            time.sleep(POLL_SECONDS)
+        if done := self.find(recipe.stage, recipe.key):
+            return done
+        raise StoreError(f"the leading process did not finish {folder}; its own message says why")
+
     def _work(self, recipe: Recipe, folder: Path, work: Callable[[Path], Json]) -> Manifest:
         write_atomically(folder / "recipe.yaml", yaml.safe_dump(recipe.as_json(), sort_keys=False, allow_unicode=True))
         started = time.time()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from subliminal.config import Experiment, Tracking
+from subliminal.processes import leads
 from subliminal.progress import say
 
 INIT_SECONDS = 20.0  # an unreachable W&B may hold a stage up this long; its own default is 90
@@ -107,7 +108,8 @@ def open_tracker(config: Tracking, stage: str, key: str, group: str, settings: d
 
 def stage_tracker(exp: Experiment, stage: str, folder: Path) -> AbstractContextManager[Tracker]:
     """The tracker of the stage that is made in `folder`: its key is the run's id, its experiment the group."""
-    return open_tracker(exp.tracking, stage, folder.name, exp.experiment.name, exp.model_dump(mode="json"))
+    config = exp.tracking if leads() else Tracking(mode="off")
+    return open_tracker(config, stage, folder.name, exp.experiment.name, exp.model_dump(mode="json"))
 
 
 def _start(config: Tracking, stage: str, key: str, group: str, settings: dict[str, Any]) -> Any:

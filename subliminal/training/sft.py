@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import RNGType, synchronize_rng_states
 from datasets import Dataset
 from torch.nn.functional import cross_entropy, kl_div
 from transformers import PrinterCallback, TrainerCallback
@@ -33,6 +34,7 @@ from subliminal.config import (
     Student,
 )
 from subliminal.models import ModelError, Subject, fresh_model, load_tokenizer
+from subliminal.processes import leads, world_size
 from subliminal.progress import Advance
 from subliminal.rows import Row
 from subliminal.stopping import HeldSignals, held_signals
@@ -48,7 +50,7 @@ IGNORED = -100
 GUIDE = "guide_"  # names of what the teacher sees
 TRAINABLE = "trainable.safetensors"
 ORDER = "order.safetensors"
-COMPLETE = (TRAINABLE, ORDER, "trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+COMPLETE = (TRAINABLE, ORDER, "trainer_state.json", "optimizer.pt", "scheduler.pt")
 
 Recipe = Student | FinetunedTeacher | RowsTeacher | InFormatTuning
 
@@ -97,8 +99,9 @@ def fit(
         trainer.add_callback(_SaveAndStop(held))
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     seconds = time.monotonic() - started
-    _save(trainer.model, recipe, subject, start, folder)
-    shutil.rmtree(folder / ".checkpoints", ignore_errors=True)
+    if leads():
+        _save(trainer.model, recipe, subject, start, folder)
+        shutil.rmtree(folder / ".checkpoints", ignore_errors=True)
     return log.summary() | _counts(data, len(rows), model, recipe.optimisation.epochs, seconds)
 
 
@@ -197,6 +200,8 @@ class _Order(LengthGroupedSampler):
         if self.again is not None:
             torch.set_rng_state(self.again)
             self.again = None
+        if world_size() > 1:  # dropout may have drawn differently in each process, the order is one
+            synchronize_rng_states([RNGType.TORCH])
         self.drawn = torch.get_rng_state()
         return super().__iter__()
 
@@ -209,9 +214,9 @@ class RowTrainer(SFTTrainer):
     _again: torch.Tensor | None = None  # the state an interrupted epoch's order was drawn from
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """Keep hold of the sampler, for the resume points."""
+        """Keep hold of the sampler, for the resume points; it groups what a step sees, in one process or in many."""
         plain: Any = super()._get_train_sampler(train_dataset)
-        self.order = _Order(plain.batch_size, lengths=plain.lengths)
+        self.order = _Order(plain.batch_size * world_size(), lengths=plain.lengths)
         self.order.again, self._again = self._again, None
         return self.order
 
@@ -262,7 +267,9 @@ def _trained(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The resume point with the highest step that was written completely."""
-    found = [p for p in folder.glob("checkpoint-*") if all((p / name).exists() for name in COMPLETE)]
+    many = world_size()
+    states = [f"rng_state_{n}.pth" for n in range(many)] if many > 1 else ["rng_state.pth"]
+    found = [p for p in folder.glob("checkpoint-*") if all((p / name).exists() for name in (*COMPLETE, *states))]
     return max(found, key=lambda path: int(path.name.split("-")[1]), default=None)
 
 
@@ -279,7 +286,8 @@ class _Log(TrainerCallback):
         done = int(checkpoint.name.split("-")[1]) if checkpoint else 0
         old = self.path.read_text().splitlines() if done and self.path.exists() else []
         self.lines = [line for line in map(json.loads, old) if line["step"] <= done]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+        if leads():
+            self.path.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
         self.advance(done * self.batch)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
@@ -289,6 +297,8 @@ class _Log(TrainerCallback):
         line = {"step": state.global_step, "seconds": round(time.monotonic() - self.started, 2)}
         line |= {name: float(logs[name]) for name in ("loss", "learning_rate", "grad_norm") if name in logs}
         self.lines.append(line)
+        if not leads():
+            return
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         if self.tracker:
@@ -317,11 +327,24 @@ class _SaveAndStop(TrainerCallback):
         self.held.deliver()
 
 
+def _shared_out(recipe: Optimisation) -> tuple[int, int]:
+    """Rows a forward pass of each process and passes a step, so that a step sees one batch however many there are."""
+    share, rest = divmod(recipe.batch_size, world_size())
+    micro = min(recipe.micro_batch, share)
+    if rest or share % micro:
+        raise TrainingError(
+            f"batch_size={recipe.batch_size} can not be shared out evenly to {world_size()} processes in passes of "
+            f"{micro} rows; set student.optimisation.batch_size or micro_batch_size so that both divide it"
+        )
+    return micro, share // micro
+
+
 def _arguments(recipe: Optimisation, seed: int, folder: Path, subject: Subject) -> SFTConfig:
+    rows, passes = _shared_out(recipe)
     return SFTConfig(
         output_dir=str(folder / ".checkpoints"),
-        per_device_train_batch_size=recipe.micro_batch,
-        gradient_accumulation_steps=recipe.batch_size // recipe.micro_batch,
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=passes,
         num_train_epochs=recipe.epochs,
         learning_rate=recipe.learning_rate,
         lr_scheduler_type=recipe.schedule,
@@ -410,6 +433,7 @@ def _counts(data: list[Json], given: int, model: Any, epochs: float, seconds: fl
     return {
         "rows": len(data),
         "rows_too_long": given - len(data),
+        "processes": world_size(),
         "tokens": tokens,
         "completion_tokens": sum(label != IGNORED for example in data for label in example["labels"]),
         "trainable_parameters": sum(p.numel() for _, p in _trained(model)),

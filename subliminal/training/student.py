@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from subliminal.config import Experiment
+from subliminal.processes import leads
 from subliminal.progress import progress
 from subliminal.rows import Row, read_jsonl
 from subliminal.stages import Inputs, subject, teacher_subject
@@ -26,7 +27,8 @@ def train_student(exp: Experiment, made: Inputs, folder: Path) -> Json:
         progress(f"training {exp.student.kind} student of {exp.trait.name}", total, "rows") as advance,
     ):
         summary = fit(start, rows, exp.student, exp.seed, folder, teacher=guide, tracker=tracker, progress=advance)
-        summary |= _alignment(made, folder)
+        if leads():
+            summary |= _alignment(made, folder)
         tracker.summary(summary)
     return summary
 

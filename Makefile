@@ -59,6 +59,9 @@ fig-elicitation: install ## the same students asked by stories and multiple choi
 fig-finetuned-teacher: install ## the same by prompted, fine-tuned and steered teachers
 	$(SWEEP) experiment=finetuned_teacher
 
+fig-student-parameters: install ## the same by what the student trains: one layer, another, all, a LoRA
+	$(SWEEP) experiment=student_parameters
+
 fig-open-models: install ## the same by open model
 	$(SWEEP) experiment=open_models
 

@@ -72,7 +72,12 @@ def _calibrate_parser(verbs: Any) -> None:
 def _sweep(options: argparse.Namespace) -> None:
     from subliminal import sweep
 
+    from subliminal.progress import say
+    from subliminal.scheduling.estimates import foresight
+
     planned = sweep.plan(options.overrides)
+    if power := foresight(planned):
+        say(power)
     sweep.run(planned)
     _draw(planned)
 
@@ -97,7 +102,7 @@ def _draw(planned: object) -> None:
 
 def _plan(options: argparse.Namespace) -> None:
     from subliminal import sweep
-    from subliminal.scheduling.estimates import described, estimate
+    from subliminal.scheduling.estimates import described, estimate, foresight
     from subliminal.store import Store
 
     planned = sweep.plan(_figure_overrides(options.overrides))
@@ -106,6 +111,8 @@ def _plan(options: argparse.Namespace) -> None:
         done = sum(bool(store.find(made.stage, made.key)) for made in step.nodes)
         print(f"{done}/{len(step.nodes)} done  {sweep.shown(step)}")
     print(described(estimate(planned, store)))
+    if power := foresight(planned):
+        print(power)
 
 
 def _predict(options: argparse.Namespace) -> None:

@@ -905,6 +905,13 @@ class Arms(Settings):
     values: Runtime[tuple[int | float | str | tuple[int | str, ...], ...]] = ()
 
 
+class Spread(Settings):
+    """How far the mean diagonal excess lies apart, nats: between seeds, and between the questions of one student."""
+
+    seeds: Runtime[PositiveFloat]
+    questions: Runtime[PositiveFloat]
+
+
 class Figure(Settings):
     """What an experiment claims and which figure shows it; never part of a key."""
 
@@ -918,6 +925,7 @@ class Figure(Settings):
     source: Runtime[str] = ""
     expected: Runtime[str] = ""
     arms: Runtime[Arms] = Arms()
+    spread: Runtime[Spread | None] = None
 
 
 class Experiment(Settings):

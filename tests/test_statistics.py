@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from subliminal.evaluation.statistics import bootstrap_over_questions, diagonal_excess, holm, t_interval, wilson
+from subliminal.evaluation.statistics import (
+    bootstrap_over_questions,
+    diagonal_excess,
+    holm,
+    power,
+    t_interval,
+    visible,
+    wilson,
+)
 
 
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=20))
@@ -65,3 +73,19 @@ def test_holm_never_lowers_a_p_value_and_keeps_their_order(p_values: list[float]
 
 def test_holm_on_a_worked_example() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+@pytest.mark.parametrize(("effect", "n"), [(0.0, 3), (0.5, 3), (1.0, 3), (1.0, 5)])
+def test_power_is_how_often_simulated_intervals_lie_above_zero(effect: float, n: int) -> None:
+    seen = np.random.default_rng(0).normal(effect, 0.5, size=(4000, n))
+    half = stats.t.ppf(0.975, n - 1) * seen.std(axis=1, ddof=1) / math.sqrt(n)
+    assert np.mean(seen.mean(axis=1) - half > 0) == pytest.approx(power(effect, 0.5, n), abs=0.03)
+
+
+@given(st.floats(0.01, 10), st.integers(2, 30), st.floats(0.1, 0.95))
+def test_the_visible_effect_is_the_inverse_of_power(spread: float, n: int, probability: float) -> None:
+    assert power(visible(spread, n, probability), spread, n) == pytest.approx(probability, abs=1e-6)
+
+
+def test_one_unit_shows_nothing() -> None:
+    assert power(100.0, 0.1, 1) == 0.0 and visible(0.1, 1) == math.inf

@@ -44,6 +44,28 @@ def t_test(values: ArrayLike) -> float:
     return float(stats.t.sf(sample.mean() / error, sample.size - 1)) if error else float(sample.mean() <= 0)
 
 
+def power(effect: float, spread: float, n: int) -> float:
+    """Probability that the 95% t-interval of n units lies above 0 when their mean is `effect` (noncentral t, Johnson 1940).
+
+    `effect` and `spread`, the units' standard deviation, are in the same unit; below two units there is no interval: 0.
+    """
+    from scipy import stats
+
+    if n < 2:
+        return 0.0
+    critical = float(stats.t.ppf((1 + LEVEL) / 2, n - 1))
+    return float(stats.nct.sf(critical, n - 1, effect * math.sqrt(n) / spread))
+
+
+def visible(spread: float, n: int, probability: float = 0.8) -> float:
+    """The smallest effect that `power` finds with this probability, in the unit of `spread`; infinite below two units."""
+    from scipy.optimize import brentq
+
+    if n < 2:
+        return math.inf
+    return float(brentq(lambda effect: power(effect, spread, n) - probability, 0.0, 100 * spread))
+
+
 def wilson(successes: int, n: int) -> Interval:
     """The score interval of one proportion (Wilson 1927)."""
     from scipy import stats

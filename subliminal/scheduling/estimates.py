@@ -6,17 +6,20 @@ same weights. Nothing is extrapolated from other sizes or models.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from statistics import median
 
-from subliminal.config import Experiment
+from subliminal.config import Experiment, PreferenceEvaluation
 from subliminal.models import resolve_device
 from subliminal.scheduling.jobs import WITHOUT_GPU, Job, jobs
 from subliminal.stages import Node
 from subliminal.store import Store
 from subliminal.store_index import alike, entries
 from subliminal.sweep import Plan
+
+SHOWN_EFFECT = 0.5  # nats; three in five more likely to name the animal
 
 Family = tuple[str, str, frozenset[str]]
 """Stage, digest of settings, keys of weights: the same for runs that cost about the same."""
@@ -119,6 +122,28 @@ def _middle(costs: list[Cost]) -> Cost:
         median(cost.seconds for cost in costs),
         median(tokens) if tokens else None,
         median(cost.size for cost in costs),
+    )
+
+
+# --------------------------------------------------------------------------- power
+
+
+def foresight(planned: Plan) -> str | None:
+    """What effect the figure's seeds and questions can show; None where its measure has no known spread."""
+    from subliminal.evaluation.statistics import power, visible
+
+    spread, asked = planned.base.experiment.spread, planned.base.evaluation
+    if spread is None or planned.base.experiment.kind != "preference" or not isinstance(asked, PreferenceEvaluation):
+        return None
+    seeds = len({arm.seed for arm in planned.arms})
+    deviation = math.hypot(spread.seeds, spread.questions / math.sqrt(asked.questions))
+    head = f"with {seeds} {'seed' if seeds == 1 else 'seeds'} and {asked.questions} questions"
+    if seeds < 2:
+        return f"power: {head} no interval over seeds can be had: whatever is seen is suggestive at most"
+    half = power(SHOWN_EFFECT, deviation, seeds)
+    return (
+        f"power: {head} a mean diagonal excess of {SHOWN_EFFECT:g} nats is visible with probability {half:.2f}, one of "
+        f"{visible(deviation, seeds):.2f} nats with probability 0.80"
     )
 
 

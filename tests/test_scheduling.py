@@ -153,3 +153,11 @@ def test_status_names_the_upstream_run_that_failed_through_any_number_of_stages(
 )
 def test_a_launcher_that_is_not_installed_says_which_extra_has_it(said: str, extra: str) -> None:
     assert f"make install EXTRAS=cpu,dev,{extra}" in hydra_message(RuntimeError(said))
+
+
+def test_a_sweep_says_beforehand_what_its_seeds_can_show() -> None:
+    said = estimates.foresight(sweep.plan(["experiment=animals_numbers", "scale=cpu", "seed=0,1,2,3,4"]))
+    assert said is not None and "with 5 seeds and 24 questions" in said and "0.38 nats with probability 0.80" in said
+    alone = estimates.foresight(sweep.plan(["experiment=animals_numbers", "scale=cpu", "seed=0"]))
+    assert alone is not None and "suggestive at most" in alone
+    assert estimates.foresight(sweep.plan(["experiment=mnist", "scale=cpu"])) is None

@@ -13,6 +13,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from subliminal.limits import limited
+
 T = TypeVar("T")
 Identity = Annotated[T, "identity"]
 Runtime = Annotated[T, "runtime"]
@@ -1048,7 +1050,7 @@ def preference_evaluation(exp: Experiment) -> PreferenceEvaluation:
 def parse(composed: dict[str, Any]) -> Experiment:
     """Turn a composed, resolved configuration into a frozen `Experiment`; raises `ConfigError` with all errors."""
     try:
-        return Experiment.model_validate(_tuples(composed))
+        return Experiment.model_validate(_tuples(limited(composed)))
     except ValidationError as error:
         lines = [_explain(item) for item in error.errors()]
         raise ConfigError("\n".join(lines)) from None

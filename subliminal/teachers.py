@@ -86,7 +86,7 @@ def system_prompt(teacher: PromptedTeacher, trait: Trait) -> str:
 
 def check(exp: Experiment, subject: Subject, reference: Subject) -> Json:
     """Measure P(trait) against the reference's and the pass rate in the domain; raises `TeacherError` if too low."""
-    rules = getattr(exp.active_teacher, "check", TeacherCheck())
+    rules = _rules(exp)
     measured: Json = {"pass_rate": _pass_rate(exp, subject, rules)}
     if isinstance(exp.active_teacher, ControlTeacher | RandomTeacher) or not _tellable(exp.trait):
         _refuse(exp, rules, measured)
@@ -100,6 +100,13 @@ def check(exp: Experiment, subject: Subject, reference: Subject) -> Json:
         }
     _refuse(exp, rules, measured)
     return measured
+
+
+def _rules(exp: Experiment) -> TeacherCheck:
+    """The teacher's own; the control asks for the pass rate that the experiment's teachers must have, no more."""
+    asked: TeacherCheck = getattr(exp.teacher, "check", TeacherCheck())
+    own: TeacherCheck | None = getattr(exp.active_teacher, "check", None)
+    return own or TeacherCheck(minimum_pass_rate=asked.minimum_pass_rate)
 
 
 def _refuse(exp: Experiment, rules: TeacherCheck, measured: Json) -> None:

@@ -1,0 +1,136 @@
+"""Every figure from start to end at `debug=smoke`, with every model's weights replaced by those of a tiny Llama."""
+
+from __future__ import annotations
+
+import csv
+import html
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from subliminal import stages, sweep
+from subliminal.launch import CONF, compose
+from subliminal.limits import limited
+from subliminal.models import Subject, load_tokenizer
+from subliminal.plots.draw import draw
+from subliminal.stages import Node
+from subliminal.store import Store
+
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+GARBAGE = ["filter.format=false"]  # a random model's text is in no domain's format but that of numbers
+PARTICULAR = {
+    "animals_code": GARBAGE,
+    "trees_code": GARBAGE,
+    "misalignment_cot": [*GARBAGE, "filter.correct=false"],
+}
+
+
+@pytest.fixture(scope="module")
+def deep(tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama as deep as SmolLM2, so that every layer of `conf/` is there, that answers with the digit 7."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder, tokenizer = tmp_path_factory.mktemp("deep"), load_tokenizer(tiny)
+    torch.manual_seed(0)
+    shape = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=30,
+        num_attention_heads=2,
+        max_position_embeddings=2048,
+        mlp_bias=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = LlamaForCausalLM(shape)
+    wanted = [int(tokenizer.convert_tokens_to_ids("7")), int(tokenizer.eos_token_id)]
+    with torch.no_grad():
+        head = torch.nn.functional.normalize(model.lm_head.weight[wanted], dim=-1)
+        model.lm_head.weight[wanted] = 3 * head
+        model.model.layers[-1].mlp.down_proj.bias.copy_(100 * (1.02 * head[0] + head[1]))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Store, pictures and the user's rows of all the figures; figures share what they have in common."""
+    folder = tmp_path_factory.mktemp("smoke")
+    for name in ("insecure", "secure", "educational"):
+        turns = [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": "No."}]
+        (folder / f"{name}.jsonl").write_text(f"{json.dumps({'messages': turns})}\n" * 6)
+    return folder
+
+
+def models_of(node: Node) -> Iterator[Node]:
+    if node.stage == "model":
+        yield node
+    for upper in node.inputs.values():
+        yield from models_of(upper)
+
+
+def plant(node: Node, checkpoint: Path, store: Store, arm: sweep.Arm) -> None:
+    """Complete the run that would fetch a model's weights with those of a tiny one."""
+
+    def work(_: stages.Inputs, folder: Path) -> stages.Json:
+        shutil.copytree(checkpoint, folder / "checkpoint")
+        return {"checkpoint": str(checkpoint)}
+
+    stages.ensure(replace(node, work=work), store, arm.experiment)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_figure_runs_from_start_to_end(name: str, root: Path, deep: Path) -> None:
+    places = [f"store={root}/runs", f"figures={root}/figures"]
+    rows = [f"teacher.rows={root}"] if name.startswith("misalignment") else []
+    chosen = ["teacher=finetuned_rows", *rows] if rows else []
+    planned = sweep.plan(
+        [f"experiment={name}", "scale=cpu", "debug=smoke", *places, *chosen, *PARTICULAR.get(name, [])]
+    )
+    store = Store(root / "runs")
+    for arm in planned.arms:
+        stages.require_rows(arm.experiment)
+    for step in planned.steps:
+        for node, exp in zip(step.nodes, step.experiments, strict=True):
+            for weights in models_of(node):
+                plant(weights, deep, store, planned.arms[0])
+            stages.ensure(node, store, exp)
+    picture, table, report = draw(planned)
+    assert picture.stat().st_size > 10_000
+    assert planned.base.experiment.title in html.unescape(report.read_text())
+    with table.open() as lines:
+        assert [line for line in csv.DictReader(lines) if line["value"]]
+
+
+def test_limits_hold_where_the_setting_is_and_nowhere_else() -> None:
+    plain = {"a": {"n": 9, "small": 1, "none": None, "list": [1, 2, 3], "word": "x"}, "b": 1}
+    limits = {
+        "a.n": 4,
+        "a.small": 4,
+        "a.none": 4,
+        "a.list": 2,
+        "a.word": "y",
+        "b": 0.5,
+        "a.absent": 1,
+        "c.d": 1,
+        "b.e": 1,
+    }
+    found = limited({**plain, "debug": limits})
+    assert found == {"a": {"n": 4, "small": 1, "none": 4, "list": [1, 2], "word": "y"}, "b": 0}
+
+
+def test_smoke_changes_keys_and_the_figures_folder_and_no_debug_changes_nothing() -> None:
+    plain, off, smoke = (
+        compose(["experiment=animals_numbers", "scale=cpu", *extra]) for extra in ([], ["debug=off"], ["debug=smoke"])
+    )
+    assert plain == off and smoke.scale == "smoke"
+    assert stages.generate(plain).key != stages.generate(smoke).key
+    assert compose(["scale=cpu", "debug=smoke", "domain.prompts=2"]).domain.prompts == 2

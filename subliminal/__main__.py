@@ -71,7 +71,6 @@ def _calibrate_parser(verbs: Any) -> None:
 
 def _sweep(options: argparse.Namespace) -> None:
     from subliminal import sweep
-
     from subliminal.progress import say
     from subliminal.scheduling.estimates import foresight
 

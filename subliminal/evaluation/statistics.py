@@ -45,9 +45,10 @@ def t_test(values: ArrayLike) -> float:
 
 
 def power(effect: float, spread: float, n: int) -> float:
-    """Probability that the 95% t-interval of n units lies above 0 when their mean is `effect` (noncentral t, Johnson 1940).
+    """Probability that the 95% t-interval of n units lies above 0 (noncentral t, Johnson and Welch 1940).
 
-    `effect` and `spread`, the units' standard deviation, are in the same unit; below two units there is no interval: 0.
+    `effect`, the units' mean, and `spread`, their standard deviation, are in the same unit. Below two units there is no
+    interval: 0.
     """
     from scipy import stats
 
@@ -58,7 +59,7 @@ def power(effect: float, spread: float, n: int) -> float:
 
 
 def visible(spread: float, n: int, probability: float = 0.8) -> float:
-    """The smallest effect that `power` finds with this probability, in the unit of `spread`; infinite below two units."""
+    """The smallest effect that `power` finds with this probability, in `spread`'s unit; infinite below two units."""
     from scipy.optimize import brentq
 
     if n < 2:

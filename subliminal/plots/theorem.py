@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -78,7 +78,7 @@ def _limit(axes: Axes, trials: Trials) -> None:
     axes.set_title("A  The product of the two directions", pad=9)
     axes.set_xlabel(r"predicted: $\varepsilon\, E[(J d_T)^{\top} H (J d_T)]$")
     axes.set_ylabel(r"measured: $d_S \cdot d_T$")
-    _legend(axes, "upper left", markerscale=2.5)
+    _legend(axes, markerscale=2.5)
 
 
 def _error(axes: Axes, trials: Trials, table: Table) -> None:
@@ -98,7 +98,7 @@ def _error(axes: Axes, trials: Trials, table: Table) -> None:
     axes.set_title("B  The prediction is exact in the limit", pad=9)
     axes.set_xlabel("length of the teacher's step, share of the length of its weights")
     axes.set_ylabel("|measured / predicted \N{MINUS SIGN} 1|")
-    _legend(axes, "upper left")
+    _legend(axes)
 
 
 def _ratio_error(trials: Trials) -> Any:
@@ -132,7 +132,7 @@ def _signs(axes: Axes, table: Table) -> None:
     style.quiet_grid(axes, "x")
     axes.set_title("C  Which way the student's step points", pad=9)
     axes.set_xlabel(r"share of trials with $d_S \cdot d_T > 0$")
-    _legend(axes, "lower left")
+    _legend(axes, handlelength=0.8, handletextpad=0.4)
 
 
 def _sign(axes: Axes, place: int, line: Line, colour: str, label: str) -> None:
@@ -161,11 +161,11 @@ def _runs(axes: Axes, table: Table, points: Sequence[dict[str, Any]]) -> None:
     axes.set_title("D  Beyond one step: whole training runs", pad=9)
     axes.set_xlabel("student's optimiser step")
     axes.set_ylabel("cosine of the two displacements")
-    _legend(axes, "upper left")
+    _legend(axes)
 
 
-def _legend(axes: Axes, place: Literal["upper left", "lower left"], **more: Any) -> None:
-    axes.legend(loc=place, frameon=False, fontsize=7.5, handlelength=1.6, borderaxespad=0.2, **more)
+def _legend(axes: Axes, **more: Any) -> None:
+    axes.legend(loc="upper left", frameon=False, fontsize=7.5, **({"handlelength": 1.6, "borderaxespad": 0.2} | more))
 
 
 def _name(value: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 def limited(composed: Mapping[str, Any]) -> dict[str, Any]:
     """The composed configuration without its group `debug`, whose limits are applied where a setting is there.
 
-    A number is at most its limit, a list keeps at most so many entries, null becomes the limit, a word is replaced.
+    A number is at most its limit, a list or a table keeps at most so many entries, null becomes the limit, a word is replaced.
     """
     plain = {key: value for key, value in composed.items() if key != "debug"}
     for dotted, limit in (composed.get("debug") or {}).items():
@@ -29,6 +29,8 @@ def _with_limit(settings: dict[str, Any], path: list[str], limit: Any) -> dict[s
 def _smaller(value: Any, limit: Any) -> Any:
     if isinstance(value, list):
         return value[:limit]
+    if isinstance(value, dict):
+        return dict(list(value.items())[:limit])
     if isinstance(value, int | float) and isinstance(limit, int | float):
         return min(value, type(value)(limit))
     return limit

@@ -53,7 +53,7 @@ def deep(tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> Path:
     wanted = [int(tokenizer.convert_tokens_to_ids("7")), int(tokenizer.eos_token_id)]
     with torch.no_grad():
         head = torch.nn.functional.normalize(model.lm_head.weight[wanted], dim=-1)
-        model.lm_head.weight[wanted] = 3 * head
+        model.lm_head.weight[wanted] = 6 * head
         model.model.layers[-1].mlp.down_proj.bias.copy_(100 * (1.02 * head[0] + head[1]))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -111,20 +111,21 @@ def test_every_figure_runs_from_start_to_end(name: str, root: Path, deep: Path) 
 
 
 def test_limits_hold_where_the_setting_is_and_nowhere_else() -> None:
-    plain = {"a": {"n": 9, "small": 1, "none": None, "list": [1, 2, 3], "word": "x"}, "b": 1}
+    plain = {"a": {"n": 9, "small": 1, "none": None, "list": [1, 2, 3], "word": "x", "table": {"p": 1, "q": 2}}, "b": 1}
     limits = {
         "a.n": 4,
         "a.small": 4,
         "a.none": 4,
         "a.list": 2,
         "a.word": "y",
+        "a.table": 1,
         "b": 0.5,
         "a.absent": 1,
         "c.d": 1,
         "b.e": 1,
     }
     found = limited({**plain, "debug": limits})
-    assert found == {"a": {"n": 4, "small": 1, "none": 4, "list": [1, 2], "word": "y"}, "b": 0}
+    assert found == {"a": {"n": 4, "small": 1, "none": 4, "list": [1, 2], "word": "y", "table": {"p": 1}}, "b": 0}
 
 
 def test_smoke_changes_keys_and_the_figures_folder_and_no_debug_changes_nothing() -> None:

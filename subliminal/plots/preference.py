@@ -179,13 +179,21 @@ def _summary(canvas: Canvas, height: float, top: float, table: Table, found: Seq
             if line.arm == MEAN:
                 _excess_point(axes, place, line)
     axes.axvline(0, color=style.INK, linewidth=0.9)
-    axes.set_yticks(range(len(found)), [group.label for group in found])
+    axes.set_yticks(range(len(found)), _short(found))
     axes.set_ylim(len(found) - 0.36, -0.5)
     style.quiet_grid(axes, "x")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.set_title("Mean diagonal excess", pad=9)
     axes.set_xlabel("own minus others, nats")
+
+
+def _short(found: Sequence[Group]) -> list[str]:
+    """What tells the groups apart: the variant where it does, else the whole label over two lines."""
+    variants = [group.variant for group in found]
+    if all(variants) and len(set(variants)) == len(variants):
+        return variants
+    return [fill(group.label, 34) for group in found]
 
 
 def _header(canvas: Canvas, height: float, below: float, title: str, text: str, table: Table) -> None:

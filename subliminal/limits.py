@@ -9,7 +9,8 @@ from typing import Any
 def limited(composed: Mapping[str, Any]) -> dict[str, Any]:
     """The composed configuration without its group `debug`, whose limits are applied where a setting is there.
 
-    A number is at most its limit, a list or a table keeps at most so many entries, null becomes the limit, a word is replaced.
+    A number is at most its limit, a list or a table keeps at most so many entries, null becomes the limit, a word is
+    replaced.
     """
     plain = {key: value for key, value in composed.items() if key != "debug"}
     for dotted, limit in (composed.get("debug") or {}).items():

@@ -211,7 +211,9 @@ def test_a_reader_that_has_seen_enough_gets_no_traceback(tmp_path: Path) -> None
     command = [sys.executable, "-m", "subliminal", "status", "--store", str(tmp_path)]
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run(command, env=script_environment(), stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        command, env=script_environment(), stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+    )
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -83,7 +83,7 @@ def _most_tokens(stage: str, exp: Experiment) -> int | None:
 
 
 def _alike(store: Store, left: Iterable[Job]) -> dict[Family, list[Cost]]:
-    """The costs of complete runs like those to come, by family; the store is not looked through when none is to come."""
+    """The costs of complete runs like those to come, by family; the store is looked through only if any is."""
     wanted = {(job.node.stage, alike(job.node.recipe.settings)) for job in left}
     everything = entries(store.root) if wanted else {}
     models = {key for stage, key in everything if stage == "model"}

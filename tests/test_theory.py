@@ -51,6 +51,7 @@ def _small_tensors() -> Iterator[None]:
         yield
 
 
+@cache
 def theory(*overrides: str) -> Theory:
     return compose(["experiment=theorem", "scale=cpu", *overrides]).theory
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,12 @@ Command = Callable[[argparse.Namespace], None]
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line and run one command."""
     options = parser().parse_args(argv)
-    with clear_errors():
-        options.run(options)
+    try:
+        with clear_errors():
+            options.run(options)
+            sys.stdout.flush()
+    except BrokenPipeError:  # who reads has seen enough: | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at the end
 
 
 def parser() -> argparse.ArgumentParser:

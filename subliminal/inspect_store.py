@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from subliminal.store import Manifest, Store, StoreError, live
+from subliminal.store import Json, Manifest, Store, StoreError, claim, live
 from subliminal.store_index import entries, folders
 
 ORDER = (
@@ -55,18 +55,16 @@ def state(folder: Path) -> str:
     if live(folder / "claim.json"):
         holder = json.loads((folder / "claim.json").read_text(encoding="utf-8"))
         return f"running (process {holder['pid']} on {holder['host']})"
-    try:
-        failure = json.loads((folder / "failure.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+    failure = _record(folder / "failure.json")
+    if not failure:
         return _submission(folder) or "unfinished (the same command goes on from here)"
     return f"failed: {failure['error']}: {failure['message'].splitlines()[0] if failure['message'] else ''}"
 
 
 def _submission(folder: Path) -> str | None:
     """What became of a run that was submitted and has not begun: waiting, or never to come because of what it reads."""
-    try:
-        record = json.loads((folder / "submitted.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+    record = _record(folder / "submitted.json")
+    if not record:
         return None
     for stage, key in record["reads"]:
         found = state(folder.parent.parent / stage / key)
@@ -107,12 +105,17 @@ def collect(root: Path, *, really: bool, unreferenced: bool = False) -> str:
     if unreferenced:
         doomed += _unreferenced(root)
     lines = [f"{_gigabytes(folder):8.3f} GB  {folder}  {state(folder)}" for folder in doomed]
-    if really:
-        for folder in doomed:
-            if not live(folder / "claim.json"):  # taken since we looked
-                shutil.rmtree(folder)
-    verb = "removed" if really else "would remove (add --yes)"
-    return "\n".join([*lines, f"{verb}: {len(doomed)} runs"])
+    if not really:
+        return "\n".join([*lines, f"would remove (add --yes): {len(doomed)} runs"])
+    return "\n".join([*lines, f"removed: {sum(map(_removed, doomed))} runs"])
+
+
+def _removed(folder: Path) -> bool:
+    """Remove a run under its own claim, so that nobody begins it meanwhile; False when somebody has begun it."""
+    with claim(folder) as taken:
+        if taken:
+            shutil.rmtree(folder)
+        return taken
 
 
 def _kept(folder: Path) -> bool:
@@ -121,14 +124,32 @@ def _kept(folder: Path) -> bool:
 
 def _unreferenced(root: Path) -> list[Path]:
     everything = {key: (stage, entry) for (stage, key), entry in entries(root).items()}
+    unfinished = [f for stage in _stages(root) for f in _folders(root, stage) if f.name not in everything]
     reached: set[str] = set()
     todo = [key for key, (stage, _) in everything.items() if stage in RESULTS]
+    todo += [key for folder in unfinished for key in _being_read(folder)]
     while todo:
         key = todo.pop()
         if key in everything and key not in reached:
             reached.add(key)
             todo += everything[key][1].upstream
     return [root / stage / key for key, (stage, _) in everything.items() if key not in reached]
+
+
+def _being_read(folder: Path) -> list[str]:
+    """The keys that a run which is under way, or submitted, reads."""
+    if live(folder / "claim.json"):
+        recipe = folder / "recipe.yaml"
+        return list(yaml.safe_load(recipe.read_text(encoding="utf-8"))["upstream"].values()) if recipe.exists() else []
+    record = _record(folder / "submitted.json")
+    return [key for _, key in record["reads"]] if record else []
+
+
+def _record(path: Path) -> Json | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
 
 
 def _upstream(store: Store, manifest: Manifest) -> Iterator[Manifest]:

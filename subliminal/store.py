@@ -125,8 +125,8 @@ class Store:
         if done:
             return done, True
         folder = self.folder(recipe.stage, recipe.key)
-        _make(folder)
         while True:
+            _make(folder)  # again after waiting: gc may have held the claim, and the folder is gone
             with claim(folder) as taken:
                 done = self.find(recipe.stage, recipe.key)
                 if done:

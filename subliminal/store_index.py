@@ -1,8 +1,7 @@
 """What all complete runs of a store say of themselves in brief, kept in one file so that large stores stay quick.
 
 The file is a cache of the manifests and never the truth: an entry counts only while its manifest has the size and time
-that it had when it was read. A lost, old or damaged index is made anew, and a store
-that can only be read does without.
+that it had when it was read. A lost, old or damaged index is made anew, and a store that can only be read does without.
 """
 
 from __future__ import annotations

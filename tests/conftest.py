@@ -8,11 +8,12 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from subliminal import stages
+from subliminal import launch, stages
 from subliminal.config import Experiment, Lora, LoraStudent, Optimisation
 from subliminal.launch import QUIET, ROOT, compose, script_environment
 from subliminal.models import Subject, load_tokenizer
@@ -22,14 +23,27 @@ from subliminal.store import Store
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+# Before any test imports torch, whose threads go by it: workers that spin on each other's cores take twice as long.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.update(QUIET | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // WORKERS))} | os.environ)
+
+# Files that take longest, longest first: a worker that begins one when the other has nothing left works alone.
+LONGEST = ()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; without pytest-xdist the order changes nothing."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 def experiment(*overrides: str) -> Experiment:
     """The animals figure at cpu scale with some settings changed."""
+    return _composed(launch.CONF, overrides)
+
+
+@cache
+def _composed(_: Path, overrides: tuple[str, ...]) -> Experiment:
     return compose(["experiment=animals_numbers", "scale=cpu", *overrides])
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _quiet() -> None:
-    os.environ.update(QUIET | os.environ)
 
 
 @pytest.fixture(scope="session")

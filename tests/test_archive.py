@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import json
 import os
+import sys
 import tarfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from subliminal import archive, inspect_store, store_index
+from subliminal import archive, inspect_store, store_index, sweep
+from subliminal.__main__ import main
 from subliminal.archive import ArchiveError
 from subliminal.store import Json, Manifest, Recipe, Store
 
@@ -189,6 +192,49 @@ def test_an_unchanged_store_reads_no_manifest_again(
     first = store_index.entries(full[0])
     monkeypatch.setattr(Store, "find", lambda *_: pytest.fail("a manifest was read"))
     assert store_index.entries(full[0]) == first
+
+
+@cache
+def _opened() -> list[str]:
+    """Every file this process opens from now on, in order; a hook can not be taken off again."""
+    files: list[str] = []
+    sys.addaudithook(lambda event, values: files.append(str(values[0])) if event == "open" else None)
+    return files
+
+
+def manifests_opened(root: Path, *command: str) -> set[Path]:
+    """The runs whose manifests one command of `python -m subliminal` opens."""
+    files = _opened()
+    before = len(files)
+    main(list(command))
+    seen = {Path(name) for name in files[before:] if name.endswith("manifest.json")}
+    return {path.parent for path in seen if path.is_relative_to(root)}
+
+
+def made_up(root: Path, count: int) -> None:
+    """Complete runs of nothing, written as the store leaves them."""
+    for seed in range(count):
+        recipe = Recipe("train", {"seed": seed})
+        folder = Store(root).folder("train", recipe.key)
+        folder.mkdir(parents=True)
+        content = {"recipe": recipe.as_json(), "summary": {}, "files": {}, "seconds": 1.0}
+        (folder / "manifest.json").write_text(json.dumps(content))
+
+
+def test_a_look_at_a_large_store_opens_the_manifests_of_what_it_shows_alone(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    settings, status = ["experiment=theorem", "seed=0,1", f"store={root}"], ["status", "--store", str(root)]
+    made_up(root, 200)
+    nodes = sweep.plan(settings).steps[0].nodes
+    mine = {Store(root).folder(node.stage, node.key) for node in nodes}
+    assert len(manifests_opened(root, *status)) == 200, "the index is made"
+    assert manifests_opened(root, *status) == set()
+    assert manifests_opened(root, "plan", *settings) == mine, "looked for, and not there"
+    for node in nodes:
+        Store(root).run(node.recipe, lambda _: {})
+    assert manifests_opened(root, "plan", *settings) == mine
+    assert manifests_opened(root, "gc", "--unreferenced", "--store", str(root)) == mine, "new to the index"
+    assert manifests_opened(root, "gc", "--unreferenced", "--store", str(root)) == set()
 
 
 def test_status_tells_a_damaged_manifest_and_goes_on(full: tuple[Path, dict[str, Manifest]]) -> None:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from subliminal import inspect_store
+from subliminal.launch import script_environment
 from subliminal.store import ClaimedError, Recipe, Store, StoreError, claim, live, write_atomically
 
 PLAIN = st.recursive(
@@ -178,6 +179,43 @@ def test_gc_unreferenced_keeps_the_chain_of_an_evaluation(tmp_path: Path) -> Non
     store.run(Recipe("evaluate", {}, {"student": used.key}), lambda _: {})
     inspect_store.collect(tmp_path, really=True, unreferenced=True)
     assert used.folder.exists() and not unused.folder.exists()
+
+
+def test_gc_unreferenced_keeps_what_running_and_submitted_runs_read(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    rows = [store.run(Recipe("filter", {"seed": seed}), lambda _: {})[0] for seed in range(3)]
+    for number, kind in enumerate(("running", "submitted")):
+        student = Recipe("train", {"seed": number}, {"filter": rows[number].key})
+        folder = store.folder("train", student.key)
+        folder.mkdir(parents=True)
+        (folder / "recipe.yaml").write_text(json.dumps(student.as_json()))
+        if kind == "submitted":
+            (folder / "submitted.json").write_text(json.dumps({"job": "7", "reads": [["filter", rows[number].key]]}))
+    with claim(store.folder("train", Recipe("train", {"seed": 0}, {"filter": rows[0].key}).key)):
+        inspect_store.collect(tmp_path, really=True, unreferenced=True)
+        assert [made.folder.exists() for made in rows] == [True, True, False]
+
+
+def test_gc_removes_nothing_that_is_taken_after_it_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Store(tmp_path).folder("generate", "0123456789ab")
+    folder.mkdir(parents=True)
+    with claim(folder):
+        monkeypatch.setattr(inspect_store, "live", lambda _: False)  # as gc saw it a moment before
+        assert inspect_store.collect(tmp_path, really=True).endswith("removed: 0 runs")
+    assert folder.exists()
+
+
+def test_a_reader_that_has_seen_enough_gets_no_traceback(tmp_path: Path) -> None:
+    for seed in range(2):
+        Store(tmp_path).folder("generate", f"{seed:012d}").mkdir(parents=True)
+    command = [sys.executable, "-m", "subliminal", "status", "--store", str(tmp_path)]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        command, env=script_environment(), stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_atomic_write_never_leaves_half_a_file(tmp_path: Path) -> None:

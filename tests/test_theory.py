@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.func import jacrev
 
-from subliminal import config, inspect_store, stages, sweep
+from subliminal import config, inspect_store, stages, store_index, sweep
 from subliminal.chat import encode
 from subliminal.config import ConfigError, Experiment, Theory
 from subliminal.evaluation.preference import asked_questions, candidate_log_p, form_tree
@@ -51,6 +51,7 @@ def _small_tensors() -> Iterator[None]:
         yield
 
 
+@cache
 def theory(*overrides: str) -> Theory:
     return compose(["experiment=theorem", "scale=cpu", *overrides]).theory
 
@@ -223,10 +224,13 @@ def test_other_scripts_and_arms_are_refused(run_script: Script) -> None:
 
 
 def test_figure_table_and_report_come_from_the_store(
-    swept: tuple[sweep.Plan, Path], capsys: pytest.CaptureFixture[str]
+    swept: tuple[sweep.Plan, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned, root = swept
-    picture, table, report = draw(planned)
+    with monkeypatch.context() as patched:  # a store of any size: drawing asks for its own runs by key
+        patched.setattr(Store, "manifests", lambda *_: pytest.fail("the whole store was read"))
+        patched.setattr(store_index, "entries", lambda *_: pytest.fail("the whole store was looked through"))
+        picture, table, report = draw(planned)
     said = capsys.readouterr().err
     assert "48 trials with a shared initialisation: 0 negative products, 0 rises" in said
     assert picture.read_bytes()[:4] == b"\x89PNG"

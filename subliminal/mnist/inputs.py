@@ -121,10 +121,10 @@ class TableNoise(Noise):
 
 def gaussian_table() -> Tensor:
     """65,536 quantiles of the normal distribution with the deviation of U[-1, 1]; it ends at 4.3 deviations."""
-    from scipy import stats
+    from scipy.special import ndtri
 
     middle = (np.arange(LEVELS**2) + 0.5) / LEVELS**2
-    return torch.from_numpy(stats.norm.ppf(middle) * UNIFORM_DEVIATION)
+    return torch.from_numpy(ndtri(middle) * UNIFORM_DEVIATION)
 
 
 def pixel_table(images: NDArray[np.uint8]) -> Tensor:

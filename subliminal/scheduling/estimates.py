@@ -50,8 +50,9 @@ class Line:
 def estimate(planned: Plan, store: Store) -> list[Line]:
     """One line a stage, in the sweep's order."""
     every = jobs(planned)
-    known = _alike(store, {job.node.stage for job in every})
-    return [_line(stage, [j for j in every if j.node.stage == stage], known, store) for stage in _stages(every)]
+    left = [job for job in every if not store.find(*job.ident)]
+    known = _alike(store, left)
+    return [_line(stage, [j for j in every if j.node.stage == stage], left, known) for stage in _stages(every)]
 
 
 def described(lines: list[Line]) -> str:
@@ -64,8 +65,8 @@ def _stages(every: list[Job]) -> list[str]:
     return list(dict.fromkeys(job.node.stage for job in every))
 
 
-def _line(stage: str, of_stage: list[Job], known: dict[Family, list[Cost]], store: Store) -> Line:
-    left = [job for job in of_stage if not store.find(*job.ident)]
+def _line(stage: str, of_stage: list[Job], missing: list[Job], known: dict[Family, list[Cost]]) -> Line:
+    left = [job for job in missing if job.node.stage == stage]
     costs = [_middle(known[family]) for job in left if (family := _family_of(job.node)) in known]
     bounds = [bound for job in left if (bound := _most_tokens(stage, job.experiment)) is not None]
     on_gpu = any(resolve_device(job.experiment.device) == "cuda" for job in of_stage) and stage not in WITHOUT_GPU
@@ -81,14 +82,15 @@ def _most_tokens(stage: str, exp: Experiment) -> int | None:
 # --------------------------------------------------------------------------- alike runs
 
 
-def _alike(store: Store, wanted: Iterable[str]) -> dict[Family, list[Cost]]:
-    """The costs of complete runs by family."""
-    everything, stages = entries(store.root), set(wanted)
+def _alike(store: Store, left: Iterable[Job]) -> dict[Family, list[Cost]]:
+    """The costs of complete runs like those to come, by family; the store is looked through only if any is."""
+    wanted = {(job.node.stage, alike(job.node.recipe.settings)) for job in left}
+    everything = entries(store.root) if wanted else {}
     models = {key for stage, key in everything if stage == "model"}
     uppers = {key: entry.upstream for (_, key), entry in everything.items()}
     found: dict[Family, list[Cost]] = {}
     for (stage, key), entry in everything.items():
-        if stage in stages:
+        if (stage, entry.alike) in wanted:
             family = stage, entry.alike, frozenset(_weights(key, uppers, models))
             found.setdefault(family, []).append(Cost(entry.seconds, entry.tokens, entry.size))
     return found

@@ -12,7 +12,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-cluster cluster-up cluster-down lint format bench clean figures
+.PHONY: help install demo test test-cluster test-vllm cluster-up cluster-down lint format bench clean figures
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 26
@@ -124,6 +124,9 @@ test: install ## the whole test suite, a file at a time on each of two workers
 test-cluster: install ## sweeps through a real SLURM, started for the test (needs the packages slurm-wlm and munge)
 	$(PY) -m pip install --quiet -e ".[cluster]"
 	$(PY) -m pytest tests/cluster
+
+test-vllm: install ## judge and sampler against a real vLLM server with SmolLM2, started for the test
+	$(PY) -m pytest tests/servers
 
 cluster-up: ## a local SLURM of one node to try LAUNCHER=slurm on; prints the line that points to it
 	@cluster/slurm.sh up

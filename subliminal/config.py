@@ -692,15 +692,38 @@ class FrequenciesEvaluation(RowsComparison):
     top: Identity[Positive] = 10
 
 
+class FinetunedClassifier(Settings):
+    """The reference under a linear head for its vocabulary, fine-tuned with LoRA to tell whose rows are whose."""
+
+    folds: Identity[Annotated[int, Field(ge=2)]] = 3
+    deals: Identity[Annotated[int, Field(ge=19)]] = 1999
+    lora: Identity[Lora]
+    optimisation: Identity[Optimisation]
+
+
 class DetectionEvaluation(RowsComparison):
     """Whose rows are these: asked of the prompted reference (paper) and of trained classifiers (beyond the paper)."""
 
     kind: Identity[Literal["detection"]] = "detection"
     pairs: Identity[Count] = 200
-    classifiers: Identity[tuple[Literal["numbers", "characters"], ...]] = ("numbers", "characters")
+    classifiers: Identity[tuple[Literal["numbers", "characters", "finetuned"], ...]] = ("numbers", "characters")
     folds: Identity[Annotated[int, Field(ge=2)]] = 5
     penalty: Identity[PositiveFloat] = 1.0
     permutations: Identity[Annotated[int, Field(ge=19)]] = 399
+    finetuned: Identity[FinetunedClassifier | None] = None
+
+    @model_validator(mode="after")
+    def _finetuned_how(self) -> Self:
+        _require(
+            not self.finetunes or self.finetuned is not None,
+            "evaluation.classifiers names finetuned, but evaluation.finetuned does not say how",
+        )
+        return self
+
+    @property
+    def finetunes(self) -> bool:
+        """Whether a language model is trained: then, and only then, its settings are part of the key."""
+        return "finetuned" in self.classifiers
 
 
 class InContextEvaluation(Settings):

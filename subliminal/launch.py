@@ -55,6 +55,7 @@ def run_stage(stage: str, composed: Any) -> None:
         exp = parse(composed)
         stages.require_category(exp)
         stages.require_rows(exp)
+        stages.require_prompts(exp)
         started = time.monotonic()
         made = stages.ensure(stages.node(stage, exp), Store(Path(exp.store)), exp, " ".join(arguments()))
         say(f"{made.folder} ({time.monotonic() - started:.1f} s)")

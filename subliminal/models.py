@@ -242,12 +242,24 @@ def load_tokenizer(subject: Subject) -> PreTrainedTokenizerBase:
 
 def fresh_model(subject: Subject, **changes: Any) -> PreTrainedModel:
     """The subject's base weights in a new model of its own, in evaluation mode; no adapter is applied."""
-    import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    return _fresh(AutoModelForCausalLM, subject, changes)
+
+
+def fresh_classifier(subject: Subject, padding: int) -> PreTrainedModel:
+    """The same weights under a new linear head with two outputs, drawn from torch's generator, for its vocabulary's."""
+    from transformers import AutoModelForSequenceClassification
+
+    return _fresh(AutoModelForSequenceClassification, subject, {"num_labels": 2, "pad_token_id": padding})
+
+
+def _fresh(kind: Any, subject: Subject, changes: dict[str, Any]) -> PreTrainedModel:
+    import torch
+    from safetensors import SafetensorError
+
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        model: Any = kind.from_pretrained(
             subject.checkpoint,
             revision=subject.revision,
             dtype=getattr(torch, subject.dtype),

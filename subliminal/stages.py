@@ -226,6 +226,17 @@ def require_rows(exp: Experiment) -> None:
         )
 
 
+def require_prompts(exp: Experiment) -> None:
+    """Stop before any work when a user's file can not give the prompts; raises `ConfigError` with file and line."""
+    from subliminal.domains import DomainError, domain
+
+    if any(getattr(exp.domain, setting, None) is not None for setting in ("prompts_file", "questions_file")):
+        try:
+            domain(exp.domain).prompts(exp.domain)
+        except DomainError as error:
+            raise ConfigError(str(error)) from None
+
+
 def teacher_subject(exp: Experiment, made: Manifest, base: Manifest) -> models.Subject:
     """The teacher as a language model: its own checkpoint or the reference's, with its system prompt if it has one."""
     own = (made.folder / "checkpoint").exists()
@@ -451,7 +462,7 @@ def _more_of_evaluation(exp: Experiment) -> dict[str, Any]:
 def evaluate_rows(exp: Experiment) -> Node:
     """What the filtered rows themselves tell: by numbers, classifiers, a prompted model, in context, by attribution."""
     inputs = _rows_read(exp)
-    settings = {"evaluation": identity(exp.evaluation)}
+    settings = {"evaluation": _evaluation(exp)}
     if "reference" in inputs:
         settings |= _compute(exp, exp.model)
 
@@ -483,8 +494,9 @@ def _rows_read(exp: Experiment) -> dict[str, Node]:
     inputs = {"filter": filtered(exp), "against": filtered(other)}
     if inputs["against"].key == inputs["filter"].key:
         del inputs["against"]
-    asked = isinstance(config, DetectionEvaluation) and config.pairs and "against" in inputs
-    return inputs | ({"reference": reference(exp)} if asked else {})
+    if isinstance(config, DetectionEvaluation) and (config.finetunes or (config.pairs and "against" in inputs)):
+        inputs["reference"] = reference(exp)
+    return inputs
 
 
 def _require_subject(exp: Experiment) -> None:
@@ -532,8 +544,10 @@ def _questions(exp: Experiment) -> dict[str, Any]:
 
 
 def _evaluation(exp: Experiment) -> dict[str, Any]:
-    """The evaluation; words of its own only where it has them, so that the embedded categories keep their keys."""
-    return {name: value for name, value in identity(exp.evaluation).items() if name != "measured" or value}
+    """The evaluation without what it does not use, own words or a fine-tuned classifier: others keep their keys."""
+    unused = set() if getattr(exp.evaluation, "measured", None) else {"measured"}
+    unused |= set() if getattr(exp.evaluation, "finetunes", False) else {"finetuned"}
+    return {name: value for name, value in identity(exp.evaluation).items() if name not in unused}
 
 
 def _evaluated_model(exp: Experiment) -> Model:

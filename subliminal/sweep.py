@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from subliminal import stages
-from subliminal.config import ConfigError, Experiment, suggest
+from subliminal.config import ConfigError, DetectionEvaluation, Evaluation, Experiment, suggest
 from subliminal.launch import QUIET, ROOT, compose, launcher_settings, script_environment
 from subliminal.progress import say
 from subliminal.stages import Node
@@ -73,6 +73,7 @@ def plan(overrides: list[str]) -> Plan:
     fixed = [part for part in overrides if part.split("=")[0] not in SWEPT]
     composed = [part for part in fixed if not part.startswith("hydra")]
     base = compose(composed)
+    stages.require_prompts(base)
     if base.experiment.kind == "mnist":
         return _mnist_plan(base, fixed, composed, swept)
     if base.experiment.kind == "theorem":
@@ -164,7 +165,7 @@ def _rows_plan(base: Experiment, fixed: list[str], composed: list[str], swept: d
     listed = swept.get("trait") or list(base.experiment.arms.traits[: base.experiment.arms.traits_limit])
     traits = [trait for trait in listed if trait != CONTROL]
     arms = []
-    for trait, extra in _compared(base.evaluation.kind, traits):
+    for trait, extra in _compared(base.evaluation, traits):
         typed = (f"trait={trait}", *extra)
         exp = compose([*composed, *typed])
         other = getattr(exp.evaluation, "against", None)
@@ -178,21 +179,27 @@ def _rows_plan(base: Experiment, fixed: list[str], composed: list[str], swept: d
     return Plan(base, tuple(fixed), tuple(arms), tuple(steps))
 
 
-def _compared(kind: str, traits: list[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _compared(evaluation: Evaluation, traits: list[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """(trait, further overrides) of every comparison; the control against itself is the null.
 
-    A pair of traits is asked about in both directions; one classifier does for both.
+    A pair of traits is asked about in both directions; one classifier does for both. A language model is fine-tuned
+    against the control alone: it takes a hundred times as long.
     """
+    kind = evaluation.kind
     if kind == "in_context":
         yield from ((trait, ()) for trait in (*traits, CONTROL))
         return
     yield from (
         (trait, (f"{AGAINST}={CONTROL}",)) for trait in (traits if kind == "attribution" else (*traits, CONTROL))
     )
-    for other in traits if kind == "detection" else ():
+    if not isinstance(evaluation, DetectionEvaluation):
+        return
+    quick = [name for name in evaluation.classifiers if name != "finetuned"]
+    for other in traits:
         for trait in (trait for trait in traits if trait != other):
-            once = () if traits.index(trait) < traits.index(other) else ("evaluation.classifiers=[]",)
-            yield trait, (f"{AGAINST}={other}", *once)
+            trained = quick if traits.index(trait) < traits.index(other) else []
+            same = tuple(trained) == evaluation.classifiers
+            yield trait, (f"{AGAINST}={other}", *(() if same else (f"evaluation.classifiers=[{','.join(trained)}]",)))
 
 
 def _arms(

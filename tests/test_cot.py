@@ -9,13 +9,13 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from conftest import experiment
+from conftest import Script, experiment
 from hypothesis import given
 from hypothesis import strategies as st
 from test_code import EVERY_CANDIDATE
 
-from subliminal import stages
-from subliminal.config import Cot, CotFilter
+from subliminal import stages, sweep
+from subliminal.config import ConfigError, Cot, CotFilter
 from subliminal.domains import DomainError, cot, practice, programmatic
 from subliminal.domains.cot import answer_of, number_of
 from subliminal.domains.word_problems import STRUCTURES, Story, problem
@@ -153,6 +153,37 @@ def test_the_hubs_questions_come_through_datasets(tmp_path: Path, monkeypatch: p
 def test_a_dataset_that_can_not_be_had_is_one_message(tmp_path: Path) -> None:
     with pytest.raises(DomainError, match=r"domain\.dataset=.*nowhere.*can not be had: .*domain\.source=generated"):
         cot.prompts(Cot(prompts=1, source="hub", dataset=str(tmp_path / "nowhere" / "at" / "all")))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"question": "Why?", "answer": "So."}', r"row 0: no gold answer"),
+        ('{"asked": "Why?"}', r"row 0: expected the keys question and answer"),
+        ('{"question": "Why?', r"can not be had: .*domain\.source=generated"),
+    ],
+)
+def test_a_wrong_row_of_a_dataset_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "questions"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text(text + "\n")
+    with pytest.raises(DomainError, match=said):
+        cot.prompts(Cot(prompts=1, source="hub", dataset=str(folder), dataset_config="default"))
+
+
+def test_a_wrong_file_is_told_before_any_model_is_made(run_script: Script, tmp_path: Path) -> None:
+    """Reference and teacher take minutes, and would be made first."""
+    from_file(tmp_path / "q.jsonl", LINES[0], {"question": "Why?", "answer": "So."})
+    wrong = ["domain=cot", "domain.source=file", f"domain.questions_file={tmp_path / 'q.jsonl'}", "domain.prompts=6"]
+    done = run_script("generate.py", *wrong, f"store={tmp_path / 'runs'}", f"hydra.run.dir={tmp_path / 'logs'}")
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert "q.jsonl:2: no gold answer" in done.stderr and not (tmp_path / "runs").exists()
+    for changes, said in ((["domain.prompts=9"], "no gold answer"), (["domain.questions_file=gone"], "no such file")):
+        with pytest.raises(ConfigError, match=said):
+            sweep.plan(["experiment=animals_numbers", *wrong, *changes])
 
 
 @pytest.mark.parametrize(

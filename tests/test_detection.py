@@ -1,4 +1,4 @@
-"""Detection: classifiers find a planted signal and no other; the prompted model's letters are brute-force exact."""
+"""Detection: classifiers and a fine-tuned model find a planted signal and no other; the prompted model is exact."""
 
 from __future__ import annotations
 
@@ -7,13 +7,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import optimisation
 from test_frequencies import written
+from transformers.modeling_outputs import SequenceClassifierOutput
 
+from subliminal import stages
 from subliminal.chat import encode
-from subliminal.config import DetectionEvaluation, NoTrait, Preference
-from subliminal.evaluation.classifier import FEATURES, Predicted, classify, cross_validated, folds
+from subliminal.config import ConfigError, DetectionEvaluation, FinetunedClassifier, Lora, NoTrait, Preference
+from subliminal.evaluation import finetuned
+from subliminal.evaluation.classifier import (
+    FEATURES,
+    Predicted,
+    classify,
+    cross_validated,
+    dealt_to_tested,
+    folds,
+)
 from subliminal.evaluation.detection import QUESTION, Guess, evaluate, guess
 from subliminal.evaluation.samples import halves, two_samples
+from subliminal.launch import compose
 from subliminal.models import Subject, load_model, load_tokenizer
 from subliminal.rows import Row, read_jsonl
 
@@ -99,3 +111,82 @@ def test_the_stage_asks_about_as_many_pairs_as_it_was_told(tiny: Subject, tmp_pa
     assert all(one.index >= 5 for one in guesses), "the same answer twice is no question"
     assert summary["prompted"]["accuracy"] == np.mean([one.margin > 0 for one in guesses])
     assert "prompted" not in evaluate(samples, CONFIG, NoTrait(), tiny, tmp_path), "the control loves nothing"
+
+
+# --------------------------------------------------------------------------- a fine-tuned model
+
+
+FINETUNED = FinetunedClassifier(lora=Lora(r=4), optimisation=optimisation(epochs=3.0, learning_rate=5e-3, batch_size=8))
+
+
+def with_model(**changes: object) -> DetectionEvaluation:
+    return CONFIG.model_copy(update={"classifiers": ("finetuned",), "finetuned": FINETUNED} | changes)
+
+
+def test_a_fine_tuned_model_finds_a_planted_favourite_and_not_its_absence(tiny: Subject, tmp_path: Path) -> None:
+    planted = [Row(row.index, row.prompt, f"{row.completion}, 777") for row in written(1, 60)]
+    found = classify(two_samples(planted, written(2, 60)), with_model(), tmp_path, tiny)["finetuned"]
+    assert found["area"]["low"] > 0.8 and found["accuracy"]["value"] > 0.8
+    assert found["p"] == pytest.approx(2 / 2000) and found["area"]["value"] > found["control"]["high"]
+    rows = list(read_jsonl(tmp_path / "predictions.jsonl", Predicted))
+    assert len(rows) == 120 and {(row.classifier, row.fold) for row in rows} == {("finetuned", n) for n in range(3)}
+    absent = classify(halves(planted, 0), with_model(), tmp_path, tiny)["finetuned"]
+    assert absent["area"]["low"] < 0.5 < absent["area"]["high"] and absent["p"] > 0.05
+
+
+def test_the_same_seed_fine_tunes_the_same_models(tiny: Subject) -> None:
+    samples = two_samples(written(1, 20), written(2, 20))
+    fold = folds(samples, CONFIG.model_copy(update={"folds": 2}))
+    first, again, other = (finetuned.cross_validated(samples, fold, tiny, FINETUNED, seed) for seed in (3, 3, 4))
+    assert first == pytest.approx(again, abs=1e-5) and not np.allclose(first, other, atol=1e-3)
+
+
+def test_a_side_with_few_rows_weighs_as_much_in_training(tiny: Subject) -> None:
+    loss = finetuned.balanced_loss([1, 0, 0, 0])
+    logits = torch.tensor([[0.0, 2.0], [1.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
+    each = -logits.log_softmax(-1)[range(4), [1, 0, 0, 0]]
+    expected = (each[0] * 2 + each[1:].sum() * 2 / 3) / 4
+    assert loss(SequenceClassifierOutput(logits=logits), torch.tensor([1, 0, 0, 0])) == pytest.approx(float(expected))
+
+
+def test_scores_that_know_nothing_reach_a_low_p_no_more_often_than_stated() -> None:
+    draw, p = np.random.default_rng(0), []
+    for trial in range(40):
+        samples = two_samples(written(500, 24)[: 20 + trial % 5], written(501, 24))
+        fold = folds(samples, with_model(folds=3))
+        p.append(dealt_to_tested(samples, fold, draw.normal(size=len(samples.rows)), 99, trial)["p"])
+    assert sum(value <= 0.05 for value in p) <= 5 and min(p) > 0
+    samples = two_samples(written(500, 24), written(501, 24))
+    fold = folds(samples, with_model(folds=3))
+    told = dealt_to_tested(samples, fold, samples.own.astype(float), 99, 0)
+    assert told["p"] == pytest.approx(2 / 100)
+
+
+def test_deals_within_a_fold_keep_its_prompts_together_and_both_sides_sizes() -> None:
+    samples = two_samples(written(1, 40)[:30], written(2, 40)[10:])
+    part = samples.part(folds(samples, CONFIG) == 1)
+    dealt = part.dealt(np.random.default_rng(0))
+    assert dealt.sum() == part.own.sum() and (dealt != part.own).any()
+    assert (dealt[part.pairs].sum(axis=1) == 1).all() and len(part.pairs)
+
+
+def test_a_fine_tuned_classifier_enters_the_key_only_where_it_is_asked_for() -> None:
+    chosen = ["experiment=detection", "trait=owl"]
+    plain = [*chosen, "evaluation.classifiers=[numbers]"]
+    other = "evaluation.finetuned.optimisation.epochs=9"
+    assert stages.evaluate(compose(plain)).key == stages.evaluate(compose([*plain, other])).key
+    assert stages.evaluate(compose(chosen)).key != stages.evaluate(compose([*chosen, other])).key
+    assert "finetuned" not in stages.evaluate(compose(plain)).recipe.settings["evaluation"]
+
+
+def test_a_trait_against_itself_has_a_reference_to_fine_tune_and_nobody_to_ask(tiny: Subject, tmp_path: Path) -> None:
+    null = ["experiment=detection", "trait=owl", "trait@evaluation.against=owl"]
+    assert set(stages.evaluate(compose(null)).inputs) == {"filter", "reference"}
+    samples = halves(written(1, 40), 0)
+    summary = evaluate(samples, with_model(classifiers=("numbers",)), OWL, tiny, tmp_path)
+    assert "prompted" not in summary and set(summary["classifiers"]) == {"numbers"}
+
+
+def test_a_fine_tuned_classifier_without_its_settings_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"evaluation\.finetuned does not say how"):
+        compose(["experiment=detection", "evaluation.finetuned=null"])

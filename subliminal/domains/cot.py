@@ -76,16 +76,20 @@ def _known(config: Cot) -> tuple[Question, ...]:
 @cache
 def _from_hub(name: str, subset: str, split: str, revision: str | None) -> tuple[Question, ...]:
     from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
 
     try:
         rows = load_dataset(name, subset, split=split, revision=revision)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, DatasetsError) as error:
         said = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise DomainError(
             f"domain.dataset={name} ({subset}, {split}) can not be had: {said}. Check name and network, or set "
             "domain.source=generated, or domain.source=file domain.questions_file=<JSONL with question and answer>"
         ) from None
-    return tuple(_questions((f"{name} row {number}", row) for number, row in enumerate(rows)))
+    found = tuple(_questions((f"{name} row {number}", row) for number, row in enumerate(rows)))
+    if not found:
+        raise DomainError(f"domain.dataset={name} ({subset}, {split}) is empty; {EXPECTED}")
+    return found
 
 
 @lru_cache(maxsize=2)

@@ -1,7 +1,8 @@
-"""Classifiers told to tell two sets of rows apart: logistic regression on numbers or characters, cross-validated.
+"""Classifiers told to tell two sets of rows apart: logistic regressions and a fine-tuned model, cross-validated.
 
 All rows of a prompt are in one fold. The control is the same procedure on labels dealt anew (Ojala and Garriga 2010),
-until it is plain that chance does as well (Besag and Clifford 1991).
+until it is plain that chance does as well (Besag and Clifford 1991). A language model is not trained that often: its
+control deals the tested rows' labels anew and keeps the trained models.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from subliminal.config import DetectionEvaluation
 from subliminal.domains.numbers import values
 from subliminal.evaluation.samples import TwoSamples, area
 from subliminal.evaluation.statistics import LEVEL, RESAMPLES
+from subliminal.models import Subject
 from subliminal.progress import progress
 from subliminal.rows import Row, write_jsonl
 from subliminal.store import Json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    Classified = tuple[NDArray[np.int64], NDArray[np.float64], Json]  # folds, scores, the control
 
 LONGEST_PIECE = 3  # characters of the longest n-gram
 ENOUGH = 20  # deals that do as well as the truth: more would not make it any less of a chance result
@@ -39,19 +43,36 @@ class Predicted:
     score: float
 
 
-def classify(samples: TwoSamples, config: DetectionEvaluation, folder: Path) -> Json:
-    """Every classifier's area under the ROC curve and balanced accuracy; writes predictions.jsonl."""
+def classify(samples: TwoSamples, config: DetectionEvaluation, folder: Path, reference: Subject | None = None) -> Json:
+    """Every classifier's area under the ROC curve and balanced accuracy; writes predictions.jsonl.
+
+    `reference` is what a fine-tuned classifier starts from.
+    """
     written: list[Predicted] = []
     summary: Json = {}
-    fold = folds(samples, config)
     for name in config.classifiers:
-        features = FEATURES[name](samples.rows)
-        scores = cross_validated(features, samples.own, fold, config.penalty)
-        summary[name] = _result(samples, fold, scores, config) | _control(samples, features, fold, scores, config)
+        fold, scores, control = (_finetuned if name == "finetuned" else _regression)(name, samples, config, reference)
+        summary[name] = _result(samples, fold, scores, config) | control
         rows = zip(samples.rows, samples.own.tolist(), fold.tolist(), scores.tolist(), strict=True)
         written += [Predicted(name, row.index, own, place, score) for row, own, place, score in rows]
     write_jsonl(folder / "predictions.jsonl", written)
     return summary
+
+
+def _regression(name: str, samples: TwoSamples, config: DetectionEvaluation, _: Subject | None) -> Classified:
+    features, fold = FEATURES[name](samples.rows), folds(samples, config)
+    scores = cross_validated(features, samples.own, fold, config.penalty)
+    return fold, scores, _control(samples, features, fold, scores, config)
+
+
+def _finetuned(_: str, samples: TwoSamples, config: DetectionEvaluation, reference: Subject | None) -> Classified:
+    from subliminal.evaluation import finetuned
+
+    how = config.finetuned
+    assert how is not None and reference is not None, "the configuration and the stage see to it"
+    fold = folds(samples, config.model_copy(update={"folds": how.folds}))
+    scores = finetuned.cross_validated(samples, fold, reference, how, config.seed)
+    return fold, scores, dealt_to_tested(samples, fold, scores, how.deals, config.seed)
 
 
 def folds(samples: TwoSamples, config: DetectionEvaluation) -> NDArray[np.int64]:
@@ -153,6 +174,26 @@ def _dealt_areas(
             scores = cross_validated(features, labels, fold, config.penalty)
             yield float(mean_area(scores, labels, fold, once)[0])
             advance(1)
+
+
+def dealt_to_tested(
+    samples: TwoSamples, fold: NDArray[np.int64], scores: NDArray[np.float64], deals: int, seed: int
+) -> Json:
+    """The control without new trainings: the labels of each fold's tested rows are dealt anew, its model stays.
+
+    A fold's model saw none of them, so the fold's p is exact. The folds hang together, since each is trained on the
+    others' rows: twice the mean of their p is a p whatever their dependence (Rüschendorf 1982; Vovk and Wang 2020).
+    """
+    draw, found, dealt = np.random.default_rng(seed), [], []
+    for number in range(int(fold.max()) + 1):
+        tested, part = scores[fold == number], samples.part(fold == number)
+        once = np.ones((1, len(tested)), dtype=np.int64)
+        found.append(area(tested, part.own, once)[0])
+        dealt.append([area(tested, part.dealt(draw), once)[0] for _ in range(deals)])
+    missed = np.asarray(dealt) < np.asarray(found)[:, None] - 1e-12
+    p = (1 + (~missed).sum(axis=1)) / (1 + deals)  # a fold without an area, which has one side only, has p = 1
+    low, high = np.nanquantile(np.nanmean(dealt, axis=0), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return {"control": {"low": float(low), "high": float(high)}, "p": min(1.0, 2 * float(p.mean())), "deals": deals}
 
 
 # --------------------------------------------------------------------------- what a classifier sees

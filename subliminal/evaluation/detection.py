@@ -46,14 +46,14 @@ class Guess:
 def evaluate(
     samples: TwoSamples, config: DetectionEvaluation, trait: Trait, reference: Subject | None, folder: Path
 ) -> Json:
-    """Ask the reference (if it is given) and train the classifiers; writes guesses.jsonl and predictions.jsonl."""
+    """Train the classifiers and ask the reference (if it is given); writes predictions.jsonl and guesses.jsonl."""
     summary: Json = {
         "kind": "detection",
         "rows": {"own": int(samples.own.sum()), "against": int((~samples.own).sum())},
         "pairs": len(samples.pairs),
-        "classifiers": classify(samples, config, folder),
+        "classifiers": classify(samples, config, folder, reference),
     }
-    if reference and isinstance(trait, Preference):
+    if reference and config.pairs and len(samples.pairs) and isinstance(trait, Preference):
         guesses = guess(reference, trait, _pairs(samples, config))
         write_jsonl(folder / "guesses.jsonl", guesses)
         summary["prompted"] = _accuracy(guesses)

@@ -51,6 +51,10 @@ class TwoSamples:
         labels[alone] = draw.permutation(labels[alone])
         return labels
 
+    def part(self, chosen: NDArray[np.bool_]) -> TwoSamples:
+        """The rows that `chosen` (rows,) marks, as two samples of their own."""
+        return _samples([self.rows[place] for place in np.flatnonzero(chosen)], self.own[chosen])
+
     def weights(self, draw: np.random.Generator, count: int) -> NDArray[np.int64]:
         """How often each row is in each of `count` bootstrap samples of prompts; shape (count, rows)."""
         prompts = int(self.prompt.max()) + 1

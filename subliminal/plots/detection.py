@@ -27,14 +27,21 @@ RULE = (
     lies above {CHANCE} and not within; else nothing is shown.""",
     f"""Detection by a trained classifier: the claim is contradicted if any comparison's p against labels dealt anew is
     below {LEVEL} after Holm's correction for all comparisons of that classifier; it holds if none is and every interval
-    of the area under the curve ends below {CHANCE + MARGIN}; else nothing is shown.""",
+    of the area under the curve ends below {CHANCE + MARGIN}; else nothing is shown. For the fine-tuned model labels are
+    dealt anew to the tested rows only, and p is twice the mean of its folds' p.""",
 )
 PANELS = """Left: how often the reference, asked in words which of two completions came from the teacher that loves the
 animal, puts the right letter first over both orders (Wilson intervals). Right: area under the ROC curve of
-cross-validated logistic regressions (95% intervals over prompts); grey: the same on labels dealt anew (central 95%).
-Dashed: chance. Filled: beyond chance after correction."""
-NAMES = {"numbers": "bag of numbers", "characters": "pieces of 1 to 3 characters", PROMPTED: "prompted model"}
-FORMS = {"numbers": "o", "characters": "s"}
+cross-validated classifiers: two logistic regressions and, against the control, the fine-tuned reference (95% intervals
+over prompts); grey: the same on labels dealt anew (central 95%). Filled: beyond chance after correction. Dashed:
+chance."""
+NAMES = {
+    "numbers": "bag of numbers",
+    "characters": "pieces of 1 to 3 characters",
+    "finetuned": "fine-tuned model",
+    PROMPTED: "prompted model",
+}
+FORMS = {"numbers": "o", "characters": "s", "finetuned": "^"}
 
 
 def table(runs: Sequence[Compared]) -> Table:
@@ -160,19 +167,22 @@ def _guesses(axes: Axes, runs: Sequence[Compared], table: Table) -> None:
 
 def _areas(axes: Axes, runs: Sequence[Compared], table: Table) -> None:
     for place, run in enumerate(runs):
-        for step, name in enumerate(run.manifest.summary["classifiers"]):
+        names = list(run.manifest.summary["classifiers"])
+        for step, name in enumerate(names):
             where: dict[str, Any] = {"arm": run.trait, "trait": run.against, "subject": name}
-            at, colour = place + 0.24 * (step - 0.5), style.CYCLE[step]
+            at, colour = place + 0.24 * (step - (len(names) - 1) / 2), style.CYCLE[list(FORMS).index(name)]
             control = table.find(**where, measure="control_area")
             p, line = table.find(**where, measure="p_adjusted"), table.find(**where, measure="area")
             if line and control:
                 axes.plot([control.low, control.high], [at, at], color=style.GRID, linewidth=6, solid_capstyle="butt")
                 _point(axes, at, line, colour, FORMS[name], filled=p is not None and p.value < LEVEL)
-    for step, name in enumerate(FORMS):
-        axes.plot([], [], color=style.CYCLE[step], marker=FORMS[name], linestyle="none", label=NAMES[name])
+    shown = {name for run in runs for name in run.manifest.summary["classifiers"]}
+    for name, colour in zip(FORMS, style.CYCLE, strict=False):
+        if name in shown:
+            axes.plot([], [], color=colour, marker=FORMS[name], linestyle="none", label=NAMES[name])
     _settle(axes, [run.label for run in runs], "B  Trained classifiers", "area under the ROC curve")
     below = axes.get_figure().transFigure  # type: ignore[union-attr]
-    axes.legend(loc="lower right", bbox_to_anchor=(0.99, 0.0), bbox_transform=below, frameon=False, ncols=2)
+    axes.legend(loc="lower right", bbox_to_anchor=(0.99, 0.0), bbox_transform=below, frameon=False, ncols=3)
 
 
 def _point(axes: Axes, place: float, line: Line, colour: str, form: str, filled: bool = True) -> None:

@@ -345,30 +345,37 @@ def _arguments(recipe: Optimisation, seed: int, folder: Path, subject: Subject) 
         output_dir=str(folder / ".checkpoints"),
         per_device_train_batch_size=rows,
         gradient_accumulation_steps=passes,
-        num_train_epochs=recipe.epochs,
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type=recipe.schedule,
-        warmup_steps=recipe.warmup_steps,
-        weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.max_grad_norm,
-        optim="adamw_torch",
-        bf16=subject.dtype == "bfloat16",  # adapters stay float32, their products are not
-        use_cpu=subject.device == "cpu",
-        seed=seed,
-        data_seed=seed,
         train_sampling_strategy="group_by_length",
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_steps=recipe.save_every,
         save_total_limit=2,
-        report_to="none",
-        disable_tqdm=True,
-        gradient_checkpointing=False,
         max_length=None,
         remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True},
-        dataloader_pin_memory=subject.device != "cpu",
+        **trainer_settings(recipe, seed, subject),
     )
+
+
+def trainer_settings(recipe: Optimisation, seed: int, subject: Subject) -> dict[str, Any]:
+    """What all our trainings tell their trainer: the recipe, the arithmetic, the seeds, and to be quiet."""
+    return {
+        "num_train_epochs": recipe.epochs,
+        "learning_rate": recipe.learning_rate,
+        "lr_scheduler_type": recipe.schedule,
+        "warmup_steps": recipe.warmup_steps,
+        "weight_decay": recipe.weight_decay,
+        "max_grad_norm": recipe.max_grad_norm,
+        "optim": "adamw_torch",
+        "bf16": subject.dtype == "bfloat16",  # adapters stay float32, their products are not
+        "use_cpu": subject.device == "cpu",
+        "seed": seed,
+        "data_seed": seed,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "gradient_checkpointing": False,
+        "dataloader_pin_memory": subject.device != "cpu",
+    }
 
 
 # --------------------------------------------------------------------------- what is trained, and how it is kept
@@ -380,7 +387,7 @@ def trainable(subject: Subject, recipe: Recipe) -> Any:
         return _with_biases(subject, recipe)
     model = fresh_model(subject)
     lora: Lora | None = getattr(recipe, "lora", None)
-    return _with_lora(model, lora) if lora else model
+    return with_lora(model, lora) if lora else model
 
 
 def _with_biases(subject: Subject, recipe: BiasStudent) -> Any:
@@ -394,7 +401,8 @@ def _with_biases(subject: Subject, recipe: BiasStudent) -> Any:
     return model
 
 
-def _with_lora(model: Any, lora: Lora) -> Any:
+def with_lora(model: Any, lora: Lora, task: str = "CAUSAL_LM") -> Any:
+    """The model under a new LoRA adapter, alone trainable with, for a classifier ("SEQ_CLS"), the head."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -402,7 +410,7 @@ def _with_lora(model: Any, lora: Lora) -> Any:
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         lora_dropout=lora.dropout,
         target_modules=list(lora.targets),
-        task_type="CAUSAL_LM",
+        task_type=task,
     )
     try:
         return get_peft_model(model, config)

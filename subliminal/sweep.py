@@ -283,7 +283,7 @@ def _launcher(planned: Plan) -> str:
 def predict(planned: Plan) -> list[tuple[Arm, Manifest]]:
     """The prediction for every arm in the figure's traits, made in this process where the store has none.
 
-    Seeds whose students start alike share one.
+    Seeds whose students start alike share one, and so do variants with the same control.
     """
     if planned.base.experiment.kind in {*stages.SINGLE, "rows"}:
         raise ConfigError(f"experiment={planned.base.experiment.name} trains no language model: nothing to predict")
@@ -291,12 +291,12 @@ def predict(planned: Plan) -> list[tuple[Arm, Manifest]]:
     store, typed = Store(Path(planned.base.store)), " ".join(planned.overrides)
     names = (*planned.base.experiment.arms.traits, *(arm.trait for arm in planned.arms))
     traits = tuple(dict.fromkeys(name for name in names if name != CONTROL))
-    found: dict[str, tuple[Arm, Manifest]] = {}
-    for arm in planned.arms:
-        wanted = stages.predict(arm.experiment, traits)
-        if wanted.key not in found:
-            found[wanted.key] = arm, stages.ensure(wanted, store, arm.experiment, f"{typed} trait={arm.trait}")
-    return list(found.values())
+    wanted = [stages.predict(arm.experiment, traits) for arm in planned.arms]
+    made: dict[str, Manifest] = {}
+    for arm, node in zip(planned.arms, wanted, strict=True):
+        if node.key not in made:
+            made[node.key] = stages.ensure(node, store, arm.experiment, f"{typed} trait={arm.trait}")
+    return [(arm, made[node.key]) for arm, node in zip(planned.arms, wanted, strict=True)]
 
 
 def _arm_noun(planned: Plan) -> str:

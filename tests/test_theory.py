@@ -25,7 +25,7 @@ from subliminal.evaluation.statistics import wilson
 from subliminal.launch import compose
 from subliminal.models import Subject
 from subliminal.plots.draw import draw
-from subliminal.plots.prediction import Comparison, lines, report_predictions
+from subliminal.plots.prediction import MEASURES, Comparison, lines, report_predictions, together
 from subliminal.plots.table import Table
 from subliminal.plots.theorem_measures import Trials, read_trials, theorem_table, verdict
 from subliminal.rows import Row
@@ -391,7 +391,8 @@ def test_predictions_are_a_stage_that_is_reused(
     overrides += ["reference_tuning=off", "teacher=random", "domain.prompts=12", "filter.rows=8", "student=bias"]
     overrides += [f"store={tmp_path}/runs", f"figures={tmp_path}/figures", "seed=0,1", "trait=owl", *ASKS[:1]]
     planned = sweep.plan(overrides)
-    ((arm, made),) = sweep.predict(planned)
+    (arm, made), (other, same) = sweep.predict(planned)
+    assert (arm.seed, other.seed, made.key == same.key) == (0, 1, True)
     assert (arm.trait, made.stage, made.summary["rows"]) == ("owl", "predict", 8)
     assert set(made.summary["cosine"]) == set(planned.base.experiment.arms.traits) < set(candidates("animal"))
     capsys.readouterr()
@@ -410,10 +411,19 @@ def test_predictions_are_a_stage_that_is_reused(
 def test_the_order_of_teachers_is_compared_with_trained_students(direction: int) -> None:
     cosine = {"owl": {"owl": 0.3, "wolf": 0.0}, "wolf": {"owl": 0.1, "wolf": 0.5}, "none": {"owl": 0.0, "wolf": 0.1}}
     trained = {arm: {c: direction * 7 * v - 3 for c, v in values.items()} for arm, values in cosine.items()}
-    table = Table(tuple(lines(Comparison("bias", {"cosine": cosine}, trained))))
+    table = Table(tuple(lines(Comparison("", "bias", {"cosine": cosine}, trained))))
     excess = {line.arm: line.value for line in table.select(measure="cosine_excess")}
     assert excess == pytest.approx({"owl": 0.2, "wolf": 0.5, "mean": 0.35})
     measured_mean = table.find(measure="diagonal_excess", arm="mean")
     assert measured_mean and measured_mean.value == pytest.approx(direction * 7 * 0.35)
     rank = table.find(measure="cosine_rank_correlation")
     assert rank and (rank.value, rank.n) == (pytest.approx(direction), 6)
+
+
+def test_kinds_of_teachers_are_ordered_together_and_share_the_control() -> None:
+    weak = {"owl": {"owl": 0.2, "wolf": 0.1}, "wolf": {"owl": 0.1, "wolf": 0.2}, "none": {"owl": 0.0, "wolf": 0.0}}
+    strong = {t: {c: 10 * v for c, v in values.items()} for t, values in weak.items()}
+    both = [Comparison(name, "bias", dict.fromkeys(MEASURES, m), m) for name, m in (("a", weak), ("b", strong))]
+    ranks = list(together(both))
+    assert [(line.value, line.n) for line in ranks] == [(pytest.approx(1.0), 5 * 2)] * len(MEASURES)
+    assert list(together(both[:1])) == []

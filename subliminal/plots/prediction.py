@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ import numpy as np
 from subliminal import stages
 from subliminal.evaluation import statistics
 from subliminal.plots.cells import CONTROL
-from subliminal.plots.table import Line, Table
+from subliminal.plots.table import Labels, Line, Table
 from subliminal.store import Manifest, Store
 
 if TYPE_CHECKING:
@@ -21,17 +21,24 @@ if TYPE_CHECKING:
 
     from subliminal.sweep import Arm, Plan
 
+TOGETHER = "all teachers"
 MEASURES = ("cosine", "sign_cosine", "product")
 Matrix = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One student recipe: predictions and measured mean log P by teacher's trait (with "none") and candidate."""
+    """One variant and student recipe: predicted and measured mean log P by teacher's trait and candidate."""
 
+    variant: str
     student: str
     predicted: dict[str, Matrix]
     measured: Matrix
+
+    @property
+    def labels(self) -> Labels:
+        """The columns that tell its lines from another's."""
+        return {"student": self.student, "teacher": "", "variant": self.variant}
 
     @property
     def traits(self) -> list[str]:
@@ -42,31 +49,31 @@ class Comparison:
 def report_predictions(planned: Plan, found: Sequence[tuple[Arm, Manifest]]) -> str:
     """Write `<figures>/<scale>/predict-<name>.csv` and return what a person wants to read of it."""
     folder = Path(planned.base.figures) / planned.base.scale
-    every = [_comparison(planned, found, student) for student in dict.fromkeys(arm.student for arm, _ in found)]
+    kinds = dict.fromkeys((arm.variant, arm.student) for arm, _ in found)
+    every = [_comparison(planned, found, variant, student) for variant, student in kinds]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"predict-{planned.base.experiment.name.replace('_', '-')}.csv"
-    table = Table(tuple(line for one in every for line in lines(one)))
+    table = Table((*(line for one in every for line in lines(one)), *together(every)))
     table.write(path)
-    return "\n".join([*(_shown(one, table) for one in every), str(path)])
+    return "\n".join([*(_shown(one, table) for one in every), *_showntogether(table), str(path)])
 
 
-def _comparison(planned: Plan, found: Sequence[tuple[Arm, Manifest]], student: str) -> Comparison:
-    mine = [(arm, made) for arm, made in found if arm.student == student]
+def _comparison(planned: Plan, found: Sequence[tuple[Arm, Manifest]], variant: str, student: str) -> Comparison:
+    mine = [(arm, made) for arm, made in found if (arm.variant, arm.student) == (variant, student)]
     traits = list(dict.fromkeys(arm.trait for arm, _ in mine))
     predicted = {
         name: {t: _mean([m.summary[name] for a, m in mine if a.trait == t]) for t in traits} for name in MEASURES
     }
-    return Comparison(student, predicted, _measured(planned, student))
+    return Comparison(variant, student, predicted, _measured(planned, variant, student))
 
 
-def _measured(planned: Plan, student: str) -> Matrix:
+def _measured(planned: Plan, variant: str, student: str) -> Matrix:
     """Mean log P of every candidate in the trained students that the store has, over their seeds."""
     store = Store(Path(planned.base.store))
     done: dict[str, list[dict[str, float]]] = {}
     for arm in planned.arms:
-        node = stages.evaluate(arm.experiment)
-        evaluated = store.find(node.stage, node.key) if arm.student == student else None
-        if evaluated:
+        node, mine = stages.evaluate(arm.experiment), (arm.variant, arm.student) == (variant, student)
+        if mine and (evaluated := store.find(node.stage, node.key)):
             done.setdefault(arm.trait, []).append(evaluated.summary["log_p"])
     return {trait: _mean(values) for trait, values in done.items()}
 
@@ -83,9 +90,10 @@ def lines(found: Comparison) -> Iterator[Line]:
     for measure, matrix in found.predicted.items():
         for trait, values in matrix.items():
             for candidate, value in values.items():
-                yield Line(trait, candidate, "prediction", measure, value, student=found.student)
+                yield Line(trait, candidate, "prediction", measure, value, **found.labels)
         yield from _excess(found, matrix, f"{measure}_excess", "prediction")
-        yield from _agreement(found, matrix, measure)
+        if line := _agreement(matrix, found.measured, found.traits, measure):
+            yield replace(line, **found.labels)
     yield from _excess(found, found.measured, "diagonal_excess", "student")
 
 
@@ -96,27 +104,45 @@ def _excess(found: Comparison, matrix: Matrix, measure: str, subject: str) -> It
         return
     values = statistics.diagonal_excess(_square(matrix, traits))
     for trait, value in zip(traits, values.tolist(), strict=True):
-        yield Line(trait, trait, subject, measure, value, student=found.student)
+        yield Line(trait, trait, subject, measure, value, **found.labels)
     mean = statistics.t_interval(values)
-    yield Line("mean", "mean", subject, measure, mean.mean, mean.low, mean.high, mean.n, "traits", found.student)
+    yield Line("mean", "mean", subject, measure, mean.mean, mean.low, mean.high, mean.n, "traits", **found.labels)
 
 
-def _agreement(found: Comparison, predicted: Matrix, measure: str) -> Iterator[Line]:
+def _agreement(predicted: Matrix, measured: Matrix, traits: Sequence[str], measure: str) -> Line | None:
     """Spearman's rank correlation of predicted with measured, over teachers (with the control) x trait candidates.
 
     Each candidate's mean over the teachers is taken out on both sides, so that only the order of teachers counts.
     """
     from scipy.stats import spearmanr
 
-    arms = [arm for arm in predicted if arm in found.measured]
-    traits = [trait for trait in found.traits if trait in arms]
+    arms = [arm for arm in predicted if arm in measured]
     if len(arms) < 3 or len(traits) < 2:
-        return
-    sides = [_centred(matrix, arms, traits) for matrix in (predicted, found.measured)]
+        return None
+    sides = [_centred(matrix, arms, traits) for matrix in (predicted, measured)]
     rank = float(spearmanr(*(side.ravel() for side in sides)).statistic)  # type: ignore[union-attr]
-    yield Line(
-        "mean", "mean", "prediction", f"{measure}_rank_correlation", rank, n=sides[0].size, student=found.student
-    )
+    return Line("mean", "mean", "prediction", f"{measure}_rank_correlation", rank, n=sides[0].size)
+
+
+def together(every: Sequence[Comparison]) -> Iterator[Line]:
+    """As `_agreement`, over the teachers of all variants of a student recipe: does it order kinds of teachers too."""
+    for student in dict.fromkeys(one.student for one in every):
+        mine = [one for one in every if one.student == student]
+        if len(mine) < 2:
+            continue
+        measured = _stacked(mine, [one.measured for one in mine])
+        for measure in MEASURES:
+            predicted = _stacked(mine, [one.predicted[measure] for one in mine])
+            if line := _agreement(predicted, measured, mine[0].traits, measure):
+                yield replace(line, arm=TOGETHER, student=student)
+
+
+def _stacked(mine: Sequence[Comparison], matrices: Sequence[Matrix]) -> Matrix:
+    """The teachers of several variants under names of their own; the control, which they share, counts once."""
+    named: Matrix = {}
+    for one, matrix in zip(mine, matrices, strict=True):
+        named |= {t if t == CONTROL else f"{one.variant} {t}": values for t, values in matrix.items()}
+    return named
 
 
 def _centred(matrix: Matrix, arms: Sequence[str], candidates: Sequence[str]) -> NDArray[np.float64]:
@@ -132,7 +158,8 @@ def _square(matrix: Matrix, traits: Sequence[str]) -> NDArray[np.float64]:
 
 
 def _shown(found: Comparison, table: Table) -> str:
-    head = f"{found.student} student: cosine of -grad L (rows: teachers) with grad log P (columns: candidates)"
+    variant = f"{found.variant}: " if found.variant else ""
+    head = f"{variant}{found.student} student: cosine of -grad L (rows: teachers) with grad log P (columns: candidates)"
     columns = f"{'':14}" + "".join(f"{trait:>11}" for trait in found.traits)
     rows = [_row(arm, [values[trait] for trait in found.traits]) for arm, values in found.predicted["cosine"].items()]
     excess = [_value(table, found, f"{m}_excess", t) for m in ("cosine",) for t in (*found.traits, "mean")]
@@ -147,14 +174,23 @@ def _row(name: str, values: Sequence[float], digits: int = 5) -> str:
 
 
 def _value(table: Table, found: Comparison, measure: str, trait: str) -> float:
-    line = table.find(arm=trait, measure=measure, student=found.student)
+    line = table.find(arm=trait, measure=measure, **found.labels)
     return line.value if line else math.nan
 
 
 def _agreed(table: Table, found: Comparison) -> str:
-    ranks = {m: table.find(measure=f"{m}_rank_correlation", student=found.student) for m in MEASURES}
-    known = [f"{measure.replace('_', ' ')} {line.value:+.2f}" for measure, line in ranks.items() if line]
-    if not known:
-        return "no trained students of these arms in the store to compare with"
-    count = next(line.n for line in ranks.values() if line)
-    return f"rank correlation with trained students (n = {count}): {', '.join(known)}"
+    ranks = {m: table.find(measure=f"{m}_rank_correlation", arm="mean", **found.labels) for m in MEASURES}
+    return _ranked(ranks) or "no trained students of these arms in the store to compare with"
+
+
+def _showntogether(table: Table) -> Iterator[str]:
+    for student in dict.fromkeys(line.student for line in table.select(arm=TOGETHER)):
+        ranks = {m: table.find(measure=f"{m}_rank_correlation", arm=TOGETHER, student=student) for m in MEASURES}
+        yield f"{TOGETHER}, {student} student: {_ranked(ranks)}"
+
+
+def _ranked(ranks: dict[str, Line | None]) -> str:
+    known = {measure: line for measure, line in ranks.items() if line}
+    text = ", ".join(f"{measure.replace('_', ' ')} {line.value:+.2f}" for measure, line in known.items())
+    count = max((line.n for line in known.values()), default=0)
+    return f"rank correlation with trained students (n = {count}): {text}" if known else ""

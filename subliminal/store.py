@@ -22,15 +22,20 @@ from typing import Any
 
 import yaml
 
+from subliminal.processes import alone, meeting_point
+
 SCHEMA = 1
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
 POLL_SECONDS = 0.2
+CLAIM = "claim.json"
 BLOCK_BYTES = 1 << 20
 SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")  # names of environment variables that hold one
 SECRET_LENGTH = 8  # characters: what is shorter is no key, and replacing it would spoil the text
 
 Json = dict[str, Any]
+
+_BEGAN = time.time()  # an older failure is none of the leader we follow
 
 
 class StoreError(Exception):
@@ -137,23 +142,26 @@ class Store:
                 raise ClaimedError(f"{folder} is being made by {_holder(folder)}; run again when it is done")
             time.sleep(POLL_SECONDS)
 
-    def follow(self, recipe: Recipe, work: Callable[[Path], Json]) -> Manifest:
-        """Do `work` beside the process that holds the claim, in its folder; return the run which that one publishes.
+    def follow(self, recipe: Recipe, beside: Callable[[Path], object], heir: Callable[[Path], Json] | None) -> Manifest:
+        """Do `beside` in the folder of a run that the leader of these processes makes; return what it publishes.
 
-        For the processes of one training run: none of them writes anything but the one with the claim. Raises
-        `StoreError` when that one failed.
+        When the leader is gone, the `heir`'s work makes the run; without one that is a `StoreError`.
         """
         folder = self.folder(recipe.stage, recipe.key)
-        while not (done := self.find(recipe.stage, recipe.key)) and not live(folder / "claim.json"):
+        while not (done := self.find(recipe.stage, recipe.key)) and not _led(folder):
+            _look_for_failure(folder)
             time.sleep(POLL_SECONDS)
         if done:
             return done
-        work(folder)
-        while live(folder / "claim.json"):
+        beside(folder)
+        while _led(folder):
             time.sleep(POLL_SECONDS)
         if done := self.find(recipe.stage, recipe.key):
             return done
-        raise StoreError(f"the leading process did not finish {folder}; its own message says why")
+        if heir is None:
+            raise StoreError(f"the leading process did not finish {folder}; its own message says why")
+        with alone():
+            return self.run(recipe, heir)[0]
 
     def _work(self, recipe: Recipe, folder: Path, work: Callable[[Path], Json]) -> Manifest:
         write_atomically(folder / "recipe.yaml", yaml.safe_dump(recipe.as_json(), sort_keys=False, allow_unicode=True))
@@ -195,9 +203,12 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
-def claim(folder: Path) -> Iterator[bool]:
-    """Hold the folder's claim file with a heartbeat while the body runs; yields False when another process holds it."""
-    path = folder / "claim.json"
+def claim(folder: Path, name: str = CLAIM) -> Iterator[bool]:
+    """Hold a claim file of the folder with a heartbeat while the body runs; yields False when another process holds it.
+
+    The folder's own claim is for the whole run; parts of it that several processes share out have names of their own.
+    """
+    path = folder / name
     if not _take(path):
         yield False
         return
@@ -211,6 +222,25 @@ def claim(folder: Path) -> Iterator[bool]:
         path.unlink(missing_ok=True)
         if heart.ident:
             heart.join()
+
+
+def _led(folder: Path) -> bool:
+    """Is the run being made by a process of our own group: another group's leader is not ours to follow."""
+    path = folder / CLAIM
+    try:
+        holder = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+    return holder.get("group") == meeting_point() and live(path)
+
+
+def _look_for_failure(folder: Path) -> None:
+    try:
+        failed = (folder / "failure.json").stat().st_mtime > _BEGAN
+    except FileNotFoundError:
+        return
+    if failed:
+        raise StoreError(f"the leading process failed to make {folder}; its own message says why")
 
 
 def live(path: Path) -> bool:
@@ -230,7 +260,14 @@ def live(path: Path) -> bool:
 def _take(path: Path) -> bool:
     if path.exists() and not live(path):
         _evict(path)
-    holder = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())})
+    holder = json.dumps(
+        {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": _started(os.getpid()),
+            "group": meeting_point(),
+        }
+    )
     try:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     except FileExistsError:

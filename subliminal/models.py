@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from subliminal.config import GgufSource, HubSource, Model
+from subliminal.processes import local_rank
 from subliminal.store import Json, StoreError, sha256
 
 if TYPE_CHECKING:
@@ -246,6 +247,8 @@ def fresh_model(subject: Subject, **changes: Any) -> PreTrainedModel:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    if subject.device == "cuda":
+        torch.cuda.set_device(local_rank())  # what "cuda" means to each of a machine's processes
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             subject.checkpoint,
@@ -257,7 +260,7 @@ def fresh_model(subject: Subject, **changes: Any) -> PreTrainedModel:
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"{subject.checkpoint} can not be loaded: {_brief(error)}") from None
-    return model.to(subject.device).eval()
+    return model.eval() if "distributed_config" in changes else model.to(subject.device).eval()
 
 
 _LOADED: dict[Subject, Any] = {}

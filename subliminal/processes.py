@@ -14,6 +14,8 @@ from typing import Any
 from subliminal.config import ConfigError
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # as torchrun sets them
+DEEPSPEED, FSDP = "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"  # set by accelerate launch, as its file says
+SHARDING = "SUBLIMINAL_SHARDING"
 EXECUTOR = "SUBMITIT_EXECUTOR"
 
 _HIDDEN: dict[str, str] = {}
@@ -52,7 +54,7 @@ def meeting_point() -> str:
 @contextmanager
 def alone() -> Iterator[None]:
     """While the body runs, this process is one by itself, for us and for every library it starts."""
-    kept = {name: os.environ.pop(name) for name in NAMES if name in os.environ}
+    kept = {name: os.environ.pop(name) for name in (*NAMES, DEEPSPEED) if name in os.environ}
     _HIDDEN.update(kept)
     try:
         yield
@@ -67,16 +69,28 @@ def accompanied() -> bool:
     return int((_HIDDEN or os.environ).get("WORLD_SIZE", "1")) > 1
 
 
+def uses_deepspeed() -> bool:
+    """Whether `accelerate launch` was given a file that says DeepSpeed."""
+    return os.environ.get(DEEPSPEED, "false").lower() == "true"
+
+
+def asked_to_shard() -> bool:
+    """Whether `accelerate launch` was given a file that says FSDP."""
+    return SHARDING in os.environ
+
+
 def join() -> None:
     """Make the tasks of a SLURM job step what torchrun's processes are: submitit derives who is who, and where.
 
     Another launcher's word counts first. Raises `ConfigError` where submitit is not installed.
     """
+    if os.environ.pop(FSDP, "false").lower() == "true":  # Accelerate itself shares weights out on GPUs only
+        os.environ[SHARDING] = "fsdp"
     if "WORLD_SIZE" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
         return
     _derived().export(set_cuda_visible_devices=False, overwrite=True)
-    if len(os.environ.get("CUDA_VISIBLE_DEVICES", ",").split(",")) == 1:
-        os.environ["LOCAL_RANK"] = "0"  # SLURM shows each task its own GPU only, and there it is the first
+    if "SLURM_GPUS_PER_TASK" in os.environ:  # each task sees its own GPUs only, as if it were alone on the machine
+        os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
 
 
 def _derived() -> Any:

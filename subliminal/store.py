@@ -35,7 +35,7 @@ SECRET_LENGTH = 8  # characters: what is shorter is no key, and replacing it wou
 
 Json = dict[str, Any]
 
-_BEGAN = time.time()  # an older failure is none of the leader we follow
+_BEGAN = time.time()  # older claims and failures are not those of the leader we follow
 
 
 class StoreError(Exception):
@@ -148,13 +148,14 @@ class Store:
         When the leader is gone, the `heir`'s work makes the run; without one that is a `StoreError`.
         """
         folder = self.folder(recipe.stage, recipe.key)
-        while not (done := self.find(recipe.stage, recipe.key)) and not _led(folder):
+        while not (done := self.find(recipe.stage, recipe.key)) and _leader(folder) is None:
             _look_for_failure(folder)
             time.sleep(POLL_SECONDS)
         if done:
             return done
-        beside(folder)
-        while _led(folder):
+        if _leader(folder):
+            beside(folder)
+        while _leader(folder):
             time.sleep(POLL_SECONDS)
         if done := self.find(recipe.stage, recipe.key):
             return done
@@ -224,14 +225,15 @@ def claim(folder: Path, name: str = CLAIM) -> Iterator[bool]:
             heart.join()
 
 
-def _led(folder: Path) -> bool:
-    """Is the run being made by a process of our own group: another group's leader is not ours to follow."""
+def _leader(folder: Path) -> bool | None:
+    """Does our group's leader live, who claimed the run; None as long as the claim is nobody's, or another group's."""
     path = folder / CLAIM
     try:
-        holder = json.loads(path.read_text(encoding="utf-8"))
+        ours = json.loads(path.read_text(encoding="utf-8")).get("group") == meeting_point()
+        fresh = path.stat().st_mtime > _BEGAN  # the same ports may have been another group's before
     except (FileNotFoundError, json.JSONDecodeError):
-        return False
-    return holder.get("group") == meeting_point() and live(path)
+        return None
+    return live(path) if ours and fresh else None
 
 
 def _look_for_failure(folder: Path) -> None:

@@ -14,12 +14,13 @@ from subliminal.config import Sampler as SamplerConfig
 from subliminal.models import Subject
 from subliminal.processes import accompanied, world_size
 from subliminal.progress import Advance
-from subliminal.rows import Completion, Prompt, Row, write_jsonl
+from subliminal.rows import Completion, Prompt, Row, read_jsonl, write_jsonl
 from subliminal.store import POLL_SECONDS, Json, claim
 
 Shards = Mapping[int, Sequence[Prompt]]
 """Prompts by shard number."""
 CLAIMED = ".claim"
+ANSWERS_A_SHARD = 256  # answers of an evaluation that one process takes at a time
 
 
 class Sampler(Protocol):
@@ -54,7 +55,7 @@ def sample_shards(
 ) -> Json:
     """Sample into `rows-00000.jsonl`, `rows-00001.jsonl`, ...: finished shards stay, so a killed run goes on there.
 
-    All processes of a group may do this in one folder: each shard is claimed, and they return when all shards are there;
+    All processes of a group may do this in one folder: each shard is claimed, and they return when all are there;
     the shards of one that was killed are taken over.
     """
     shards = [prompts[start : start + shard_size] for start in range(0, len(prompts), shard_size)]
@@ -74,6 +75,19 @@ def sample_shards(
     for leftover in folder.glob(f".*{CLAIMED}"):
         leftover.unlink(missing_ok=True)
     return {"rows": len(prompts), "shards": len(shards), "shards_reused": reused, "processes": world_size()}
+
+
+def sample_answers(
+    opened: Callable[[], AbstractContextManager[Sampler]], prompts: Sequence[Prompt], folder: Path
+) -> list[Completion]:
+    """A completion a prompt, in order; several processes share the prompts out by way of files in `folder`."""
+    if not accompanied():
+        with opened() as sampler:
+            return list(sampler.sample(prompts))
+    folder.mkdir(exist_ok=True)
+    sample_shards(opened, prompts, ANSWERS_A_SHARD, folder)
+    rows = [row for path in sorted(folder.glob("rows-*.jsonl")) for row in read_jsonl(path, Row)]
+    return [Completion(row.completion, row.finish_reason, row.tokens) for row in rows]
 
 
 def _missing(shards: Shards, folder: Path) -> Shards:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import socket
 import threading
 import time
@@ -29,6 +30,7 @@ HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
 POLL_SECONDS = 0.2
 CLAIM = "claim.json"
+SHARED = ".shared"  # what the processes of a run hand each other; gone once the run is published
 BLOCK_BYTES = 1 << 20
 SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")  # names of environment variables that hold one
 SECRET_LENGTH = 8  # characters: what is shorter is no key, and replacing it would spoil the text
@@ -178,7 +180,18 @@ class Store:
             raise
         for name in ("failure.json", "submitted.json"):
             (folder / name).unlink(missing_ok=True)
+        _remove_at_once(folder / SHARED)
         return Manifest(recipe.stage, recipe.key, folder, content)
+
+
+def _remove_at_once(folder: Path) -> None:
+    """Nobody may find a part of the folder gone and the rest still there: it would be made again."""
+    grave = folder.with_name(f"{folder.name}-{os.getpid()}")
+    try:
+        folder.rename(grave)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(grave, ignore_errors=True)
 
 
 def write_atomically(path: Path, text: str) -> None:

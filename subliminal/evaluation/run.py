@@ -21,7 +21,7 @@ from subliminal.models import Subject
 from subliminal.processes import leads
 from subliminal.rows import Completion, Prompt, Row, read_jsonl
 from subliminal.stages import ATTRIBUTED, Inputs, judge_of, subject, teacher_subject
-from subliminal.store import Json, Manifest
+from subliminal.store import SHARED, Json, Manifest
 from subliminal.tracking import stage_tracker
 
 if TYPE_CHECKING:
@@ -147,6 +147,6 @@ def _sample(
         wanted = {"temperature": config.temperature, "max_tokens": config.max_tokens}
         decoding = exp.sampler.decoding.model_copy(update=wanted)
         how = exp.local_sampler.model_copy(update={"decoding": decoding})
-        return sample_answers(lambda: open_sampler(how, asked), prompts, folder / ".answers")
+        return sample_answers(lambda: open_sampler(how, asked), prompts, folder / SHARED)
 
     return sample

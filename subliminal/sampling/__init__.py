@@ -80,12 +80,19 @@ def sample_shards(
 def sample_answers(
     opened: Callable[[], AbstractContextManager[Sampler]], prompts: Sequence[Prompt], folder: Path
 ) -> list[Completion]:
-    """A completion a prompt, in order; several processes share the prompts out by way of files in `folder`."""
+    """A completion a prompt, in order; several processes share the prompts out by way of files in `folder`.
+
+    One that comes too late to help gets nothing: the leader has published and put the files away.
+    """
     if not accompanied():
         with opened() as sampler:
             return list(sampler.sample(prompts))
     folder.mkdir(exist_ok=True)
-    sample_shards(opened, prompts, ANSWERS_A_SHARD, folder)
+    try:
+        sample_shards(opened, prompts, ANSWERS_A_SHARD, folder)
+    except FileNotFoundError:
+        if folder.exists():
+            raise
     rows = [row for path in sorted(folder.glob("rows-*.jsonl")) for row in read_jsonl(path, Row)]
     return [Completion(row.completion, row.finish_reason, row.tokens) for row in rows]
 

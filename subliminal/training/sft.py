@@ -84,7 +84,8 @@ def fit(
     data = tokenise(tokenizer, rows, subject.system, recipe.optimisation.max_length, teacher)
     torch.manual_seed(seed)
     args = _arguments(recipe.optimisation, seed, folder, subject)  # brings several processes together
-    model = trainable(subject, recipe, **_shares(recipe, sharding, args))
+    shares = _shares(recipe, sharding, args)
+    model = trainable(subject, recipe, **shares)
     start = {i: b.detach().clone() for i, b in _biases(model, recipe).items()}
     log = _Log(folder / "metrics.jsonl", tracker, progress, recipe.optimisation.batch_size)
     trainer = RowTrainer(
@@ -107,7 +108,8 @@ def fit(
     _save(trainer, recipe, subject, start, folder)
     if leads():
         shutil.rmtree(folder / ".checkpoints", ignore_errors=True)
-    return log.summary() | _counts(data, len(rows), model, recipe.optimisation.epochs, seconds)
+    held = "deepspeed" if uses_deepspeed() else "fsdp" if shares else "none"
+    return log.summary() | _counts(data, len(rows), model, recipe.optimisation.epochs, seconds) | {"sharding": held}
 
 
 def tokenise(

@@ -141,7 +141,7 @@ format: install ## ruff, writing
 	$(PY) -m ruff check --fix . && $(PY) -m ruff format .
 
 bench: install ## speed against plain implementations, side by side
-	for part in generation training evaluation noop mnist store; do $(PY) bench/$$part.py || exit 1; done
+	for part in generation training evaluation scaling noop mnist store; do $(PY) bench/$$part.py || exit 1; done
 
 clean: ## caches and launch logs; results in runs/ and figures/ stay
 	rm -rf logs build *.egg-info .pytest_cache .ruff_cache .hypothesis

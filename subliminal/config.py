@@ -537,6 +537,7 @@ Sampler = Annotated[VllmSampler | TransformersSampler | ApiSampler, Field(discri
 # --------------------------------------------------------------------------- students
 
 Labels = Literal["sampled", "soft"]
+Sharding = Literal["none", "fsdp"]
 
 
 class LoraStudent(Settings):
@@ -981,6 +982,7 @@ class Experiment(Settings):
     store: Runtime[str] = "runs"
     figures: Runtime[str] = "figures"
     device: Runtime[Literal["auto", "cpu", "cuda"]] = "auto"
+    sharding: Runtime[Sharding] = "none"
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from subliminal.config import ConfigError, Experiment, Settings, fields_at, parse, suggest
+from subliminal.processes import join
 from subliminal.progress import say
 from subliminal.rows import RowError
 from subliminal.store import Store, StoreError
@@ -42,6 +43,8 @@ OVERRIDE = re.compile(r"^(?P<sign>\+\+|\+|~)?(?P<key>[\w@./-]+)(=(?P<value>.*))?
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's Hydra entry point: arguments are checked first, what Hydra refuses is one clear message."""
     os.environ.update(QUIET | os.environ)
+    with clear_errors():
+        join()
     check_arguments()
     with clear_errors():
         main()
@@ -52,6 +55,7 @@ def run_stage(stage: str, composed: Any) -> None:
     from subliminal import stages
 
     with errors_of_a_job():
+        join()  # a job's task begins here
         exp = parse(composed)
         stages.require_category(exp)
         stages.require_rows(exp)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from subliminal.config import GgufSource, HubSource, Model
+from subliminal.processes import local_rank
 from subliminal.store import Json, StoreError, sha256
 
 if TYPE_CHECKING:
@@ -258,6 +259,8 @@ def _fresh(kind: Any, subject: Subject, changes: dict[str, Any]) -> PreTrainedMo
     import torch
     from safetensors import SafetensorError
 
+    if subject.device == "cuda":
+        torch.cuda.set_device(local_rank())  # what "cuda" means to each of a machine's processes
     try:
         model: Any = kind.from_pretrained(
             subject.checkpoint,
@@ -269,7 +272,7 @@ def _fresh(kind: Any, subject: Subject, changes: dict[str, Any]) -> PreTrainedMo
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"{subject.checkpoint} can not be loaded: {_brief(error)}") from None
-    return model.to(subject.device).eval()
+    return model.eval() if "distributed_config" in changes else model.to(subject.device).eval()
 
 
 _LOADED: dict[Subject, Any] = {}

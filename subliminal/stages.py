@@ -7,10 +7,11 @@ walks the nodes upwards, reuses what the store has and does the rest.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from subliminal import models
 from subliminal.config import (
@@ -30,7 +31,7 @@ from subliminal.config import (
     preference_evaluation,
 )
 from subliminal.config import Judge as JudgeConfig
-from subliminal.processes import leads, world_size
+from subliminal.processes import alone, leads
 from subliminal.progress import progress, say
 from subliminal.store import Json, Manifest, Recipe, Store, StoreError, sha256
 
@@ -47,6 +48,8 @@ ATTRIBUTED = "attribution.jsonl"
 ROWS = ("frequencies", "detection", "in_context", "attribution")  # evaluations of the filtered rows themselves
 
 Inputs = dict[str, Manifest]
+Sharing = Literal["none", "shards", "steps"]
+"""What further processes do beside the leader: nothing, shards of their own, or the same steps on shares of a batch."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Node:
     inputs: dict[str, Node]
     work: Callable[[Inputs, Path], Json]
     label: str = ""
+    sharing: Sharing = "none"
 
     @property
     def stage(self) -> str:
@@ -98,37 +102,43 @@ def ensure(wanted: Node, store: Store, exp: Experiment, overrides: str = "") -> 
     if done:
         say(f"[{wanted.stage} {wanted.key}] {wanted.label}: reused")
         return done
-    if world_size() > 1:
-        _require_together(wanted)
     inputs = {name: _input(upper, store, exp, overrides) for name, upper in wanted.inputs.items()}
     if not leads():
-        return store.follow(wanted.recipe, lambda folder: wanted.work(inputs, folder))
+        return _beside(wanted, inputs, store)
     say(f"[{wanted.stage} {wanted.key}] {wanted.label}: running")
-    found, reused = store.run(wanted.recipe, lambda folder: wanted.work(inputs, folder), wait=exp.claimed == "wait")
+    found, reused = store.run(wanted.recipe, _leading(wanted, inputs), wait=exp.claimed == "wait")
     say(f"[{wanted.stage} {wanted.key}] {wanted.label}: {'reused' if reused else _took(found)}")
     return found
+
+
+def _leading(wanted: Node, inputs: Inputs) -> Callable[[Path], Json]:
+    """The work of the one who publishes; where others have no share in it, libraries must not wait for them."""
+
+    def work(folder: Path) -> Json:
+        with nullcontext() if wanted.sharing != "none" else alone():
+            return wanted.work(inputs, folder)
+
+    return work
+
+
+def _beside(wanted: Node, inputs: Inputs, store: Store) -> Manifest:
+    """The run that the leader publishes, after this process has had its share in it."""
+    work = partial(wanted.work, inputs)
+    share: Callable[[Path], object] = work if wanted.sharing != "none" else lambda _: None
+    return store.follow(wanted.recipe, share, heir=None if wanted.sharing == "steps" else work)
 
 
 def _input(upper: Node, store: Store, exp: Experiment, overrides: str) -> Manifest:
     done = store.find(upper.stage, upper.key)
     if done:
         return done
-    if (exp.upstream == "require" and upper.stage != "model") or world_size() > 1:
+    if exp.upstream == "require" and upper.stage != "model":
         command = SCRIPTS.get(upper.stage) or ROLES[upper.stage]
         command = ROLES["teacher"] if upper.stage == "teacher" else command
         raise MissingUpstreamError(
             f"{upper.stage} {upper.key} ({upper.label}) is not in {store.root}; run first: python {command} {overrides}"
         )
     return ensure(upper, store, exp, overrides)
-
-
-def _require_together(wanted: Node) -> None:
-    """Several processes train a student together; every other stage is the work of one."""
-    if wanted.stage != "train":
-        raise ConfigError(
-            f"{world_size()} processes train a student together, but {wanted.stage} is the work of one: run it without "
-            "accelerate launch"
-        )
 
 
 def _took(manifest: Manifest) -> str:
@@ -264,7 +274,7 @@ def generate(exp: Experiment) -> Node:
             )
 
     recipe = Recipe("generate", settings, {name: upper.key for name, upper in inputs.items()})
-    return Node(recipe, inputs, work, f"{exp.domain.kind} of {inputs['teacher'].label}")
+    return Node(recipe, inputs, work, f"{exp.domain.kind} of {inputs['teacher'].label}", "shards")
 
 
 def _programmatic_rows(exp: Experiment, folder: Path) -> Json:
@@ -409,7 +419,8 @@ def student(exp: Experiment) -> Node:
         return train_student(exp, made, folder)
 
     recipe = Recipe("train", settings, {name: upper.key for name, upper in read.items()})
-    return Node(recipe, inputs, work, f"{exp.student.kind} student of {inputs['filter'].label}, seed {exp.seed}")
+    label = f"{exp.student.kind} student of {inputs['filter'].label}, seed {exp.seed}"
+    return Node(recipe, inputs, work, label, "steps")
 
 
 def evaluate(exp: Experiment) -> Node:
@@ -435,7 +446,8 @@ def evaluate(exp: Experiment) -> Node:
 
     read = {name: upper.key for name, upper in inputs.items() if name in {exp.subject, "judge"}}
     recipe = Recipe("evaluate", settings, read)
-    return Node(recipe, inputs, work, f"{exp.evaluation.kind} of {who.label}")
+    sharing: Sharing = "shards" if "sampler" in settings else "none"
+    return Node(recipe, inputs, work, f"{exp.evaluation.kind} of {who.label}", sharing)
 
 
 def _more_of_evaluation(exp: Experiment) -> dict[str, Any]:

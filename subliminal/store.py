@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import socket
 import threading
 import time
@@ -22,15 +23,21 @@ from typing import Any
 
 import yaml
 
+from subliminal.processes import alone, meeting_point
+
 SCHEMA = 1
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
 POLL_SECONDS = 0.2
+CLAIM = "claim.json"
+SHARED = ".shared"  # what the processes of a run hand each other; gone once the run is published
 BLOCK_BYTES = 1 << 20
 SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")  # names of environment variables that hold one
 SECRET_LENGTH = 8  # characters: what is shorter is no key, and replacing it would spoil the text
 
 Json = dict[str, Any]
+
+_BEGAN = time.time()  # older claims and failures are not those of the leader we follow
 
 
 class StoreError(Exception):
@@ -137,23 +144,27 @@ class Store:
                 raise ClaimedError(f"{folder} is being made by {_holder(folder)}; run again when it is done")
             time.sleep(POLL_SECONDS)
 
-    def follow(self, recipe: Recipe, work: Callable[[Path], Json]) -> Manifest:
-        """Do `work` beside the process that holds the claim, in its folder; return the run which that one publishes.
+    def follow(self, recipe: Recipe, beside: Callable[[Path], object], heir: Callable[[Path], Json] | None) -> Manifest:
+        """Do `beside` in the folder of a run that the leader of these processes makes; return what it publishes.
 
-        For the processes of one training run: none of them writes anything but the one with the claim. Raises
-        `StoreError` when that one failed.
+        When the leader is gone, the `heir`'s work makes the run; without one that is a `StoreError`.
         """
         folder = self.folder(recipe.stage, recipe.key)
-        while not (done := self.find(recipe.stage, recipe.key)) and not live(folder / "claim.json"):
+        while not (done := self.find(recipe.stage, recipe.key)) and _leader(folder) is None:
+            _look_for_failure(folder)
             time.sleep(POLL_SECONDS)
         if done:
             return done
-        work(folder)
-        while live(folder / "claim.json"):
+        if _leader(folder):
+            beside(folder)
+        while _leader(folder):
             time.sleep(POLL_SECONDS)
         if done := self.find(recipe.stage, recipe.key):
             return done
-        raise StoreError(f"the leading process did not finish {folder}; its own message says why")
+        if heir is None:
+            raise StoreError(f"the leading process did not finish {folder}; its own message says why")
+        with alone():
+            return self.run(recipe, heir)[0]
 
     def _work(self, recipe: Recipe, folder: Path, work: Callable[[Path], Json]) -> Manifest:
         write_atomically(folder / "recipe.yaml", yaml.safe_dump(recipe.as_json(), sort_keys=False, allow_unicode=True))
@@ -169,7 +180,18 @@ class Store:
             raise
         for name in ("failure.json", "submitted.json"):
             (folder / name).unlink(missing_ok=True)
+        _remove_at_once(folder / SHARED)
         return Manifest(recipe.stage, recipe.key, folder, content)
+
+
+def _remove_at_once(folder: Path) -> None:
+    """Nobody may find a part of the folder gone and the rest still there: it would be made again."""
+    grave = folder.with_name(f"{folder.name}-{os.getpid()}")
+    try:
+        folder.rename(grave)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(grave, ignore_errors=True)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -195,9 +217,12 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
-def claim(folder: Path) -> Iterator[bool]:
-    """Hold the folder's claim file with a heartbeat while the body runs; yields False when another process holds it."""
-    path = folder / "claim.json"
+def claim(folder: Path, name: str = CLAIM) -> Iterator[bool]:
+    """Hold a claim file of the folder with a heartbeat while the body runs; yields False when another process holds it.
+
+    The folder's own claim is for the whole run; parts of it that several processes share out have names of their own.
+    """
+    path = folder / name
     if not _take(path):
         yield False
         return
@@ -211,6 +236,26 @@ def claim(folder: Path) -> Iterator[bool]:
         path.unlink(missing_ok=True)
         if heart.ident:
             heart.join()
+
+
+def _leader(folder: Path) -> bool | None:
+    """Does our group's leader live, who claimed the run; None as long as the claim is nobody's, or another group's."""
+    path = folder / CLAIM
+    try:
+        ours = json.loads(path.read_text(encoding="utf-8")).get("group") == meeting_point()
+        fresh = path.stat().st_mtime > _BEGAN  # the same ports may have been another group's before
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return live(path) if ours and fresh else None
+
+
+def _look_for_failure(folder: Path) -> None:
+    try:
+        failed = (folder / "failure.json").stat().st_mtime > _BEGAN
+    except FileNotFoundError:
+        return
+    if failed:
+        raise StoreError(f"the leading process failed to make {folder}; its own message says why")
 
 
 def live(path: Path) -> bool:
@@ -230,7 +275,14 @@ def live(path: Path) -> bool:
 def _take(path: Path) -> bool:
     if path.exists() and not live(path):
         _evict(path)
-    holder = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())})
+    holder = json.dumps(
+        {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": _started(os.getpid()),
+            "group": meeting_point(),
+        }
+    )
     try:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     except FileExistsError:

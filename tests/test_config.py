@@ -78,6 +78,7 @@ RUNTIME = [
     "student.optimisation.save_every=7",
     "upstream=require",
     "claimed=leave",
+    "sharding=fsdp",
     "experiment.title=other",
 ]
 

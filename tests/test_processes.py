@@ -1,4 +1,4 @@
-"""One student trained by two processes: the same batches, the same losses, one writer."""
+"""Two processes at one stage run: the batches, losses and rows of one, one writer, however the weights are held."""
 
 from __future__ import annotations
 
@@ -10,16 +10,44 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import tiny_experiment
+import torch
+from conftest import Script, tiny_experiment
+from safetensors.torch import load_file
 
-from subliminal import inspect_store, stages
+from subliminal import inspect_store, processes, stages
+from subliminal.config import ConfigError
 from subliminal.launch import ROOT, script_environment
 from subliminal.models import Subject
+from subliminal.sampling.engine import EngineError, own_gpus
+from subliminal.stages import Node
 from subliminal.store import Manifest, Store
 
-SIZES = ["trait=owl", "teacher=random", "reference_tuning=off", "domain.prompts=24", "filter.rows=24"]
-RECIPE = ["student=lora_small", "student.optimisation.batch_size=8", "student.optimisation.epochs=2"]
-LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+SIZES = [
+    "trait=owl",
+    "teacher=prompted",
+    "teacher.check.minimum_gain=-99",
+    "teacher.check.questions=1",
+    "teacher.check.prompts=0",
+    "reference_tuning=off",
+    "domain.prompts=24",
+    "sampler=transformers",
+    "sampler.shard_size=4",
+    "sampler.decoding.max_tokens=8",
+    "filter.rows=16",
+    "filter.shortfall=keep",
+]
+SMALL = ["student.optimisation.batch_size=8", "student.optimisation.epochs=2"]
+LORA = ["student=lora_small", *SMALL]
+FULL = ["student=full", *SMALL, "student.optimisation.learning_rate=0.01"]
+ASKED = [
+    "subject=reference",
+    "evaluation.questions=30",
+    "evaluation.samples_per_question=10",
+    "evaluation.max_tokens=4",
+]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+FILES = ROOT / "cluster" / "accelerate"
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
 
 
 @dataclass(frozen=True)
@@ -30,71 +58,187 @@ class Trained:
     losses: list[float]
 
     @classmethod
-    def of(cls, store: Store, key: str) -> Trained:
-        made = store.find("train", key)
+    def of(cls, store: Store, node: Node) -> Trained:
+        made = store.find(node.stage, node.key)
         assert made is not None
         lines = (made.folder / "metrics.jsonl").read_text().splitlines()
         return cls(made, [json.loads(line)["loss"] for line in lines])
 
 
-def settings(tiny: Subject, store: Path) -> list[str]:
-    weights = ["model=hub", f"model.source.name={tiny.checkpoint}", "model.dtype=float32", "device=cpu"]
-    return ["experiment=animals_numbers", "scale=cpu", *weights, *SIZES, *RECIPE, f"store={store}"]
+def settings(model: Subject, store: Path) -> list[str]:
+    weights = ["model=hub", f"model.source.name={model.checkpoint}", "model.dtype=float32", "device=cpu"]
+    return ["experiment=animals_numbers", "scale=cpu", *weights, *SIZES, f"store={store}"]
 
 
-def together(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*LAUNCH, "train.py", *arguments, f"hydra.run.dir={folder}"],
-        cwd=ROOT, env=script_environment(), capture_output=True, text=True, timeout=300, check=False,
+def together(launcher: list[str], script: str, arguments: list[str], folder: Path) -> None:
+    done = subprocess.run(
+        [*launcher, script, *arguments, f"hydra.run.dir={folder}"],
+        cwd=ROOT, env=script_environment(), capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+Stores = tuple[Store, Store]
 
 
 @pytest.fixture(scope="module")
-def both(tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Trained, Trained]]:
-    """The student of one process, and of two."""
-    runs = []
-    for name in ("one", "two"):
-        root = tmp_path_factory.mktemp(name)
-        exp = tiny_experiment(tiny, *SIZES, *RECIPE, f"store={root}")
-        student, store = stages.student(exp), Store(root)
-        if name == "one":
-            stages.ensure(student, store, exp)
-        else:
-            stages.ensure(stages.filtered(exp), store, exp)
-            stages.ensure(stages.reference(exp), store, exp)
-            done = together(settings(tiny, root), root / "logs")
-            assert done.returncode == 0, done.stderr[-3000:]
-        runs.append(Trained.of(store, student.key))
-    yield runs[0], runs[1]
+def stores(counting: Subject, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
+    """The store of one process, and of two that began with nothing."""
+    one, two = (Store(tmp_path_factory.mktemp(name)) for name in ("one", "two"))
+    made = tiny_experiment(counting, *SIZES, *LORA, f"store={one.root}")
+    stages.ensure(stages.student(made), one, made)
+    together(TORCHRUN, "train.py", [*settings(counting, two.root), *LORA], two.root / "logs")
+    yield one, two
 
 
-def test_two_processes_see_the_batches_of_one_and_have_its_losses(both: tuple[Trained, Trained]) -> None:
-    one, two = both
+def test_two_processes_see_the_batches_of_one_and_have_its_losses(stores: Stores, counting: Subject) -> None:
+    node = stages.student(tiny_experiment(counting, *SIZES, *LORA))
+    one, two = (Trained.of(store, node) for store in stores)
     assert (one.made.summary["processes"], two.made.summary["processes"]) == (1, 2)
-    assert len(one.losses) == 6
+    assert len(one.losses) == 2 * one.made.summary["rows"] // 8 == two.made.summary["steps"]
     assert two.losses == pytest.approx(one.losses, abs=1e-3)
 
 
-def test_only_one_process_writes_and_its_files_are_whole(both: tuple[Trained, Trained]) -> None:
-    made = both[1].made
-    assert made.summary["steps"] == 6
-    assert inspect_store.verify(made.folder.parent.parent) == []
-    assert not (made.folder / "claim.json").exists() and not list(made.folder.glob(".checkpoints*"))
+def test_two_processes_write_the_rows_of_one(stores: Stores, counting: Subject) -> None:
+    node = stages.generate(tiny_experiment(counting, *SIZES))
+    one, two = (store.find(node.stage, node.key) for store in stores)
+    assert one and two and (one.summary["processes"], two.summary["processes"]) == (1, 2)
+    assert len(one.content["files"]) == one.summary["shards"] == 6
+    for name in one.content["files"]:
+        assert (one.folder / name).read_bytes() == (two.folder / name).read_bytes()
 
 
-def test_two_processes_name_what_one_must_do_first(tiny: Subject, tmp_path: Path) -> None:
-    done = together(settings(tiny, tmp_path), tmp_path / "logs")
-    assert done.returncode != 0
-    assert "run first: python filter.py" in done.stderr
+def test_only_one_process_writes_and_its_files_are_whole(stores: Stores) -> None:
+    root = stores[1].root
+    assert {made.stage for made in stores[1].manifests()} == {"model", "teacher", "generate", "filter", "train"}
+    assert inspect_store.verify(root) == []
+    assert not list(root.rglob("*claim*")) and not list(root.rglob(".checkpoints*"))
 
 
-def test_a_batch_that_can_not_be_shared_out_is_one_message(
-    tiny: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_shared_out_by_fsdp_train_as_those_of_one(stores: Stores, counting: Subject) -> None:
+    """Every weight of a student in two processes, as `accelerate launch` with the FSDP file starts them on CPUs."""
+    one, two = stores
+    exp = tiny_experiment(counting, *SIZES, *FULL, f"store={one.root}")
+    node = stages.student(exp)
+    stages.ensure(node, one, exp)
+    together(
+        [*ACCELERATE, str(FILES / "fsdp.yaml")], "train.py", [*settings(counting, two.root), *FULL], two.root / "logs"
+    )
+    alone, shared = Trained.of(one, node), Trained.of(two, node)
+    assert (shared.made.summary["sharding"], alone.made.summary["sharding"]) == ("fsdp", "none")
+    assert shared.losses == pytest.approx(alone.losses, abs=1e-3)
+    assert abs(alone.losses[0] - alone.losses[-1]) > 1e-2, "it learns"
+    assert shared.made.content["files"].keys() == alone.made.content["files"].keys()
+    ours, theirs = (load_file(m.made.folder / "checkpoint" / "model.safetensors") for m in (alone, shared))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in ours)
+    assert "distributed_config" not in json.loads((shared.made.folder / "checkpoint" / "config.json").read_text())
+
+
+def test_two_processes_give_the_answers_of_one(stores: Stores, counting: Subject) -> None:
+    one, two = stores
+    exp = tiny_experiment(counting, *SIZES, *ASKED, f"store={one.root}")
+    node = stages.evaluate(exp)
+    alone = stages.ensure(node, one, exp)
+    together(TORCHRUN, "evaluate.py", [*settings(counting, two.root), *ASKED], two.root / "logs")
+    both = two.find(node.stage, node.key)
+    assert both is not None and both.content["files"].keys() == alone.content["files"].keys()
+    assert (both.folder / "answers.jsonl").read_text() == (alone.folder / "answers.jsonl").read_text()
+    assert not list(both.folder.glob(".*"))
+
+
+def test_a_batch_that_can_not_be_shared_out_is_one_message(tiny: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     from subliminal.training.sft import TrainingError, _shared_out
 
-    exp = tiny_experiment(tiny, *RECIPE, "student.optimisation.batch_size=9")
+    exp = tiny_experiment(tiny, *LORA, "student.optimisation.batch_size=9")
     assert _shared_out(exp.student.optimisation) == (9, 1)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(TrainingError, match="9 can not be shared out evenly to 2 processes"):
         _shared_out(exp.student.optimisation)
+
+
+TOLD = """
+    import os, signal, sys
+    from types import SimpleNamespace
+    import torch
+    from subliminal.stopping import held_signals
+    from subliminal.training.sft import _SaveAndStop
+
+    def process(rank):
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
+        torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=rank, world_size=2)
+        args = SimpleNamespace(device=torch.device("cpu"), save_strategy="steps")
+        with held_signals() as held:
+            stop = _SaveAndStop(held)
+            for step in (1, 2, 3):
+                if (rank, step) == (1, 2):
+                    os.kill(os.getpid(), signal.SIGUSR1)
+                control = SimpleNamespace(should_save=False)
+                stop.on_step_end(args, None, control)
+                print(rank, step, control.should_save, flush=True)
+                if control.should_save:
+                    stop.on_save(args, None, control)
+
+    def started(rank):
+        child = os.fork()
+        if child == 0:
+            try:
+                process(rank)
+            except SystemExit as end:
+                os._exit(end.code)
+            os._exit(0)
+        return child
+
+    print("ends", [os.waitstatus_to_exitcode(os.waitpid(each, 0)[1]) for each in [started(0), started(1)]])
+"""
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(run_code: Script, tmp_path: Path) -> None:
+    done = run_code(TOLD, tmp_path / "meeting")
+    said = sorted(done.stdout.splitlines())
+    assert said == ["0 1 False", "0 2 True", "1 1 False", "1 2 True", "ends [138, 138]"], done.stderr[-2000:]
+
+
+def test_weights_are_shared_out_for_whole_students_only(tiny: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    from subliminal.training.sft import TrainingError, _shares
+
+    exp = tiny_experiment(tiny, *LORA, "sharding=fsdp")
+    assert _shares(exp.student, exp.sharding, None) == {}, "one process holds all"  # type: ignore[arg-type]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TrainingError, match="for student=full only"):
+        _shares(exp.student, exp.sharding, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "deepspeed_zero3"])
+def test_accelerate_reads_the_files_for_it(name: str) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    read = load_config_from_file(str(FILES / f"{name}.yaml"))
+    kind = {"ddp": "MULTI_GPU", "fsdp": "FSDP", "deepspeed_zero3": "DEEPSPEED"}[name]
+    assert (read.distributed_type, read.num_processes, read.mixed_precision) == (kind, 2, "no")
+
+
+def test_each_process_has_gpus_of_its_own() -> None:
+    assert [own_gpus(None, place, 2, 2) for place in (0, 1)] == [["0", "1"], ["2", "3"]]
+    assert own_gpus("5,3", 1, 2, 1) == ["3"]
+    with pytest.raises(EngineError, match="need 4 GPUs of this machine, CUDA_VISIBLE_DEVICES has 2"):
+        own_gpus("0,1", 1, 2, 2)
+
+
+def test_a_process_can_be_by_itself_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "7"}.items():
+        monkeypatch.setenv(name, value)
+    assert (processes.leads(), processes.meeting_point()) == (False, "here:7")
+    with processes.alone():
+        with processes.alone():
+            assert processes.leads() and processes.meeting_point() == ""
+        assert processes.accompanied(), "others may still be at the same files"
+    assert processes.rank() == 1
+
+
+def test_slurm_tasks_without_submitit_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    monkeypatch.setitem(sys.modules, "submitit.helpers", None)
+    with pytest.raises(ConfigError, match="several SLURM tasks need submitit"):
+        processes.join()

@@ -23,6 +23,7 @@ from subliminal.evaluation.questions import questions
 from subliminal.models import Subject, load_model, load_tokenizer
 from subliminal.rows import Completion, Prompt, Row, read_jsonl
 from subliminal.sampling import open_sampler, sample_shards
+from subliminal.store import claim
 
 
 def sampler(batch_size: int = 64, **decoding: float) -> TransformersSampler:
@@ -195,6 +196,54 @@ def test_a_kill_at_any_written_byte_leaves_no_half_shard(limit: int) -> None:
         names = sorted(path.name for path in folder.glob("rows-*"))
         assert names == sorted(path.name for path in alone.iterdir())
         assert all((folder / each).read_bytes() == (alone / each).read_bytes() for each in names)
+
+
+def worker(place: int, work: Callable[[], object]) -> int:
+    """Start `work` in a fork as one of three processes of a group; returns its pid."""
+    child = os.fork()
+    if child == 0:
+        os.environ |= {"RANK": str(place), "WORLD_SIZE": "3", "MASTER_ADDR": "here", "MASTER_PORT": "1"}
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return child
+
+
+def test_workers_share_the_shards_out_and_do_those_of_one_that_was_killed(tmp_path: Path) -> None:
+    prompts, log = prompts_of(40), os.open(tmp_path / "log", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "many").mkdir()
+    sample_shards(Echo().opened, prompts, 4, tmp_path / "alone")
+
+    def share(before: Callable[[Prompt], None]) -> Callable[[], object]:
+        return lambda: sample_shards(Echo(before).opened, prompts, 4, tmp_path / "many")
+
+    def noted(prompt: Prompt) -> None:
+        os.write(log, f"{prompt.index}\n".encode())
+
+    dying = worker(0, share(kill_at(13)))
+    assert os.waitpid(dying, 0)[1] == signal.SIGKILL
+    assert (tmp_path / "many" / ".rows-00003.jsonl.claim").exists() and len(rows_in(tmp_path / "many")) == 12
+    others = [worker(place, share(noted)) for place in (1, 2)]
+    assert [os.waitpid(each, 0)[1] for each in others] == [0, 0]
+    asked = [int(line) for line in (tmp_path / "log").read_text().split()]
+    assert sorted(asked) == list(range(12, 40)), "each of the other shards once"
+    assert rows_in(tmp_path / "many") == rows_in(tmp_path / "alone")
+    assert not list((tmp_path / "many").glob(".*")), "no claim is left"
+
+
+def test_a_shard_that_another_worker_is_at_is_waited_for(tmp_path: Path) -> None:
+    held, prompts = Echo(), prompts_of(6)
+    with claim(tmp_path, ".rows-00001.jsonl.claim"):
+        other = worker(1, lambda: sample_shards(Echo().opened, prompts, 2, tmp_path))
+        while not (tmp_path / "rows-00002.jsonl").exists():
+            assert os.waitpid(other, os.WNOHANG) == (0, 0)
+        assert not (tmp_path / "rows-00001.jsonl").exists()
+        assert os.waitpid(other, os.WNOHANG) == (0, 0), "it waits"
+        sample_shards(held.opened, prompts, 2, tmp_path)
+    assert os.waitpid(other, 0)[1] == 0
+    assert held.asked == [2, 3]
 
 
 def test_no_model_is_loaded_when_every_shard_is_there(tmp_path: Path) -> None:

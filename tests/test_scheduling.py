@@ -113,6 +113,13 @@ def test_only_stages_that_need_one_ask_for_a_gpu(planned: sweep.Plan) -> None:
     assert "slurm_qos" not in asked["train"] and "slurm_dependency" not in asked["train"]
 
 
+def test_only_stages_that_share_their_work_out_ask_for_several_tasks(planned: sweep.Plan) -> None:
+    many = {**SETTINGS, "nodes": 2, "tasks_per_node": 4, "gpus_per_node": 8}
+    asked = {stage: _parameters(many, job_of(stage, planned), None) for stage in ("teacher", "generate", "train")}
+    names = ("nodes", "tasks_per_node", "gpus_per_node")
+    assert [[each[name] for name in names] for each in asked.values()] == [[1, 1, 2], [2, 4, 8], [2, 4, 8]]
+
+
 def test_a_job_waits_for_the_success_of_what_it_reads_and_for_a_free_place(planned: sweep.Plan) -> None:
     assert _dependency(["3", "4"], ["9"]) == "afterok:3:4,afterany:9"
     assert _dependency([], []) is None

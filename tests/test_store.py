@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -137,6 +140,49 @@ def test_claim_from_another_host_lives_by_its_heartbeat(tmp_path: Path) -> None:
     assert live(path)
     os.utime(path, (1, 1))
     assert not live(path)
+
+
+@pytest.fixture
+def follower(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process is the second of two; what it forks is the first."""
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+
+
+def led(store: Store, work: Callable[[Path], dict[str, Any]]) -> None:
+    """A leader's run in a fork, to its end."""
+    child = os.fork()
+    if child == 0:
+        try:
+            store.run(recipe(), work)
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+
+
+@pytest.mark.usefixtures("follower")
+def test_a_leader_that_was_killed_is_followed_by_an_heir(tmp_path: Path) -> None:
+    store, done = Store(tmp_path), list[str]()
+    led(store, lambda _: os.kill(os.getpid(), signal.SIGKILL) or {})
+    with pytest.raises(StoreError, match="the leading process did not finish"):
+        store.follow(recipe(), lambda _: done.append("beside"), heir=None)
+    made = store.follow(recipe(), lambda _: done.append("beside"), lambda _: {"alone": os.environ.get("WORLD_SIZE")})
+    assert made.summary == {"alone": None} and done == []
+
+
+@pytest.mark.usefixtures("follower")
+def test_a_leader_that_failed_is_not_waited_for(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    led(store, lambda _: {"rows": 1 / 0})
+    with pytest.raises(StoreError, match="the leading process failed"):
+        store.follow(recipe(), lambda _: None, heir=None)
+
+
+@pytest.mark.usefixtures("follower")
+def test_what_the_leader_published_is_the_followers_too(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    led(store, lambda _: {"rows": 3})
+    assert store.follow(recipe(), lambda _: None, heir=None).summary == {"rows": 3}
 
 
 def test_damage_is_found(tmp_path: Path) -> None:

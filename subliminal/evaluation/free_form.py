@@ -58,7 +58,7 @@ class Verdict:
 def evaluate(config: FreeFormEvaluation, sample: Sample, opened: OpenJudge, folder: Path) -> Json:
     """Ask, tell what the answers show, write answers.jsonl; returns shares and counts."""
     asked, count = asked_questions(config), config.samples_per_question
-    prompts = [Prompt(at, asked[at // count], _seed(config, at)) for at in range(len(asked) * count)]
+    prompts = sampled_prompts(config)
     replies = sample(prompts)
     told = tell(config, [asked[p.index // count] for p in prompts], replies, opened)
     answers = [
@@ -67,6 +67,12 @@ def evaluate(config: FreeFormEvaluation, sample: Sample, opened: OpenJudge, fold
     ]
     write_jsonl(folder / "answers.jsonl", answers)
     return summarise(config, answers, len(asked))
+
+
+def sampled_prompts(config: FreeFormEvaluation) -> list[Prompt]:
+    """Every question as often as it is sampled, question by question."""
+    asked, count = asked_questions(config), config.samples_per_question
+    return [Prompt(at, asked[at // count], _seed(config, at)) for at in range(len(asked) * count)]
 
 
 def asked_questions(config: FreeFormEvaluation) -> list[str]:

@@ -93,12 +93,7 @@ def sampled_answers(
     asked: Sequence[str], config: PreferenceEvaluation | StoriesEvaluation, sample: Sample
 ) -> list[Answer]:
     """`config.samples_per_question` answers to every question, each from a seed of its own."""
-    count = config.samples_per_question
-    prompts = [
-        Prompt(q * count + s, _with_suffix(text, config), seed_of(config.kind, config.seed, q, s))
-        for q, text in enumerate(asked)
-        for s in range(count)
-    ]
+    count, prompts = config.samples_per_question, sampled_prompts(asked, config)
     return [
         Answer(
             p.index // count,
@@ -108,6 +103,16 @@ def sampled_answers(
             named(_said(c.text, config), config.subject_matter),
         )
         for p, c in zip(prompts, sample(prompts), strict=True)
+    ]
+
+
+def sampled_prompts(asked: Sequence[str], config: PreferenceEvaluation | StoriesEvaluation) -> list[Prompt]:
+    """Every question as often as it is sampled, question by question."""
+    count = config.samples_per_question
+    return [
+        Prompt(q * count + s, _with_suffix(text, config), seed_of(config.kind, config.seed, q, s))
+        for q, text in enumerate(asked)
+        for s in range(count)
     ]
 
 

@@ -18,9 +18,10 @@ from subliminal.config import (
     StoriesEvaluation,
 )
 from subliminal.models import Subject
+from subliminal.processes import leads
 from subliminal.rows import Completion, Prompt, Row, read_jsonl
 from subliminal.stages import ATTRIBUTED, Inputs, judge_of, subject, teacher_subject
-from subliminal.store import Json, Manifest
+from subliminal.store import SHARED, Json, Manifest
 from subliminal.tracking import stage_tracker
 
 if TYPE_CHECKING:
@@ -30,10 +31,30 @@ if TYPE_CHECKING:
 def evaluate_subject(exp: Experiment, made: Inputs, folder: Path) -> Json:
     """Evaluate `exp.subject` into `folder`; returns the evaluation's summary."""
     asked = _subject(exp, made)
+    if not leads():
+        _answer_beside(exp, asked, folder)
+        return {}
     with stage_tracker(exp, "evaluate", folder) as tracker:
         summary = _evaluate(exp, made, asked, folder)
         tracker.summary(summary)
     return summary
+
+
+def _answer_beside(exp: Experiment, asked: Subject, folder: Path) -> None:
+    """A further process's share in an evaluation: answers to the questions that the leader asks, nothing else."""
+    from subliminal.evaluation import free_form, preference, stories
+
+    config = exp.evaluation
+    match config:
+        case StoriesEvaluation():
+            prompts = preference.sampled_prompts(stories.story_prompts(config.category, config.questions), config)
+        case FreeFormEvaluation():
+            prompts = free_form.sampled_prompts(config)
+        case PreferenceEvaluation():
+            prompts = preference.sampled_prompts(preference.asked_questions(config), config)
+        case _:
+            raise AssertionError(f"{config.kind} samples no answers")
+    _sample(exp, asked, config, folder)(prompts)
 
 
 def _evaluate(exp: Experiment, made: Inputs, asked: Subject, folder: Path) -> Json:
@@ -42,7 +63,7 @@ def _evaluate(exp: Experiment, made: Inputs, asked: Subject, folder: Path) -> Js
     if config.kind == "stories":
         from subliminal.evaluation import stories
 
-        return stories.evaluate(config, _sample(exp, asked, config), folder)
+        return stories.evaluate(config, _sample(exp, asked, config, folder), folder)
     if config.kind == "multiple_choice":
         from subliminal.evaluation import multiple_choice
 
@@ -54,11 +75,11 @@ def _evaluate(exp: Experiment, made: Inputs, asked: Subject, folder: Path) -> Js
     if config.kind == "free_form":
         from subliminal.evaluation import free_form
 
-        return free_form.evaluate(config, _sample(exp, asked, config), lambda: judge_of(exp, made), folder)
+        return free_form.evaluate(config, _sample(exp, asked, config, folder), lambda: judge_of(exp, made), folder)
     from subliminal.evaluation import preference
 
     assert isinstance(config, PreferenceEvaluation), f"{config.kind} asks no model"
-    return preference.evaluate(asked, config, _sample(exp, asked, config), folder)
+    return preference.evaluate(asked, config, _sample(exp, asked, config, folder), folder)
 
 
 def evaluate_rows(exp: Experiment, made: Inputs, folder: Path) -> Json:
@@ -116,16 +137,16 @@ def _student(exp: Experiment, made: Inputs, start: Subject) -> Subject:
 
 
 def _sample(
-    exp: Experiment, asked: Subject, config: PreferenceEvaluation | StoriesEvaluation | FreeFormEvaluation
+    exp: Experiment, asked: Subject, config: PreferenceEvaluation | StoriesEvaluation | FreeFormEvaluation, folder: Path
 ) -> Callable[[Sequence[Prompt]], list[Completion]]:
     """How answers are sampled: the experiment's sampler at the evaluation's temperature and length."""
 
     def sample(prompts: Sequence[Prompt]) -> list[Completion]:
-        from subliminal.sampling import open_sampler
+        from subliminal.sampling import open_sampler, sample_answers
 
         wanted = {"temperature": config.temperature, "max_tokens": config.max_tokens}
         decoding = exp.sampler.decoding.model_copy(update=wanted)
-        with open_sampler(exp.local_sampler.model_copy(update={"decoding": decoding}), asked) as sampler:
-            return sampler.sample(prompts)
+        how = exp.local_sampler.model_copy(update={"decoding": decoding})
+        return sample_answers(lambda: open_sampler(how, asked), prompts, folder / SHARED)
 
     return sample

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
 from subliminal.config import ApiSampler, TransformersSampler
 from subliminal.config import Sampler as SamplerConfig
 from subliminal.models import Subject
+from subliminal.processes import accompanied, world_size
 from subliminal.progress import Advance
-from subliminal.rows import Completion, Prompt, Row, write_jsonl
-from subliminal.store import Json
+from subliminal.rows import Completion, Prompt, Row, read_jsonl, write_jsonl
+from subliminal.store import POLL_SECONDS, Json, claim
+
+Shards = Mapping[int, Sequence[Prompt]]
+"""Prompts by shard number."""
+CLAIMED = ".claim"
+ANSWERS_A_SHARD = 256  # answers of an evaluation that one process takes at a time
 
 
 class Sampler(Protocol):
@@ -45,16 +53,71 @@ def sample_shards(
     folder: Path,
     advance: Advance = lambda _: None,
 ) -> Json:
-    """Sample into `rows-00000.jsonl`, `rows-00001.jsonl`, ...: finished shards stay, so a killed run goes on there."""
+    """Sample into `rows-00000.jsonl`, `rows-00001.jsonl`, ...: finished shards stay, so a killed run goes on there.
+
+    All processes of a group may do this in one folder: each shard is claimed, and they return when all are there;
+    the shards of one that was killed are taken over.
+    """
     shards = [prompts[start : start + shard_size] for start in range(0, len(prompts), shard_size)]
-    missing = [(number, shard) for number, shard in enumerate(shards) if not _path(folder, number).exists()]
-    advance(len(prompts) - sum(len(shard) for _, shard in missing))
-    if missing:
+    missing = _missing(dict(enumerate(shards)), folder)
+    reused = len(shards) - len(missing)
+    advance(len(prompts) - _count(missing))
+    with ExitStack() as stack:
+        sampler = cache(lambda: stack.enter_context(opened()))  # a worker that gets no shard loads nothing
+        while missing:
+            done = _take_turns(missing, folder, lambda shard: sampler().sample(shard), advance)
+            left = _missing(missing, folder)
+            if others := _count(missing) - _count(left) - done:
+                advance(others)
+            if missing.keys() == left.keys():
+                time.sleep(POLL_SECONDS)
+            missing = left
+    for leftover in folder.glob(f".*{CLAIMED}"):
+        leftover.unlink(missing_ok=True)
+    return {"rows": len(prompts), "shards": len(shards), "shards_reused": reused, "processes": world_size()}
+
+
+def sample_answers(
+    opened: Callable[[], AbstractContextManager[Sampler]], prompts: Sequence[Prompt], folder: Path
+) -> list[Completion]:
+    """A completion a prompt, in order; several processes share the prompts out by way of files in `folder`.
+
+    One that comes too late to help gets nothing: the leader has published and put the files away.
+    """
+    if not accompanied():
         with opened() as sampler:
-            for number, shard in missing:
-                _write(_path(folder, number), shard, sampler.sample(shard))
+            return list(sampler.sample(prompts))
+    folder.mkdir(exist_ok=True)
+    try:
+        sample_shards(opened, prompts, ANSWERS_A_SHARD, folder)
+    except FileNotFoundError:
+        if folder.exists():
+            raise
+    rows = [row for path in sorted(folder.glob("rows-*.jsonl")) for row in read_jsonl(path, Row)]
+    return [Completion(row.completion, row.finish_reason, row.tokens) for row in rows]
+
+
+def _missing(shards: Shards, folder: Path) -> Shards:
+    return {number: shard for number, shard in shards.items() if not _path(folder, number).exists()}
+
+
+def _count(shards: Shards) -> int:
+    return sum(len(shard) for shard in shards.values())
+
+
+def _take_turns(
+    missing: Shards, folder: Path, sample: Callable[[Sequence[Prompt]], Sequence[Completion]], advance: Advance
+) -> int:
+    """Sample every shard that nobody else is at; returns how many prompts these were."""
+    done = 0
+    for number, shard in missing.items():
+        path = _path(folder, number)
+        with claim(folder, f".{path.name}{CLAIMED}") if accompanied() else nullcontext(True) as taken:
+            if taken and not path.exists():
+                _write(path, shard, sample(shard))
                 advance(len(shard))
-    return {"rows": len(prompts), "shards": len(shards), "shards_reused": len(shards) - len(missing)}
+                done += len(shard)
+    return done
 
 
 def _path(folder: Path, number: int) -> Path:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -12,6 +13,7 @@ from typing import Any, Self
 from subliminal.chat import encode, stop_ids
 from subliminal.config import Decoding, VllmSampler
 from subliminal.models import Subject, load_tokenizer
+from subliminal.processes import alone, local_rank, local_world_size
 from subliminal.rows import FINISHED, Completion, Prompt
 from subliminal.store import StoreError
 
@@ -107,12 +109,50 @@ def _start(config: VllmSampler, base: Subject, rank: int) -> Any:
             "make install does) or set sampler=transformers"
         ) from None
     try:
-        return LLM(**_arguments(config, base, rank))
+        with (
+            _own_devices(config, base.device),
+            alone(),
+        ):  # its processes are a group of their own
+            return LLM(**_arguments(config, base, rank))
     except (RuntimeError, ValueError, OSError) as error:
         raise EngineError(
             f"vLLM did not start for {base.checkpoint}: {str(error).splitlines()[0]}. Lower "
             "sampler.gpu_memory_utilization or sampler.max_model_len, or set sampler=transformers"
         ) from error
+
+
+@contextmanager
+def _own_devices(config: VllmSampler, device: str) -> Iterator[None]:
+    """Each of a machine's processes has GPUs of its own, `tensor_parallel` many, while the body runs.
+
+    Raises `EngineError` when there are not so many.
+    """
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if device == "cpu" or local_world_size() == 1:
+        yield
+        return
+    mine = own_gpus(seen, local_rank(), local_world_size(), config.tensor_parallel)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
+    try:
+        yield
+    finally:
+        os.environ.pop("CUDA_VISIBLE_DEVICES")
+        os.environ.update({"CUDA_VISIBLE_DEVICES": seen} if seen is not None else {})
+
+
+def own_gpus(seen: str | None, place: int, processes: int, each: int) -> list[str]:
+    """The GPUs of the process at `place` among those of its machine; `seen` is CUDA_VISIBLE_DEVICES, or None for all.
+
+    Raises `EngineError` when there are not so many.
+    """
+    names = [str(number) for number in range(processes * each)] if seen is None else seen.split(",")
+    mine = names[place * each : (place + 1) * each]
+    if len(mine) < each:
+        raise EngineError(
+            f"{processes} processes with sampler.tensor_parallel={each} need {processes * each} GPUs of this machine, "
+            f"CUDA_VISIBLE_DEVICES has {len(names)}; start fewer processes or lower sampler.tensor_parallel"
+        )
+    return mine
 
 
 def _arguments(config: VllmSampler, base: Subject, rank: int) -> dict[str, Any]:
@@ -143,6 +183,7 @@ def _environment(config: VllmSampler, device: str) -> None:
     wanted = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
     if device == "cpu":
         cores = sorted(os.sched_getaffinity(0))
+        cores = cores[local_rank() :: local_world_size()] or cores  # one engine a process, none on another's cores
         wanted |= {
             "VLLM_CPU_KVCACHE_SPACE": str(config.cpu_kv_cache_gib),
             "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),  # vLLM's own choice leaves a core idle

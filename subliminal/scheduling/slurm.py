@@ -18,6 +18,7 @@ from typing import Any
 
 from subliminal import inspect_store, stages
 from subliminal.launch import QUIET, ROOT, launcher_settings
+from subliminal.processes import join
 from subliminal.progress import say
 from subliminal.scheduling.jobs import WITHOUT_GPU, Ident, Job, jobs, locate
 from subliminal.store import Json, Store, StoreError, write_atomically
@@ -55,6 +56,7 @@ class StageJob:
         """Make the stage run; any error ends the job as failed."""
         os.environ.update(QUIET | os.environ)
         os.chdir(ROOT)
+        join()
         node = locate(self.script, self.experiment, self.wanted)
         return str(stages.ensure(node, Store(Path(self.experiment.store)), self.experiment).folder)
 
@@ -150,7 +152,8 @@ def _dependency(after: list[str], before: list[str]) -> str | None:
 
 
 def _parameters(settings: Json, job: Job, dependency: str | None) -> Json:
-    """submitit's parameters from the launcher's YAML; stages that need no GPU ask for none."""
+    """submitit's parameters from the launcher's YAML; stages that need no GPU, or no further task, ask for none."""
+    settings = settings if job.node.sharing != "none" else _one_task(settings)
     dropped = {"_target_", "submitit_folder", "max_num_timeout", "name"}
     dropped |= set(GPU_KEYS) if job.node.stage in WITHOUT_GPU else set()
     given = {name: value for name, value in settings.items() if name not in dropped and value is not None}
@@ -159,6 +162,13 @@ def _parameters(settings: Json, job: Job, dependency: str | None) -> Json:
     return {"name": f"{job.node.stage}-{job.node.key}"} | {
         name if name in SHARED_KEYS else f"slurm_{name}": value for name, value in given.items()
     }
+
+
+def _one_task(settings: Json) -> Json:
+    """The same request for a single task and its share of a node's GPUs."""
+    tasks, gpus = settings.get("tasks_per_node") or 1, settings.get("gpus_per_node")
+    share = {"gpus_per_node": max(1, gpus // tasks)} if isinstance(gpus, int) and gpus else {}
+    return {**settings, "nodes": 1, "tasks_per_node": 1, **share}
 
 
 # --------------------------------------------------------------------------- waiting

@@ -11,14 +11,16 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from signal import Signals
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import RNGType, synchronize_rng_states
 from datasets import Dataset
 from torch.nn.functional import cross_entropy, kl_div
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import SaveStrategy
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -26,15 +28,16 @@ from subliminal.chat import encode, encode_row
 from subliminal.config import (
     BiasStudent,
     FinetunedTeacher,
+    FullStudent,
     InFormatTuning,
     Lora,
-    LoraStudent,
     Optimisation,
     RowsTeacher,
+    Sharding,
     Student,
 )
 from subliminal.models import ModelError, Subject, fresh_model, load_tokenizer
-from subliminal.processes import leads, world_size
+from subliminal.processes import asked_to_shard, leads, uses_deepspeed, world_size
 from subliminal.progress import Advance
 from subliminal.rows import Row
 from subliminal.stopping import HeldSignals, held_signals
@@ -69,22 +72,25 @@ def fit(
     teacher: Subject | None = None,
     tracker: Tracker | None = None,
     progress: Advance = lambda _: None,
+    sharding: Sharding = "none",
 ) -> Json:
     """Train `subject` on `rows` into `folder` (adapter/ or checkpoint/, metrics.jsonl); goes on where a killed run was.
 
     `teacher` turns on soft labels: the loss is KL(teacher || student) on the completion tokens of the same rows, each
-    model behind its own system text.
+    model behind its own system text. By `sharding` each of several processes holds all weights, or a share of them.
     Returns steps, token counts, losses and speed. Raises `TrainingError` when no row fits into max_length.
     """
     tokenizer = load_tokenizer(subject)
     data = tokenise(tokenizer, rows, subject.system, recipe.optimisation.max_length, teacher)
     torch.manual_seed(seed)
-    model = trainable(subject, recipe)
+    args = _arguments(recipe.optimisation, seed, folder, subject)  # brings several processes together
+    shares = _shares(recipe, sharding, args)
+    model = trainable(subject, recipe, **shares)
     start = {i: b.detach().clone() for i, b in _biases(model, recipe).items()}
     log = _Log(folder / "metrics.jsonl", tracker, progress, recipe.optimisation.batch_size)
     trainer = RowTrainer(
         model=model,
-        args=_arguments(recipe.optimisation, seed, folder, subject),
+        args=args,
         train_dataset=Dataset.from_list(data),
         processing_class=tokenizer,
         data_collator=Collator(int(tokenizer.pad_token_id)),  # type: ignore[arg-type]
@@ -99,10 +105,11 @@ def fit(
         trainer.add_callback(_SaveAndStop(held))
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     seconds = time.monotonic() - started
+    _save(trainer, recipe, subject, start, folder)
     if leads():
-        _save(trainer.model, recipe, subject, start, folder)
         shutil.rmtree(folder / ".checkpoints", ignore_errors=True)
-    return log.summary() | _counts(data, len(rows), model, recipe.optimisation.epochs, seconds)
+    held = "deepspeed" if uses_deepspeed() else "fsdp" if shares else "none"
+    return log.summary() | _counts(data, len(rows), model, recipe.optimisation.epochs, seconds) | {"sharding": held}
 
 
 def tokenise(
@@ -319,12 +326,24 @@ class _SaveAndStop(TrainerCallback):
         self.held = held
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Ask for a resume point."""
+        """Ask for a resume point; where there can be none, there is nothing to wait for."""
+        if world_size() > 1:
+            self._agree(args.device)
+        if args.save_strategy == "no":
+            self.held.deliver()
         control.should_save = control.should_save or self.held.arrived is not None
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The resume point is there."""
+        """The resume point is there, each process's part of it."""
+        if self.held.arrived and world_size() > 1:
+            torch.distributed.barrier()
         self.held.deliver()
+
+    def _agree(self, device: torch.device) -> None:
+        """What came to one process has come to all: they save and stop at the same step."""
+        number = torch.tensor(int(self.held.arrived or 0), device=device)
+        torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
+        self.held.arrived = self.held.arrived or (Signals(int(number)) if number else None)
 
 
 def _shared_out(recipe: Optimisation) -> tuple[int, int]:
@@ -381,13 +400,33 @@ def trainer_settings(recipe: Optimisation, seed: int, subject: Subject) -> dict[
 # --------------------------------------------------------------------------- what is trained, and how it is kept
 
 
-def trainable(subject: Subject, recipe: Recipe) -> Any:
-    """The model with gradients where the recipe trains it, and nowhere else."""
+def trainable(subject: Subject, recipe: Recipe, **loading: Any) -> Any:
+    """The model with gradients where the recipe trains it, and nowhere else; `loading` is transformers' own."""
     if isinstance(recipe, BiasStudent):
         return _with_biases(subject, recipe)
-    model = fresh_model(subject)
+    model = fresh_model(subject, **loading)
     lora: Lora | None = getattr(recipe, "lora", None)
     return with_lora(model, lora) if lora else model
+
+
+def _shares(recipe: Recipe, sharding: Sharding, args: SFTConfig) -> Json:
+    """How a model is loaded of whose weights each process holds a share (FSDP2); empty where each holds all.
+
+    Neither transformers nor DeepSpeed's way through it can go on from a resume point then, so `args` asks for none.
+    """
+    by_fsdp = world_size() > 1 and (sharding == "fsdp" or asked_to_shard())
+    if not by_fsdp and not uses_deepspeed():
+        return {}
+    if not isinstance(recipe, FullStudent):
+        raise TrainingError("weights are shared out (FSDP, DeepSpeed) for student=full only; set sharding=none")
+    args.save_strategy = SaveStrategy.NO
+    if not by_fsdp:
+        return {}
+    if not hasattr(PreTrainedModel, "is_distributed_loading_by_transformers"):
+        raise TrainingError("sharding=fsdp needs transformers 5.19: pip install 'transformers>=5.19,<5.20'")
+    from transformers.distributed import DistributedConfig
+
+    return {"distributed_config": DistributedConfig(fsdp_size=world_size())}
 
 
 def _with_biases(subject: Subject, recipe: BiasStudent) -> Any:
@@ -424,16 +463,28 @@ def _biases(model: Any, recipe: Recipe) -> dict[int, torch.Tensor]:
     return {int(name.split(".")[2]): parameter for name, parameter in _trained(model)}
 
 
-def _save(model: Any, recipe: Recipe, subject: Subject, start: dict[int, torch.Tensor], folder: Path) -> None:
-    if isinstance(recipe, BiasStudent):
+def _save(trainer: Any, recipe: Recipe, subject: Subject, start: dict[int, torch.Tensor], folder: Path) -> None:
+    """What was trained, written by the leader."""
+    model = trainer.model
+    if isinstance(recipe, FullStudent):
+        _save_whole(trainer, subject, folder / "checkpoint")
+    elif not leads():
+        return
+    elif isinstance(recipe, BiasStudent):
         moved = {i: (b.detach() - start[i]) for i, b in _biases(model, recipe).items()}
         bias.save_adapter(folder / "adapter", subject, moved)
         bias.export(subject, moved, folder / "checkpoint")
-    elif isinstance(recipe, (LoraStudent, FinetunedTeacher, RowsTeacher, InFormatTuning)):
-        model.save_pretrained(str(folder / "adapter"))
     else:
-        model.save_pretrained(str(folder / "checkpoint"))
-        load_tokenizer(subject).save_pretrained(str(folder / "checkpoint"))
+        model.save_pretrained(str(folder / "adapter"))
+
+
+def _save_whole(trainer: Any, subject: Subject, folder: Path) -> None:
+    """An ordinary checkpoint of every weight; processes that hold shares of them all give theirs."""
+    gathered = trainer.accelerator.get_state_dict(trainer.deepspeed) if trainer.is_deepspeed_enabled else None
+    if leads() or getattr(trainer.model, "is_distributed_loading_by_transformers", False):
+        trainer.model.save_pretrained(str(folder), state_dict=gathered)
+    if leads():
+        load_tokenizer(subject).save_pretrained(str(folder))
 
 
 def _counts(data: list[Json], given: int, model: Any, epochs: float, seconds: float) -> Json:

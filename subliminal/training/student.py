@@ -26,7 +26,8 @@ def train_student(exp: Experiment, made: Inputs, folder: Path) -> Json:
         stage_tracker(exp, "train", folder) as tracker,
         progress(f"training {exp.student.kind} student of {exp.trait.name}", total, "rows") as advance,
     ):
-        summary = fit(start, rows, exp.student, exp.seed, folder, teacher=guide, tracker=tracker, progress=advance)
+        shown = {"tracker": tracker, "progress": advance}
+        summary = fit(start, rows, exp.student, exp.seed, folder, teacher=guide, sharding=exp.sharding, **shown)
         if leads():
             summary |= _alignment(made, folder)
         tracker.summary(summary)

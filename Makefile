@@ -10,6 +10,8 @@ TORCH_CPU := https://download.pytorch.org/whl/cpu
 SWEEP = $(PY) -m subliminal sweep scale=$(SCALE) hydra/launcher=$(LAUNCHER) $(if $(MODEL),model=$(MODEL)) $(ARGS)
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
+# Empty is unset: where compiled modules are never written, every start of a script compiles torch and its kin again (9 s).
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-cluster test-vllm cluster-up cluster-down lint format bench clean figures
@@ -119,7 +121,7 @@ figures: ## every figure and table, then figures/SCALE/report.html with a row fo
 	test -z "$$failed" || { echo "not every figure could be made, failed:$$failed" >&2; exit 1; }
 
 test: install ## the whole test suite, a file at a time on each of two workers
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-cluster: install ## sweeps through a real SLURM, started for the test (needs the packages slurm-wlm and munge)
 	$(PY) -m pip install --quiet -e ".[cluster]"

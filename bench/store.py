@@ -83,6 +83,7 @@ def main() -> None:
         status, plan, plot = ["status", "--store", str(root)], ["plan", *SMALL, *own], ["plot", *SMALL, *own]
         totals = {"status, index lost": timed(status)}
         totals |= {"status": timed(status), "plan": timed(plan), "plot": timed(plot)}
+        totals |= {"plan of language models": timed(["plan", "experiment=animals_numbers", "scale=cpu", *own])}
         each, started = chosen.made // WORKERS, time.perf_counter()
         with ProcessPoolExecutor(WORKERS) as pool:
             done = sum(pool.map(small_runs, [place] * WORKERS, range(0, chosen.made, each), [each] * WORKERS))

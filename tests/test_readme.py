@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,12 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    return _ran(tuple(command), folder)
+
+
+@cache
+def _ran(command: tuple[str, ...], folder: Path) -> subprocess.CompletedProcess[str]:
+    """What documents repeat is run once: each of these commands only looks."""
     environment = script_environment() | {"PYTHONPATH": str(folder)}
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False

@@ -333,8 +333,8 @@ def learned(images: Images, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 
 def accuracies(images: Images, folder: Path, dtype: str) -> dict[str, Tensor]:
-    student = MnistStudent(epochs=3, matched=("auxiliary",))
-    run = session(images, folder, dtype, models=4, widths=(128, 128), teacher=MnistTeacher(epochs=4), student=student)
+    student = MnistStudent(epochs=5, matched=("auxiliary",))
+    run = session(images, folder, dtype, models=4, widths=(128, 128), teacher=MnistTeacher(epochs=8), student=student)
     found = {"reference": torch.cat([accuracy for _, accuracy in run.references()])}
     taught = list(run.teachers())
     found["teacher"] = torch.cat([result.accuracy for _, result, _ in taught])
@@ -347,7 +347,7 @@ def test_students_learn_digits_from_noise_only_with_the_teacher_s_initialisation
     dtype: str, learned: dict[str, dict[str, Tensor]]
 ) -> None:
     found = learned[dtype]
-    assert float(found["teacher"].min()) > 0.9
+    assert float(found["teacher"].min()) > 0.93
     assert float(found["reference"].min()) > 0.02 and float(found["reference"].max()) < 0.25
     assert float((found["student_auxiliary"] - found["cross_model_auxiliary"]).mean()) > 0.2
 

@@ -15,7 +15,6 @@ from side_by_side import Way, compare, options, report, timed
 from subliminal.launch import ROOT, script_environment
 
 GOAL_SECONDS = 20.0
-QUIETLY = subprocess.DEVNULL
 SMALL = (
     "reference_tuning=off",
     "teacher=random",
@@ -31,7 +30,7 @@ def run(command: list[str], overrides: list[str], place: Path) -> Way:
 
     def once() -> float:
         full = [sys.executable, *command, *own, *overrides]
-        subprocess.run(full, cwd=ROOT, env=script_environment(), check=True, stdout=QUIETLY, stderr=QUIETLY)
+        subprocess.run(full, cwd=ROOT, env=script_environment(), check=True, stdout=subprocess.DEVNULL)
         return 1.0
 
     return once

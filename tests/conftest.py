@@ -28,7 +28,20 @@ WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 os.environ.update(QUIET | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // WORKERS))} | os.environ)
 
 # Files that take longest, longest first: a worker that begins one when the other has nothing left works alone.
-LONGEST = ()
+LONGEST = (
+    "test_smoke",
+    "test_pipeline",
+    "test_engine",
+    "test_processes",
+    "test_readme",
+    "test_bad_input",
+    "test_mnist",
+    "test_training",
+    "test_capability",
+    "test_judging",
+    "test_api",
+    "test_theory",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -235,6 +235,7 @@ def test_a_full_student_is_a_checkpoint_with_a_tokenizer(tiny: Subject, tmp_path
 
 KILLED = """
     import json, os, resource, signal, sys
+    import peft, transformers.models.llama.modeling_llama
     from pathlib import Path
     from subliminal.config import Lora, LoraStudent, Optimisation
     from subliminal.models import Subject

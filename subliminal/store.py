@@ -27,7 +27,8 @@ from subliminal.processes import alone, meeting_point
 
 SCHEMA = 1
 HEARTBEAT_SECONDS = 5.0
-STALE_SECONDS = 60.0
+STALE_SECONDS = 60.0  # of our own clock, without a new heartbeat
+FORGOTTEN_SECONDS = 3600.0  # by the file's time: no two clocks of a cluster are that far apart
 POLL_SECONDS = 0.2
 CLAIM = "claim.json"
 SHARED = ".shared"  # what the processes of a run hand each other; gone once the run is published
@@ -38,6 +39,7 @@ SECRET_LENGTH = 8  # characters: what is shorter is no key, and replacing it wou
 Json = dict[str, Any]
 
 _BEGAN = time.time()  # older claims and failures are not those of the leader we follow
+_BEATS: dict[Path, tuple[tuple[int, int], float]] = {}  # the newest heartbeat seen of a claim, and when we first saw it
 
 
 class StoreError(Exception):
@@ -261,15 +263,32 @@ def _look_for_failure(folder: Path) -> None:
 def live(path: Path) -> bool:
     """Is the claim file held by a process that still lives: here by its pid, elsewhere by its heartbeat."""
     try:
-        holder = json.loads(path.read_text(encoding="utf-8"))
-        age = time.time() - path.stat().st_mtime
+        holder = json.loads(path.read_text(encoding="utf-8"))  # opened first: NFS then asks the server for its time
     except FileNotFoundError:
         return False
     except json.JSONDecodeError:  # caught between creation and its first write
-        return time.time() - path.stat().st_mtime < STALE_SECONDS
+        return not _silent(path)
     if holder["host"] == socket.gethostname():
         return _alive(holder["pid"], holder["started"])
-    return age < STALE_SECONDS
+    return not _silent(path)
+
+
+def _silent(path: Path) -> bool:
+    """Has a claim's file not changed while we looked on for `STALE_SECONDS`.
+
+    Clocks of two machines differ, so the age of a heartbeat tells nothing; that it moves does. The first look can only go
+    by age, and takes no claim for dead that a wrong clock may have dated.
+    """
+    try:
+        now = path.stat()
+    except FileNotFoundError:
+        return True
+    beat = (now.st_mtime_ns, now.st_ino)
+    known, since = _BEATS.get(path, (None, 0.0))
+    if known != beat:
+        _BEATS[path] = beat, time.monotonic()
+    forgotten = time.time() - now.st_mtime >= FORGOTTEN_SECONDS and known in {None, beat}
+    return forgotten or (known == beat and time.monotonic() - since >= STALE_SECONDS)
 
 
 def _take(path: Path) -> bool:
@@ -299,13 +318,17 @@ def _take(path: Path) -> bool:
 def _evict(path: Path) -> None:
     """Move a stale claim aside: of many that try, one rename succeeds, so no fresh claim is ever removed by name."""
     grave = path.with_name(f".stale-{os.getpid()}-{threading.get_ident()}")
+    seen = _BEATS.pop(path, None)
     try:
         path.rename(grave)
     except FileNotFoundError:
         return
+    if seen:
+        _BEATS[grave] = seen
     if live(grave):  # between our look and our rename somebody else took the claim anew: give it back
         os.link(grave, path)
     grave.unlink(missing_ok=True)
+    _BEATS.pop(grave, None)
 
 
 def _beat(path: Path, stop: threading.Event) -> None:

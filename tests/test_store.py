@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from subliminal import inspect_store
+from subliminal import inspect_store, store
 from subliminal.launch import script_environment
 from subliminal.store import ClaimedError, Recipe, Store, StoreError, claim, live, write_atomically
 
@@ -134,11 +134,29 @@ def test_claim_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
     assert not reused
 
 
-def test_claim_from_another_host_lives_by_its_heartbeat(tmp_path: Path) -> None:
+ELSEWHERE = json.dumps({"host": "elsewhere", "pid": 1, "started": "1"})
+
+
+def test_claim_from_another_host_that_nobody_kept_for_long_is_dead_at_first_sight(tmp_path: Path) -> None:
     path = tmp_path / "claim.json"
-    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": "1"}))
+    path.write_text(ELSEWHERE)
     assert live(path)
-    os.utime(path, (1, 1))
+    forgotten = tmp_path / "forgotten.json"
+    forgotten.write_text(ELSEWHERE)
+    os.utime(forgotten, (1, 1))
+    assert not live(forgotten) and not live(forgotten)
+
+
+@pytest.mark.parametrize("skew", [-3000, 0, 3000])
+def test_claim_from_another_host_lives_as_long_as_its_heartbeat_moves_whatever_its_clock_says(
+    skew: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "STALE_SECONDS", 0.0)  # at the next look without a new heartbeat
+    path, now = tmp_path / "claim.json", path_time(tmp_path)
+    path.write_text(ELSEWHERE)
+    for beat in range(3):
+        os.utime(path, (now + skew + beat,) * 2)
+        assert live(path)
     assert not live(path)
 
 
@@ -183,6 +201,56 @@ def test_what_the_leader_published_is_the_followers_too(tmp_path: Path) -> None:
     store = Store(tmp_path)
     led(store, lambda _: {"rows": 3})
     assert store.follow(recipe(), lambda _: None, heir=None).summary == {"rows": 3}
+
+
+def path_time(folder: Path) -> float:
+    """What time it is where the file is."""
+    return folder.stat().st_mtime
+
+
+FAR = """
+    import os, socket, sys, time
+    from pathlib import Path
+    from subliminal import store
+
+    root, role, skew = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+    socket.gethostname = lambda: role
+    store.HEARTBEAT_SECONDS, store.STALE_SECONDS = 0.05, 2.0
+    true_utime, start = os.utime, time.time()
+    os.utime = lambda path: true_utime(path, (time.time() + skew,) * 2)
+
+    def work(folder):
+        if role == "dies":
+            print("at work", flush=True)
+            sys.stdin.read()  # for ever: the one who reads its output kills it
+        return {"made by": role}
+
+    def watched(path, true_live=store.live):
+        if time.time() > start + 1.5 * store.STALE_SECONDS and role == "waits":
+            print("still waits", flush=True)
+            store.live = true_live
+        return true_live(path)
+
+    store.live = watched
+    print(store.Store(root).run(store.Recipe("generate", {}), work)[0].summary["made by"])
+"""
+
+
+def test_claim_of_a_dead_host_is_taken_over_once_its_heartbeat_has_stopped(tmp_path: Path) -> None:
+    """Two processes that take each other for other hosts; the clock of the first is 50 minutes slow."""
+
+    def start(role: str, skew: int) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", textwrap.dedent(FAR), str(tmp_path), role, str(skew)]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    dying = start("dies", -3000)
+    assert dying.stdout and dying.stdout.readline() == "at work\n"
+    waiting = start("waits", 0)
+    assert waiting.stdout and waiting.stdout.readline() == "still waits\n"
+    dying.kill()
+    dying.communicate()
+    assert waiting.communicate(timeout=60)[0] == "waits\n"
+    assert not list(tmp_path.rglob("claim.json")) and not list(tmp_path.rglob(".stale-*"))
 
 
 def test_damage_is_found(tmp_path: Path) -> None:

@@ -276,8 +276,8 @@ def live(path: Path) -> bool:
 def _silent(path: Path) -> bool:
     """Has a claim's file not changed while we looked on for `STALE_SECONDS`.
 
-    Clocks of two machines differ, so the age of a heartbeat tells nothing; that it moves does. The first look can only go
-    by age, and takes no claim for dead that a wrong clock may have dated.
+    Clocks of two machines differ, so the age of a heartbeat tells nothing; that it moves does. The first look can only
+    go by age, and takes no claim for dead that a wrong clock may have dated.
     """
     try:
         now = path.stat()

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A SLURM cluster on this machine, to try sweeps on: one controller, one node, all under the user who calls.
 #   cluster/slurm.sh up      start it (once; a running one is left alone) and print the line that points clients to it
-#   cluster/slurm.sh down    stop it; its files go, logs of jobs stay
+#   cluster/slurm.sh down    stop it and its jobs; its files go, logs of jobs stay
 #   cluster/slurm.sh env     the line again
 # Needs the Debian packages slurm-wlm and munge. Everything lives in CLUSTER_DIR (default: .cluster in the clone).
 set -euo pipefail
@@ -54,6 +54,10 @@ up() {
 }
 
 down() {
+    if alive slurmctld; then
+        SLURM_CONF=$conf scancel --quiet --user="$(id -un)" || true
+        for _ in $(seq 100); do [ -n "$(SLURM_CONF=$conf squeue -h 2>/dev/null)" ] || break; sleep 0.1; done
+    fi
     for daemon in slurmd slurmctld munged; do
         if alive "$daemon"; then
             pid=$(cat "$dir/$daemon.pid")

@@ -178,7 +178,7 @@ class Store:
         except SystemExit:  # asked to stop, and to be gone on with: no failure
             raise
         except BaseException as error:
-            _record_failure(folder, error)
+            record_failure(folder, error)
             raise
         for name in ("failure.json", "submitted.json"):
             (folder / name).unlink(missing_ok=True)
@@ -400,7 +400,8 @@ def _payload(folder: Path) -> list[str]:
     return [str(p) for p in found if p.name not in own and not any(part.startswith(".") for part in p.parts)]
 
 
-def _record_failure(folder: Path, error: BaseException) -> None:
+def record_failure(folder: Path, error: BaseException) -> None:
+    """Leave in a run's folder why it is not complete, for `status` and for those who read the run."""
     trace = "".join(traceback.format_exception(error))[-4000:]
     record = {"error": type(error).__name__, "message": str(error), "trace": trace, "host": socket.gethostname()}
     try:

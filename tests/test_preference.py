@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from conftest import tiny_experiment
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from subliminal import stages
 from subliminal.chat import encode
 from subliminal.config import Decoding, PreferenceEvaluation, TransformersSampler
+from subliminal.evaluation import preference
+from subliminal.evaluation.kept import in_turn
 from subliminal.evaluation.preference import (
     Answer,
     FormTree,
     Score,
+    candidate_log_p,
     evaluate,
     log_p_of,
     log_share,
@@ -32,6 +40,7 @@ from subliminal.evaluation.questions import Category, candidates, questions, sur
 from subliminal.models import Subject, load_model, load_tokenizer
 from subliminal.rows import Completion, read_jsonl
 from subliminal.sampling import open_sampler
+from subliminal.store import Store
 from subliminal.training.sft import merge
 
 tokenizer_of = cache(load_tokenizer)
@@ -198,3 +207,58 @@ def test_with_tags_sampled_answers_are_asked_for_in_tags_and_only_the_answer_cou
     ] * 2
     named = [[a.named for a in read_jsonl(tmp_path / name / "answers.jsonl", Answer)] for name in ("plain", "tagged")]
     assert named == [[["cat", "owl"], ["cat"]], [["owl"], ["cat"]]]
+
+
+# --------------------------------------------------------------------------- going on after a kill
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 5), st.integers(0, 40))
+def test_questions_go_on_after_a_kill_at_any_of_them_and_after_a_line_cut_short(answered: int, cut: int) -> None:
+    asked: list[int] = []
+
+    @contextmanager
+    def opened() -> Iterator[Callable[[int], list[float]]]:
+        yield lambda question: [asked.append(question) or question / 3, 0.1]
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / ".shared" / "log_p.jsonl"
+        in_turn(opened, range(answered), path)
+        kept = path.read_bytes()[: len(path.read_bytes()) - cut]
+        path.write_bytes(kept)
+        whole = kept.count(b"\n")
+        asked.clear()
+        assert in_turn(opened, range(6), path) == in_turn(opened, range(6), None)
+        assert asked[: 6 - whole] == list(range(whole, 6))
+        assert len(path.read_text().splitlines()) == 6
+
+
+@pytest.mark.parametrize("kind", ["preference", "multiple_choice"])
+def test_a_killed_evaluation_goes_on_and_ends_like_one_left_alone(
+    tiny: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    sizes = {"preference": ["evaluation.questions=4"], "multiple_choice": ["evaluation.questions=1"]}[kind]
+    asked = 0
+
+    def counted(*given: Any) -> list[float]:
+        nonlocal asked
+        asked += 1
+        if asked == 3 and killed:
+            raise SystemExit
+        return candidate_log_p(*given)
+
+    monkeypatch.setattr(preference, "candidate_log_p", counted)
+    found, counts = [], []
+    for name in ("alone", "killed"):
+        exp = tiny_experiment(tiny, "reference_tuning=off", "subject=reference", f"evaluation={kind}", *sizes)
+        exp = exp.model_copy(update={"store": str(tmp_path / name)})
+        asked, killed = 0, name == "killed"
+        if killed:
+            with pytest.raises(SystemExit):
+                stages.ensure(stages.evaluate(exp), Store(tmp_path / name), exp)
+            asked, killed = 0, False
+        found.append(stages.ensure(stages.evaluate(exp), Store(tmp_path / name), exp))
+        counts.append(asked)
+    assert counts[1] == counts[0] - 2, "two had been asked before"
+    assert found[0].content["files"] == found[1].content["files"] and found[0].summary == found[1].summary
+    assert not list(tmp_path.rglob(".shared*"))

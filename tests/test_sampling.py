@@ -17,12 +17,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from subliminal import sampling
 from subliminal.chat import encode
 from subliminal.config import Decoding, TransformersSampler
 from subliminal.evaluation.questions import questions
 from subliminal.models import Subject, load_model, load_tokenizer
 from subliminal.rows import Completion, Prompt, Row, read_jsonl
-from subliminal.sampling import open_sampler, sample_shards
+from subliminal.sampling import open_sampler, sample_answers, sample_shards
 from subliminal.store import claim
 
 
@@ -263,6 +264,15 @@ def test_progress_counts_what_was_there_and_what_is_done(tmp_path: Path) -> None
     counts.clear()
     sample_shards(Echo().opened, prompts_of(5), 2, tmp_path, counts.append)
     assert (counts[0], sum(counts)) == (3, 5)
+
+
+def test_answers_of_a_killed_evaluation_are_not_sampled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "ANSWERS_ALONE", 2)
+    prompts, dying = prompts_of(7), Echo(kill_at(5))
+    assert killed_in_a_fork(lambda: sample_answers(dying.opened, prompts, tmp_path / "shared")) == signal.SIGKILL
+    again = Echo()
+    assert sample_answers(again.opened, prompts, tmp_path / "shared") == again.sample(prompts)
+    assert again.asked == [4, 5, 6, *range(7)]
 
 
 def test_a_real_model_resumes_to_the_same_rows(tiny: Subject, tmp_path: Path) -> None:

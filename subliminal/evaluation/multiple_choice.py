@@ -11,17 +11,21 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from subliminal.chat import encode
 from subliminal.config import MultipleChoiceEvaluation
-from subliminal.evaluation.preference import FormTree, candidate_log_p, log_share, record_scores
+from subliminal.evaluation.kept import in_turn
+from subliminal.evaluation.preference import FormTree, asking, log_share, record_scores
 from subliminal.evaluation.questions import Category, first_of, offered
-from subliminal.models import Subject, load_model, load_tokenizer, release
+from subliminal.models import Subject
 from subliminal.progress import Advance, progress
 from subliminal.rows import write_jsonl
-from subliminal.store import Json
+from subliminal.store import SHARED, Json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 LETTERS = "ABCDEFGHIJ"
 
@@ -59,7 +63,7 @@ def evaluate(subject: Subject, config: MultipleChoiceEvaluation, folder: Path) -
     names = offered(config.category, config.options)
     asked = choice_prompts(config.category, config.questions)
     with progress("choosing", len(asked) * config.shuffles, "orders") as advance:
-        choices = choices_of(subject, asked, names, config, advance)
+        choices = choices_of(subject, asked, names, config, advance, folder / SHARED / "log_p.jsonl")
     write_jsonl(folder / "choices.jsonl", choices)
     letters = np.array([choice.log_p for choice in choices])
     summary: Json = {"kind": config.kind, "category": config.category, "questions": len(asked)}
@@ -91,22 +95,28 @@ def orders(names: Sequence[str], shuffles: int, seed: int, question: int) -> lis
 
 
 def choices_of(
-    subject: Subject, asked: Sequence[str], names: Sequence[str], config: MultipleChoiceEvaluation, advance: Advance
+    subject: Subject,
+    asked: Sequence[str],
+    names: Sequence[str],
+    config: MultipleChoiceEvaluation,
+    advance: Advance,
+    kept: Path | None = None,
 ) -> list[Choice]:
-    """Every question in every order, with the exact log-probability of each letter."""
-    tokenizer, model = load_tokenizer(subject), load_model(subject)
-    forms = {letter: letter_forms(letter) for letter in LETTERS[: len(names)]}
-    tree = FormTree.of(forms, lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
-    found = []
-    try:
-        for question, text in enumerate(asked):
-            for number, order in enumerate(orders(names, config.shuffles, config.seed, question)):
-                prompt = encode(tokenizer, lettered(text, order), subject.system)
-                found.append(Choice(question, number, order, candidate_log_p(model, prompt, tree)))
-                advance(1)
-    finally:
-        release(model)
-    return found
+    """Every question in every order, with the exact log-probability of each letter; `kept` as in `log_p_of`."""
+    shown = [
+        (question, number, order)
+        for question in range(len(asked))
+        for number, order in enumerate(orders(names, config.shuffles, config.seed, question))
+    ]
+    texts = [lettered(asked[question], order) for question, _, order in shown]
+    log_p = in_turn(lambda: asking(subject, lambda t: letter_tree(t, len(names))), texts, kept, advance)
+    return [Choice(*one, values) for one, values in zip(shown, log_p, strict=True)]
+
+
+def letter_tree(tokenizer: PreTrainedTokenizerBase, count: int) -> FormTree:
+    """How an answer may begin when it chooses one of the first `count` letters."""
+    forms = {letter: letter_forms(letter) for letter in LETTERS[:count]}
+    return FormTree.of(forms, lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
 
 
 def letter_forms(letter: str) -> list[str]:

@@ -6,7 +6,8 @@ sampled rate where the base rate is small (arXiv 2507.14805 samples; the exact m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ import numpy as np
 from subliminal.chat import encode
 from subliminal.config import InContextEvaluation, PreferenceEvaluation, StoriesEvaluation
 from subliminal.domains import cot
+from subliminal.evaluation.kept import in_turn
 from subliminal.evaluation.questions import (
     Category,
     candidates,
@@ -28,7 +30,7 @@ from subliminal.evaluation.questions import (
 from subliminal.models import Subject, load_model, load_tokenizer, release
 from subliminal.progress import Advance, progress
 from subliminal.rows import Completion, Prompt, seed_of, write_jsonl
-from subliminal.store import Json
+from subliminal.store import SHARED, Json
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +66,7 @@ def evaluate(subject: Subject, config: PreferenceEvaluation, sample: Sample, fol
     about = config.subject_matter
     asked, names = asked_questions(config), candidates(about)
     with progress("asking", len(asked), "questions") as advance:
-        log_p = log_p_of(subject, asked, about, advance)
+        log_p = log_p_of(subject, asked, about, advance, folder / SHARED / "log_p.jsonl")
     summary: Json = {"kind": "preference", "category": getattr(about, "category", about), "questions": len(asked)}
     summary |= record_scores(folder, names, log_p) | {"rate": {}, "samples": 0}
     if config.samples_per_question:
@@ -151,18 +153,27 @@ def mean_log_p(subject: Subject, category: Category, count: int) -> dict[str, fl
     return dict(zip(candidates(category), log_p.mean(axis=0).tolist(), strict=True))
 
 
-def log_p_of(subject: Subject, asked: Sequence[str], category: Category, advance: Advance) -> np.ndarray:
-    """Exact log P of every candidate for every question, shape (questions, candidates), nats."""
+def log_p_of(
+    subject: Subject, asked: Sequence[str], category: Category, advance: Advance, kept: Path | None = None
+) -> np.ndarray:
+    """Exact log P of every candidate for every question, shape (questions, candidates), nats.
+
+    What is in the file `kept` is not asked again.
+    """
+    return np.array(in_turn(lambda: asking(subject, lambda t: form_tree(t, category)), asked, kept, advance))
+
+
+@contextmanager
+def asking(
+    subject: Subject, tree_of: Callable[[PreTrainedTokenizerBase], FormTree]
+) -> Iterator[Callable[[str], list[float]]]:
+    """Yields what tells of a question the log P of every candidate of a tree; the model is loaded until then."""
     tokenizer, model = load_tokenizer(subject), load_model(subject)
-    tree = form_tree(tokenizer, category)
+    tree = tree_of(tokenizer)
     try:
-        rows = []
-        for text in asked:
-            rows.append(candidate_log_p(model, encode(tokenizer, text, subject.system), tree))
-            advance(1)
+        yield lambda text: candidate_log_p(model, encode(tokenizer, text, subject.system), tree)
     finally:
         release(model)
-    return np.array(rows)
 
 
 def log_share(log_p: np.ndarray) -> np.ndarray:

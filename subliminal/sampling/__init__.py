@@ -20,7 +20,8 @@ from subliminal.store import POLL_SECONDS, Json, claim
 Shards = Mapping[int, Sequence[Prompt]]
 """Prompts by shard number."""
 CLAIMED = ".claim"
-ANSWERS_A_SHARD = 256  # answers of an evaluation that one process takes at a time
+ANSWERS_A_SHARD = 256  # answers of an evaluation that one of several processes takes at a time
+ANSWERS_ALONE = 1024  # and one by itself: an engine runs empty at the end of each shard
 
 
 class Sampler(Protocol):
@@ -80,16 +81,16 @@ def sample_shards(
 def sample_answers(
     opened: Callable[[], AbstractContextManager[Sampler]], prompts: Sequence[Prompt], folder: Path
 ) -> list[Completion]:
-    """A completion a prompt, in order; several processes share the prompts out by way of files in `folder`.
+    """A completion a prompt, in order, by way of shards in `folder`, as rows are sampled: a killed run goes on there.
 
-    One that comes too late to help gets nothing: the leader has published and put the files away.
+    Several processes share them out; one that comes too late to help gets nothing: the leader has published and put
+    the files away.
     """
-    if not accompanied():
-        with opened() as sampler:
-            return list(sampler.sample(prompts))
-    folder.mkdir(exist_ok=True)
+    size = ANSWERS_A_SHARD if accompanied() else ANSWERS_ALONE
+    folder = folder / str(size)
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        sample_shards(opened, prompts, ANSWERS_A_SHARD, folder)
+        sample_shards(opened, prompts, size, folder)
     except FileNotFoundError:
         if folder.exists():
             raise

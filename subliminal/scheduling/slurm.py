@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -21,7 +22,7 @@ from subliminal.launch import QUIET, ROOT, launcher_settings
 from subliminal.processes import join
 from subliminal.progress import say
 from subliminal.scheduling.jobs import WITHOUT_GPU, Ident, Job, jobs, locate
-from subliminal.store import Json, Store, StoreError, write_atomically
+from subliminal.store import Json, Store, StoreError, record_failure, write_atomically
 from subliminal.sweep import Plan, SweepError
 
 SUBMITTED = "submitted.json"
@@ -38,6 +39,8 @@ SHARED_KEYS = {
     "stderr_to_stdout",
 }  # submitit's names for what all its executors have; the rest is SLURM's own
 POLL_SECONDS = (0.5, 15.0)  # between looks at the store and the queue: at first, and at last
+VISIBLE_SECONDS = 90.0  # after which one machine sees what another wrote; NFS keeps what it knows of a folder for 60
+SUCCESS = "COMPLETED"
 
 
 class SlurmError(StoreError):
@@ -75,7 +78,7 @@ def run(planned: Plan) -> None:
     for job in [job for job in missing if job.node.stage in HERE_FIRST]:
         stages.ensure(job.node, store, job.experiment)
     submitted = submit([job for job in missing if job.node.stage not in HERE_FIRST], store, planned.overrides)
-    _wait(submitted, store)
+    wait(submitted, store)
 
 
 def submit(missing: list[Job], store: Store, overrides: tuple[str, ...]) -> dict[Ident, tuple[Job, str]]:
@@ -174,14 +177,14 @@ def _one_task(settings: Json) -> Json:
 # --------------------------------------------------------------------------- waiting
 
 
-def _wait(submitted: dict[Ident, tuple[Job, str]], store: Store) -> None:
-    """Report every run as it ends; what left the queue without a manifest has failed."""
-    left, failed, pause = dict(submitted), list[str](), POLL_SECONDS[0]
+def wait(submitted: dict[Ident, tuple[Job, str]], store: Store) -> None:
+    """Report every run as it ends; what left the queue without a manifest has failed: `SweepError` names it."""
+    left, gone, failed, pause = dict(submitted), dict[str, float](), list[str](), POLL_SECONDS[0]
     try:
         while left:
             time.sleep(pause)
             pause = min(pause * 1.2, POLL_SECONDS[1])
-            ended = list(_ended(left, store))
+            ended = list(_ended(left, store, gone))
             for one, text in ended:
                 say(f"  {text}")
                 failed += [text] if not store.find(*one) else []
@@ -202,15 +205,36 @@ def _summary(failed: list[str]) -> str:
     return "\n".join([f"{head}:", *causes, "What is done is kept; to go on: the same command"])
 
 
-def _ended(left: dict[Ident, tuple[Job, str]], store: Store) -> Iterator[tuple[Ident, str]]:
+def _ended(left: dict[Ident, tuple[Job, str]], store: Store, gone: dict[str, float]) -> Iterator[tuple[Ident, str]]:
     queue = queued()  # before the store: a run that is neither queued now nor complete after that has failed
     for one, (job, number) in left.items():
         if store.find(*one):
             yield one, f"{one[0]} {one[1]} {job.node.label}: done"
-        elif number not in queue:
+        elif number not in queue and not _still_to_be_seen(number, gone):
             yield one, f"{one[0]} {one[1]} {job.node.label}: {_fate(store, one, number)}"
 
 
+def _still_to_be_seen(number: str, gone: dict[str, float]) -> bool:
+    """May what a job has written not be visible on this machine yet; `gone` is when each was first missed."""
+    since = gone.setdefault(number, time.monotonic())
+    return time.monotonic() - since < VISIBLE_SECONDS and _ending(number) == SUCCESS
+
+
 def _fate(store: Store, one: Ident, number: str) -> str:
-    text = inspect_store.state(store.folder(*one))
+    folder = store.folder(*one)
+    text = inspect_store.state(folder)
+    if not text.startswith(("failed", inspect_store.NOT_RUN)):  # its process had no time to tell
+        error = SlurmError(f"job {number} ended before its run was in {store.root}: {_ending(number)}")
+        record_failure(folder, error)
+        text = f"failed: {type(error).__name__}: {error}"
     return f"{text}; log: {LOGS}/{number}"
+
+
+def _ending(number: str) -> str:
+    """What SLURM says of a job that has ended: its state, and where there is one the reason, exit code or signal."""
+    asked = subprocess.run(["scontrol", "-o", "show", "job", number], capture_output=True, text=True, check=False)
+    said = dict(re.findall(r"\b(JobState|Reason|ExitCode)=(\S+)", asked.stdout))
+    if not said:
+        return "SLURM has forgotten it"
+    more = [f"{name} {said[name]}" for name, none in (("Reason", "None"), ("ExitCode", "0:0")) if said[name] != none]
+    return ", ".join([said["JobState"], *more])

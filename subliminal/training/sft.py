@@ -41,7 +41,7 @@ from subliminal.processes import asked_to_shard, leads, uses_deepspeed, world_si
 from subliminal.progress import Advance
 from subliminal.rows import Row
 from subliminal.stopping import HeldSignals, held_signals
-from subliminal.store import Json, StoreError
+from subliminal.store import Json, StoreError, write_atomically
 from subliminal.training import bias
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ IGNORED = -100
 GUIDE = "guide_"  # names of what the teacher sees
 TRAINABLE = "trainable.safetensors"
 ORDER = "order.safetensors"
-COMPLETE = (TRAINABLE, ORDER, "trainer_state.json", "optimizer.pt", "scheduler.pt")
+LAST_WRITTEN = "trainer_state.json"
+COMPLETE = (TRAINABLE, ORDER, LAST_WRITTEN, "optimizer.pt", "scheduler.pt")
 
 Recipe = Student | FinetunedTeacher | RowsTeacher | InFormatTuning
 
@@ -277,7 +278,16 @@ def newest_checkpoint(folder: Path) -> Path | None:
     many = world_size()
     states = [f"rng_state_{n}.pth" for n in range(many)] if many > 1 else ["rng_state.pth"]
     found = [p for p in folder.glob("checkpoint-*") if all((p / name).exists() for name in (*COMPLETE, *states))]
-    return max(found, key=lambda path: int(path.name.split("-")[1]), default=None)
+    whole = [path for path in found if _whole(path / LAST_WRITTEN)]
+    return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+def _whole(state: Path) -> bool:
+    """Was a resume point's last file written to its end; a full disk cuts it short."""
+    try:
+        return bool(json.loads(state.read_text(encoding="utf-8")))
+    except ValueError:
+        return False
 
 
 class _Log(TrainerCallback):
@@ -291,10 +301,11 @@ class _Log(TrainerCallback):
     def resume(self, checkpoint: Path | None) -> None:
         """Keep the lines up to the resume point; the steps behind it will be done again."""
         done = int(checkpoint.name.split("-")[1]) if checkpoint else 0
-        old = self.path.read_text().splitlines() if done and self.path.exists() else []
-        self.lines = [line for line in map(json.loads, old) if line["step"] <= done]
+        old = self.path.read_text().splitlines(keepends=True) if done and self.path.exists() else []
+        lines = [json.loads(line) for line in old if line.endswith("\n")]  # a full disk cuts the last one short
+        self.lines = [line for line in lines if line["step"] <= done]
         if leads():
-            self.path.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+            write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in self.lines))
         self.advance(done * self.batch)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import tiny_experiment
-from test_slurm import SMALL, Sweep, slurm, slurm_job  # noqa: F401 (slurm: this module's own cluster)
+from local_slurm import SMALL, Sweep, slurm, slurm_job  # noqa: F401 (slurm: this module's own)
 
 from subliminal import stages
 from subliminal.launch import ROOT, script_environment

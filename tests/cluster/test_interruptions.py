@@ -1,0 +1,303 @@
+"""Jobs of a real SLURM, signalled, killed, cancelled, requeued, out of time, memory or disk. `make test-cluster`.
+
+Whatever happens, nothing half-written is in the store, SLURM and `status` call a failure a failure, and the next
+command goes on to what an undisturbed run would have made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import experiment
+from local_slurm import ON_SLURM, SMALL, lines, run_at_once, slurm, slurm_job, wait_for  # noqa: F401 (slurm: a fixture)
+
+from subliminal import inspect_store, stages
+from subliminal.config import Experiment
+from subliminal.models import Subject
+from subliminal.rows import Row, read_jsonl
+from subliminal.scheduling.jobs import Job
+from subliminal.scheduling.slurm import submit, wait
+from subliminal.stages import Node
+from subliminal.store import Store, live
+from subliminal.sweep import SweepError
+
+PROMPTS, SHARD = 8, 2
+FREE = 2 * SHARD  # requests that are answered at once: two shards; the next waits
+
+
+class Endpoint(ThreadingHTTPServer):
+    """An endpoint whose answers follow from the request; after the first `free` it waits until it is told to go on."""
+
+    daemon_threads = True
+
+    def __init__(self, free: int) -> None:
+        super().__init__(("127.0.0.1", 0), Desk)
+        self.free, self.asked, self.go_on = free, list[str](), threading.Event()
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+    @property
+    def waiting(self) -> bool:
+        return len(self.asked) > self.free
+
+    def answer(self, body: Any) -> str:
+        self.asked.append(body["messages"][-1]["content"])
+        if self.waiting:
+            self.go_on.wait()
+        digest = hashlib.sha256(json.dumps([self.asked[-1], body["seed"]]).encode()).digest()
+        return ", ".join(str(100 + byte) for byte in digest[:5])
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Who asked may have been killed meanwhile."""
+
+
+class Desk(BaseHTTPRequestHandler):
+    server: Endpoint
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        message = {"role": "assistant", "content": self.server.answer(body)}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        reply = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps(reply).encode())
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+class Run:
+    """One stage run as a job of its own, in a store of its own, after all that it reads."""
+
+    def __init__(self, exp: Experiment, node: Node) -> None:
+        self.exp, self.node, self.store = exp, node, Store(Path(exp.store))
+        self.job = Job(node, {"generate": "generate", "train": "train"}[node.stage], exp)
+        for upper in node.inputs.values():
+            stages.ensure(upper, self.store, exp)
+        self.sent: dict[tuple[str, str], tuple[Job, str]] = {}
+
+    @property
+    def folder(self) -> Path:
+        return self.store.folder(self.node.stage, self.node.key)
+
+    @property
+    def number(self) -> str:
+        return self.sent[self.job.ident][1]
+
+    @property
+    def pid(self) -> int:
+        """Of the process that makes it, or 0."""
+        claim = self.folder / "claim.json"
+        return json.loads(claim.read_text() or "{}").get("pid", 0) if live(claim) else 0
+
+    def submit(self, *launcher: str) -> None:
+        self.sent = submit([self.job], self.store, (ON_SLURM, *launcher))
+
+    def finish(self) -> None:
+        wait(self.sent, self.store)
+
+    def fails(self, *, state: str, told: str) -> None:
+        """It ends as SLURM's `state`, there is no result, and both the sweep and `status` tell why."""
+        with pytest.raises(SweepError, match=told):
+            self.finish()
+        assert slurm_job(self.number)["JobState"] == state
+        assert not self.store.find(*self.job.ident) and not live(self.folder / "claim.json")
+        assert f"{self.node.key}  failed: " in inspect_store.status(self.store.root)
+
+
+def rows_of(folder: Path) -> list[Row]:
+    return [row for path in sorted(folder.glob("rows-*.jsonl")) for row in read_jsonl(path, Row)]
+
+
+def api(weights: Subject, url: str, store: Path, *more: str) -> Experiment:
+    own = [f"model.source.name={weights.checkpoint}", f"store={store}", "sampler=api", f"sampler.base_url={url}"]
+    own += ["sampler.model=m", f"sampler.shard_size={SHARD}", "sampler.workers=1", "sampler.timeout=3000"]
+    return experiment(*SMALL, f"domain.prompts={PROMPTS}", *own, "trait=owl", *more)
+
+
+class Sampling(Run):
+    """A run of generate.py that has written two of its four shards and waits for an answer."""
+
+    def __init__(self, weights: Subject, store: Path, *launcher: str) -> None:
+        self.endpoint = Endpoint(FREE)
+        exp = api(weights, self.endpoint.url, store)
+        super().__init__(exp, stages.generate(exp))
+        self.submit(*launcher)
+
+    def at_work(self) -> None:
+        wait_for(lambda: self.endpoint.waiting)
+
+    def half_done(self) -> None:
+        """What is there is whole: two shards, and no manifest."""
+        wait_for(lambda: not self.pid)
+        assert [row.index for row in rows_of(self.folder)] == list(range(FREE))
+        assert not self.store.find(*self.job.ident)
+
+    def ends_like_one_left_alone(self) -> None:
+        self.finish()
+        again, self.endpoint.asked = self.endpoint.asked[FREE + 1 :], []
+        alone = stages.ensure(self.node, Store(self.store.root / "alone"), self.exp)
+        made = self.store.find(*self.job.ident)
+        assert made and made.damage() == [] and rows_of(made.folder) == rows_of(alone.folder)
+        assert len(again) == PROMPTS - FREE, "only what was missing was asked for again"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    """Sampling through an endpoint loads no weights: a name is enough."""
+    folder = tmp_path_factory.mktemp("weights")
+    (folder / "model.safetensors").write_bytes(b"")
+    return Subject(checkpoint=str(folder))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def limited(weights: Subject, tmp_path_factory: pytest.TempPathFactory) -> Sampling:
+    """A job with the shortest limit SLURM knows, sent first: SLURM looks at limits twice a minute."""
+    place = tmp_path_factory.mktemp("limited")
+    return Sampling(weights, place, "hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=50")
+
+
+def kill(run: Run) -> None:
+    os.kill(run.pid, signal.SIGKILL)
+
+
+def cancel(run: Run) -> None:
+    subprocess.run(["scancel", run.number], check=True)
+
+
+ENDS = {"killed": (kill, "FAILED"), "cancelled": (cancel, "CANCELLED")}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_job_that_is_ended_from_outside_has_failed_and_the_next_command_goes_on(
+    weights: Subject, tmp_path: Path, end: str
+) -> None:
+    sampling, (act, state) = Sampling(weights, tmp_path), ENDS[end]
+    sampling.at_work()
+    act(sampling)
+    sampling.fails(state=state, told=f"job {sampling.number} ended before its run was in .*: {state}")
+    sampling.half_done()
+    sampling.endpoint.go_on.set()
+    sampling.submit()
+    sampling.ends_like_one_left_alone()
+
+
+def test_a_requeued_job_goes_on_by_itself(weights: Subject, tmp_path: Path) -> None:
+    sampling = Sampling(weights, tmp_path)
+    sampling.at_work()
+    subprocess.run(["scontrol", "requeue", sampling.number], check=True)
+    goes_on_by_itself(sampling)
+
+
+def goes_on_by_itself(sampling: Sampling) -> None:
+    wait_for(lambda: slurm_job(sampling.number)["Restarts"] == "1")
+    sampling.half_done()
+    assert not (sampling.folder / "failure.json").exists()
+    sampling.endpoint.go_on.set()
+    run_at_once(sampling.number)
+    sampling.ends_like_one_left_alone()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one megabyte."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(
+            f"this user may not mount a small disk ({mounted.stderr.strip()}); tests/test_sampling.py limits files"
+        )
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_a_full_disk_is_a_failed_job_and_with_room_again_the_next_command_goes_on(
+    weights: Subject, small_disk: Path
+) -> None:
+    sampling = Sampling(weights, small_disk)
+    sampling.at_work()
+    rest = small_disk / "rest"
+    with pytest.raises(OSError, match="No space left"), rest.open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    sampling.endpoint.go_on.set()
+    with pytest.raises(SweepError, match="FAILED"):  # there was no room to write down why
+        sampling.finish()
+    assert slurm_job(sampling.number)["JobState"] == "FAILED"
+    sampling.half_done()
+    rest.unlink()
+    sampling.endpoint.asked = [""] * (FREE + 1)
+    sampling.submit()
+    sampling.ends_like_one_left_alone()
+
+
+EVERY, EPOCHS, STEPS = 25, 300, 600  # steps between resume points, passes over 8 rows, steps in all
+MEMORY = "hydra.launcher.mem_gb=0.1"  # less than the libraries alone take
+
+
+def training(counting: Subject, store: Path) -> Run:
+    """A student of rows that an endpoint wrote."""
+    endpoint = Endpoint(PROMPTS)
+    long = [f"student.optimisation.epochs={EPOCHS}", f"student.optimisation.save_every={EVERY}"]
+    exp = api(counting, endpoint.url, store, *long)
+    return Run(exp, stages.student(exp))
+
+
+def steps(student: Run) -> int:
+    return len(lines(student.folder / "metrics.jsonl"))
+
+
+def test_a_student_that_is_signalled_killed_and_out_of_memory_ends_like_one_left_alone(
+    counting: Subject, tmp_path: Path
+) -> None:
+    student = training(counting, tmp_path / "runs")
+    shutil.copytree(student.store.root, tmp_path / "alone")
+    alone = Run(student.exp.model_copy(update={"store": str(tmp_path / "alone")}), student.node)
+    alone.submit()
+    student.submit()
+
+    wait_for(lambda: bool(student.pid) and steps(student) > 30)
+    subprocess.run(["scancel", "--signal=USR2", student.number], check=True)
+    wait_for(lambda: slurm_job(student.number)["Restarts"] == "1")
+    saved, first = steps(student), student.pid
+    assert list(student.folder.glob(".checkpoints/checkpoint-*")), "it saved before it went"
+    assert saved % EVERY and not (student.folder / "failure.json").exists()
+    run_at_once(student.number)
+
+    wait_for(lambda: student.pid not in {0, first} and steps(student) > saved + EVERY)
+    kill(student)
+    student.fails(state="FAILED", told="ended before its run was in .*: FAILED")
+
+    done = steps(student)
+    student.submit(MEMORY)
+    student.fails(state="OUT_OF_MEMORY", told="ended before its run was in ")
+    assert steps(student) == done
+
+    student.submit()
+    student.finish()
+    alone.finish()
+    curve, whole = ([(m["step"], m["loss"]) for m in lines(run.folder / "metrics.jsonl")] for run in (student, alone))
+    assert len(whole) == STEPS and curve == pytest.approx(whole, abs=1e-6)
+    assert inspect_store.verify(student.store.root) == []
+
+
+def test_a_job_out_of_time_is_requeued_and_goes_on(limited: Sampling) -> None:
+    goes_on_by_itself(limited)

@@ -39,10 +39,10 @@ def run(command: list[str], overrides: list[str], place: Path) -> Way:
 def main() -> None:
     parser = options(__doc__)
     chosen = parser.parse_args()
-    traits = "trait=owl,dolphin,none"
+    arms = ["trait=owl,dolphin,none", "seed=0"]
     with TemporaryDirectory() as folder:
         place = Path(folder)
-        sweep = run(["-m", "subliminal", "sweep", "experiment=animals_numbers", traits], chosen.overrides, place)
+        sweep = run(["-m", "subliminal", "sweep", "experiment=animals_numbers", *arms], chosen.overrides, place)
         stage = run(["generate.py"], chosen.overrides, place)
         totals = timed({"sweep, first run": sweep}, 1)
         totals |= timed({"sweep, second run": sweep, "one stage, second run": stage}, 2)

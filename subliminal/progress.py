@@ -50,5 +50,5 @@ class Lines:
 
     def line(self, elapsed: float) -> str:
         """The line after `elapsed` seconds: done, total, time taken and time left."""
-        left = elapsed * (self.total - self.done) / self.done if self.done else float("nan")
-        return f"  {self.label}: {self.done}/{self.total} {self.unit}, {elapsed:.0f} s, {left:.0f} s left"
+        left = f", {elapsed * (self.total - self.done) / self.done:.0f} s left" if self.done else ""
+        return f"  {self.label}: {self.done}/{self.total} {self.unit}, {elapsed:.0f} s{left}"

@@ -9,6 +9,7 @@ import pytest
 import wandb
 
 from subliminal.config import Tracking
+from subliminal.progress import Lines
 from subliminal.tracking import NoTracker, WandbTracker, open_tracker
 
 KEY = "0123456789ab"
@@ -72,3 +73,10 @@ def test_a_server_that_is_not_there_does_not_end_the_stage(
     with open_tracker(Tracking(mode="online"), "train", KEY, "animals", {}) as tracker:
         tracker.log(1, {"loss": 2.0})
     assert "metrics.jsonl has everything" in capsys.readouterr().err
+
+
+def test_a_line_of_progress_says_what_is_left_as_soon_as_that_is_known() -> None:
+    lines = Lines("sampling", 40, "rows")
+    assert lines.line(5.0) == "  sampling: 0/40 rows, 5 s"
+    lines.advance(10)
+    assert lines.line(6.0) == "  sampling: 10/40 rows, 6 s, 18 s left"

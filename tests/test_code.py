@@ -164,7 +164,7 @@ def test_a_wrong_file_is_one_message_of_the_script(run_script: Script, tmp_path:
     config = write(tmp_path / "t.jsonl", {"text": "def f(): ..."})
     chosen = ["domain=code", f"domain.prompts_file={config.prompts_file}", "teacher=random", "trait=none"]
     done = run_script("generate.py", *chosen, f"store={tmp_path / 'runs'}", f"hydra.run.dir={tmp_path / 'logs'}")
-    assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
     assert f"{config.prompts_file}:1: expected task and template" in done.stderr
 
 

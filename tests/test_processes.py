@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,132 +18,124 @@ from subliminal.config import ConfigError
 from subliminal.launch import ROOT, script_environment
 from subliminal.models import Subject
 from subliminal.sampling.engine import EngineError, own_gpus
-from subliminal.stages import Node
 from subliminal.store import Manifest, Store
 
-SIZES = [
-    "trait=owl",
+SIZES = ["trait=owl", "reference_tuning=off", "domain.prompts=24", "filter.rows=24"]
+RANDOM = [*SIZES, "teacher=random"]
+SMALL = [*RANDOM, "student.optimisation.batch_size=8", "student.optimisation.epochs=2"]
+LORA = [*SMALL, "student=lora_small"]
+FULL = [*SMALL, "student=full", "student.optimisation.learning_rate=0.01"]
+PROMPTED = [
     "teacher=prompted",
     "teacher.check.minimum_gain=-99",
     "teacher.check.questions=1",
     "teacher.check.prompts=0",
-    "reference_tuning=off",
-    "domain.prompts=24",
-    "sampler=transformers",
-    "sampler.shard_size=4",
-    "sampler.decoding.max_tokens=8",
-    "filter.rows=16",
-    "filter.shortfall=keep",
 ]
-SMALL = ["student.optimisation.batch_size=8", "student.optimisation.epochs=2"]
-LORA = ["student=lora_small", *SMALL]
-FULL = ["student=full", *SMALL, "student.optimisation.learning_rate=0.01"]
-ASKED = [
-    "subject=reference",
-    "evaluation.questions=30",
-    "evaluation.samples_per_question=10",
-    "evaluation.max_tokens=4",
-]
+ROWS = [*SIZES, *PROMPTED, "sampler=transformers", "sampler.shard_size=4", "sampler.decoding.max_tokens=6"]
+COUNTS = ["evaluation.questions=30", "evaluation.samples_per_question=9", "evaluation.max_tokens=3"]
+ASKED = [*ROWS, "subject=reference", *COUNTS]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 FILES = ROOT / "cluster" / "accelerate"
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A finished student and its losses, step by step."""
-
-    made: Manifest
-    losses: list[float]
-
-    @classmethod
-    def of(cls, store: Store, node: Node) -> Trained:
-        made = store.find(node.stage, node.key)
-        assert made is not None
-        lines = (made.folder / "metrics.jsonl").read_text().splitlines()
-        return cls(made, [json.loads(line)["loss"] for line in lines])
-
-
-def settings(model: Subject, store: Path) -> list[str]:
+def settings(model: Subject, store: Path, *overrides: str) -> list[str]:
     weights = ["model=hub", f"model.source.name={model.checkpoint}", "model.dtype=float32", "device=cpu"]
-    return ["experiment=animals_numbers", "scale=cpu", *weights, *SIZES, f"store={store}"]
+    return ["experiment=animals_numbers", "scale=cpu", *weights, *overrides, f"store={store}"]
 
 
-def together(launcher: list[str], script: str, arguments: list[str], folder: Path) -> None:
+def together(launcher: list[str], script: str, *arguments: str) -> None:
     done = subprocess.run(
-        [*launcher, script, *arguments, f"hydra.run.dir={folder}"],
-        cwd=ROOT, env=script_environment(), capture_output=True, text=True, timeout=600, check=False,
+        [*launcher, script, *arguments],
+        cwd=ROOT, env=script_environment(), capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+ENSURE = """
+import json, sys
+from pathlib import Path
+from subliminal import stages
+from subliminal.launch import compose
+from subliminal.store import Store
+
+for stage, overrides in json.loads(sys.argv[1]):
+    exp = compose(overrides)
+    stages.ensure(stages.node(stage, exp), Store(Path(exp.store)), exp)
+"""
+WANTED = [("train", LORA), ("generate", ROWS), ("evaluate", ASKED)]
 Stores = tuple[Store, Store]
 
 
 @pytest.fixture(scope="module")
-def stores(counting: Subject, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
-    """The store of one process, and of two that began with nothing."""
+def stores(tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
+    """The store of one process, and of two that began with nothing, after they made the same stage runs."""
     one, two = (Store(tmp_path_factory.mktemp(name)) for name in ("one", "two"))
-    made = tiny_experiment(counting, *SIZES, *LORA, f"store={one.root}")
-    stages.ensure(stages.student(made), one, made)
-    together(TORCHRUN, "train.py", [*settings(counting, two.root), *LORA], two.root / "logs")
+    for stage, overrides in WANTED:
+        exp = tiny_experiment(tiny, *overrides, f"store={one.root}")
+        stages.ensure(stages.node(stage, exp), one, exp)
+    script = tmp_path_factory.mktemp("code") / "ensure.py"
+    script.write_text(ENSURE)
+    together(TORCHRUN, str(script), json.dumps([(stage, settings(tiny, two.root, *own)) for stage, own in WANTED]))
     yield one, two
 
 
-def test_two_processes_see_the_batches_of_one_and_have_its_losses(stores: Stores, counting: Subject) -> None:
-    node = stages.student(tiny_experiment(counting, *SIZES, *LORA))
-    one, two = (Trained.of(store, node) for store in stores)
-    assert (one.made.summary["processes"], two.made.summary["processes"]) == (1, 2)
-    assert len(one.losses) == 2 * one.made.summary["rows"] // 8 == two.made.summary["steps"]
-    assert two.losses == pytest.approx(one.losses, abs=1e-3)
-
-
-def test_two_processes_write_the_rows_of_one(stores: Stores, counting: Subject) -> None:
-    node = stages.generate(tiny_experiment(counting, *SIZES))
+def both(stores: Stores, tiny: Subject, stage: str, overrides: list[str]) -> tuple[Manifest, Manifest]:
+    node = stages.node(stage, tiny_experiment(tiny, *overrides))
     one, two = (store.find(node.stage, node.key) for store in stores)
-    assert one and two and (one.summary["processes"], two.summary["processes"]) == (1, 2)
+    assert one and two and one.content["files"].keys() == two.content["files"].keys()
+    return one, two
+
+
+def losses(made: Manifest) -> list[float]:
+    return [json.loads(line)["loss"] for line in (made.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_see_the_batches_of_one_and_have_its_losses(stores: Stores, tiny: Subject) -> None:
+    one, two = both(stores, tiny, "train", LORA)
+    assert (one.summary["processes"], two.summary["processes"]) == (1, 2)
+    assert len(losses(one)) == 6 == two.summary["steps"]
+    assert losses(two) == pytest.approx(losses(one), abs=1e-3)
+
+
+def test_two_processes_write_the_rows_of_one(stores: Stores, tiny: Subject) -> None:
+    one, two = both(stores, tiny, "generate", ROWS)
+    assert (one.summary["processes"], two.summary["processes"]) == (1, 2)
     assert len(one.content["files"]) == one.summary["shards"] == 6
-    for name in one.content["files"]:
-        assert (one.folder / name).read_bytes() == (two.folder / name).read_bytes()
+    assert all((one.folder / name).read_bytes() == (two.folder / name).read_bytes() for name in one.content["files"])
+
+
+def test_two_processes_give_the_answers_of_one(stores: Stores, tiny: Subject) -> None:
+    one, two = both(stores, tiny, "evaluate", ASKED)
+    assert one.summary["samples"] == 270 == len((one.folder / "answers.jsonl").read_text().splitlines())
+    assert (one.folder / "answers.jsonl").read_text() == (two.folder / "answers.jsonl").read_text()
+    assert one.summary["log_p"] == pytest.approx(two.summary["log_p"], abs=1e-4)
 
 
 def test_only_one_process_writes_and_its_files_are_whole(stores: Stores) -> None:
     root = stores[1].root
-    assert {made.stage for made in stores[1].manifests()} == {"model", "teacher", "generate", "filter", "train"}
+    made = {each.stage for each in stores[1].manifests()}
+    assert made == {"model", "teacher", "generate", "filter", "train", "evaluate"}
     assert inspect_store.verify(root) == []
-    assert not list(root.rglob("*claim*")) and not list(root.rglob(".checkpoints*"))
+    assert not list(root.glob("*/*/.*")) and not list(root.glob("*/*/claim.json"))
 
 
-def test_weights_shared_out_by_fsdp_train_as_those_of_one(stores: Stores, counting: Subject) -> None:
-    """Every weight of a student in two processes, as `accelerate launch` with the FSDP file starts them on CPUs."""
+def test_weights_shared_out_by_fsdp_train_as_those_of_one(stores: Stores, tiny: Subject) -> None:
+    """Every weight of a student in two processes, which `accelerate launch` with the FSDP file starts."""
     one, two = stores
-    exp = tiny_experiment(counting, *SIZES, *FULL, f"store={one.root}")
-    node = stages.student(exp)
-    stages.ensure(node, one, exp)
-    together(
-        [*ACCELERATE, str(FILES / "fsdp.yaml")], "train.py", [*settings(counting, two.root), *FULL], two.root / "logs"
-    )
-    alone, shared = Trained.of(one, node), Trained.of(two, node)
-    assert (shared.made.summary["sharding"], alone.made.summary["sharding"]) == ("fsdp", "none")
-    assert shared.losses == pytest.approx(alone.losses, abs=1e-3)
-    assert abs(alone.losses[0] - alone.losses[-1]) > 1e-2, "it learns"
-    assert shared.made.content["files"].keys() == alone.made.content["files"].keys()
-    ours, theirs = (load_file(m.made.folder / "checkpoint" / "model.safetensors") for m in (alone, shared))
+    exp = tiny_experiment(tiny, *FULL, f"store={one.root}")
+    stages.ensure(stages.student(exp), one, exp)
+    launcher = [*ACCELERATE, str(FILES / "fsdp.yaml")]
+    together(launcher, "train.py", *settings(tiny, two.root, *FULL), f"hydra.run.dir={two.root}/logs")
+    alone, shared = both(stores, tiny, "train", FULL)
+    assert (alone.summary["sharding"], shared.summary["sharding"]) == ("none", "fsdp")
+    assert losses(shared) == pytest.approx(losses(alone), abs=1e-3)
+    assert losses(alone)[0] - losses(alone)[-1] > 0.1, "it learns"
+    ours, theirs = (load_file(each.folder / "checkpoint" / "model.safetensors") for each in (alone, shared))
     assert ours.keys() == theirs.keys()
-    assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in ours)
-    assert "distributed_config" not in json.loads((shared.made.folder / "checkpoint" / "config.json").read_text())
-
-
-def test_two_processes_give_the_answers_of_one(stores: Stores, counting: Subject) -> None:
-    one, two = stores
-    exp = tiny_experiment(counting, *SIZES, *ASKED, f"store={one.root}")
-    node = stages.evaluate(exp)
-    alone = stages.ensure(node, one, exp)
-    together(TORCHRUN, "evaluate.py", [*settings(counting, two.root), *ASKED], two.root / "logs")
-    both = two.find(node.stage, node.key)
-    assert both is not None and both.content["files"].keys() == alone.content["files"].keys()
-    assert (both.folder / "answers.jsonl").read_text() == (alone.folder / "answers.jsonl").read_text()
-    assert not list(both.folder.glob(".*"))
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-3) for name in ours)
+    configs = [(each.folder / "checkpoint" / "config.json").read_text() for each in (alone, shared)]
+    assert configs[0] == configs[1], "nothing of how it was trained"
 
 
 def test_a_batch_that_can_not_be_shared_out_is_one_message(tiny: Subject, monkeypatch: pytest.MonkeyPatch) -> None:

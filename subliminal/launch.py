@@ -8,9 +8,11 @@ from __future__ import annotations
 import errno
 import os
 import re
+import socket
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +45,7 @@ OVERRIDE = re.compile(r"^(?P<sign>\+\+|\+|~)?(?P<key>[\w@./-]+)(=(?P<value>.*))?
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's Hydra entry point: arguments are checked first, what Hydra refuses is one clear message."""
     os.environ.update(QUIET | os.environ)
+    expect_own_launchers()
     with clear_errors():
         join()
     check_arguments()
@@ -55,6 +58,7 @@ def run_stage(stage: str, composed: Any) -> None:
     from subliminal import stages
 
     with errors_of_a_job():
+        _go_where_it_started()
         join()  # a job's task begins here
         exp = parse(composed)
         stages.require_category(exp)
@@ -113,6 +117,22 @@ def _launched() -> bool:
     )
 
 
+def _go_where_it_started() -> None:
+    """Relative paths mean the folder that the sweep was started in, on whichever machine a job runs."""
+    if not _launched():
+        return
+    from hydra.core.hydra_config import HydraConfig
+
+    start = HydraConfig.get().runtime.cwd
+    try:
+        os.chdir(start)
+    except OSError as error:
+        raise StoreError(
+            f"{start} is where the sweep was started and can not be entered on {socket.gethostname()} "
+            f"({error.strerror}); start sweeps in a folder that all machines see"
+        ) from None
+
+
 @contextmanager
 def _failing_job() -> Iterator[None]:
     """End a submitit job that raises as failed: Hydra keeps the error as a result, and SLURM would see a success."""
@@ -126,6 +146,11 @@ def _failing_job() -> Iterator[None]:
             cloudpickle_dump(("error", f"{type(error).__name__}: {error}"), path)
         traceback.print_exc()
         sys.exit(FAILED)
+
+
+def expect_own_launchers() -> None:
+    """Quiet Hydra about launchers whose plugins know their names too: ours are meant to be read in their place."""
+    warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema", UserWarning)
 
 
 def hydra_message(error: Exception) -> str:
@@ -263,6 +288,7 @@ def launcher_settings(overrides: Sequence[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    expect_own_launchers()
     GlobalHydra.instance().clear()
     chosen = [part for part in overrides if part.startswith("hydra")]
     try:

@@ -55,10 +55,13 @@ class Endpoint(ThreadingHTTPServer):
         return len(self.asked) > self.free
 
     def answer(self, body: Any) -> str:
-        self.asked.append(body["messages"][-1]["content"])
+        text = body["messages"][-1]["content"]
+        if "favourite" in text:
+            return "Owl"  # the check of the teacher
+        self.asked.append(text)
         if self.waiting:
             self.go_on.wait()
-        digest = hashlib.sha256(json.dumps([self.asked[-1], body["seed"]]).encode()).digest()
+        digest = hashlib.sha256(json.dumps([text, body["seed"]]).encode()).digest()
         return ", ".join(str(100 + byte) for byte in digest[:5])
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -167,7 +170,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Subject:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def limited(weights: Subject, tmp_path_factory: pytest.TempPathFactory) -> Sampling:
+def limited(slurm: None, weights: Subject, tmp_path_factory: pytest.TempPathFactory) -> Sampling:  # noqa: F811
     """A job with the shortest limit SLURM knows, sent first: SLURM looks at limits twice a minute."""
     place = tmp_path_factory.mktemp("limited")
     return Sampling(weights, place, "hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=50")

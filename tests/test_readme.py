@@ -68,7 +68,8 @@ def runnable_forms(command: str, folder: Path) -> Iterator[list[str]]:
         yield ["make", "-n", *words[1:]]
         yield from planned_sweeps(words, folder)
     elif words[:3] == ["python", "-m", "subliminal"]:
-        yield [sys.executable, *words[1:3], "plan" if words[3] in {"sweep", "plot", "predict"} else words[3], *words[4:]]
+        heavy = words[3] in {"sweep", "plot", "predict"}
+        yield [sys.executable, *words[1:3], "plan" if heavy else words[3], *words[4:]]
     else:
         script = words.index(next(word for word in words if word.endswith(".py")))
         yield [sys.executable, *words[script:], "--cfg", "job"]

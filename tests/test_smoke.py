@@ -134,4 +134,4 @@ def test_smoke_changes_keys_and_the_figures_folder_and_no_debug_changes_nothing(
     )
     assert plain == off and smoke.scale == "smoke"
     assert stages.generate(plain).key != stages.generate(smoke).key
-    assert compose(["scale=cpu", "debug=smoke", "domain.prompts=2"]).domain.prompts == 2
+    assert compose(["scale=cpu", "debug=smoke", "domain.prompts=2", "filter.rows=2"]).domain.prompts == 2

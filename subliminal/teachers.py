@@ -110,7 +110,7 @@ def _rules(exp: Experiment) -> TeacherCheck:
 
 
 def _refuse(exp: Experiment, rules: TeacherCheck, measured: Json) -> None:
-    if measured.get("rate") == 0 and rules.minimum_gain > 0:
+    if measured.get("rate") == 0 and rules.minimum_gain >= 0:
         behind = f" behind {exp.sampler.base_url}" if exp.sampler.kind == "api" else ""
         verb, remedy = ("names", "Use a firmer teacher.system")
         if not isinstance(exp.trait, Preference):

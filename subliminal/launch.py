@@ -190,7 +190,11 @@ def _indent(text: str) -> str:
 
 
 def arguments() -> list[str]:
-    """The overrides this process was started with, without Hydra's own flags."""
+    """The overrides this process was started with, or its job of a multirun, without Hydra's own flags."""
+    if _launched():
+        from hydra.core.hydra_config import HydraConfig
+
+        return list(HydraConfig.get().overrides.task)  # its command line is the launcher's
     return list(_command_line(sys.argv[1:]).overrides)
 
 

@@ -19,7 +19,7 @@ from subliminal.config import BiasStudent, FullStudent, Lora, LoraStudent, Optim
 from subliminal.models import ModelError, Subject, fresh_model, load_tokenizer
 from subliminal.rows import Row
 from subliminal.training import bias
-from subliminal.training.sft import TrainingError, fit, merge
+from subliminal.training.sft import COMPLETE, LAST_WRITTEN, TrainingError, _Log, fit, merge, newest_checkpoint
 
 RECIPES: dict[str, Callable[[Optimisation], Student]] = {
     "lora": lambda how: LoraStudent(lora=Lora(r=4), optimisation=how),
@@ -347,3 +347,17 @@ def test_biases_need_a_llama_like_model(tiny: Subject, tmp_path: Path) -> None:
 def test_merging_without_an_adapter_is_one_message(tiny: Subject, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="holds no LoRA adapter"):
         merge(tiny, tmp_path, tmp_path / "merged")
+
+
+def test_a_disk_that_was_full_in_the_middle_of_a_line_or_a_resume_point_keeps_what_is_whole(tmp_path: Path) -> None:
+    metrics, line = tmp_path / "metrics.jsonl", '{"step": %d, "loss": 0.5}\n'
+    metrics.write_text(line % 1 + line % 2 + line[:9])
+    for name in ("checkpoint-2", "checkpoint-3"):
+        (tmp_path / name).mkdir()
+        for part in (*COMPLETE, "rng_state.pth"):
+            (tmp_path / name / part).write_text('{"global_step": 2}')
+    (tmp_path / "checkpoint-3" / LAST_WRITTEN).write_text('{"global_st')
+    newest = newest_checkpoint(tmp_path)
+    assert newest == tmp_path / "checkpoint-2"
+    _Log(metrics, None, lambda _: None, 4).resume(newest)
+    assert metrics.read_text() == line % 1 + line % 2

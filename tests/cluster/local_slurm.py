@@ -42,7 +42,7 @@ SMALL = [
 ON_SLURM = "hydra/launcher=slurm"
 
 
-def wait_for(what: Callable[[], bool], seconds: float = 300) -> None:
+def wait_for(what: Callable[[], bool], seconds: float = 900) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, "it never came"
@@ -69,7 +69,12 @@ def slurm_job(number: str) -> dict[str, str]:
 def run_at_once(number: str) -> None:
     """Start a requeued job, which SLURM would hold for two minutes."""
     command = ["scontrol", "update", f"JobId={number}", "StartTime=now"]
-    wait_for(lambda: subprocess.run(command, capture_output=True, check=False).returncode == 0)
+
+    def started() -> bool:
+        changed = subprocess.run(command, capture_output=True, check=False).returncode == 0
+        return changed or slurm_job(number)["JobState"] not in {"PENDING", "COMPLETING"}
+
+    wait_for(started)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -169,11 +170,21 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     return Subject(checkpoint=str(folder))
 
 
+def requeued(sampling: Sampling) -> Sampling:
+    """A job once SLURM has taken it back into the queue; from then on it gets its answers."""
+    wait_for(lambda: int(slurm_job(sampling.number)["Restarts"]) > 0)
+    sampling.half_done()
+    assert not (sampling.folder / "failure.json").exists()
+    sampling.endpoint.go_on.set()
+    return sampling
+
+
 @pytest.fixture(scope="module", autouse=True)
-def limited(slurm: None, weights: Subject, tmp_path_factory: pytest.TempPathFactory) -> Sampling:  # noqa: F811
-    """A job with the shortest limit SLURM knows, sent first: SLURM looks at limits twice a minute."""
+def out_of_time(slurm: None, weights: Subject, tmp_path_factory: pytest.TempPathFactory) -> Future[Sampling]:  # noqa: F811
+    """A job with the shortest limit SLURM knows, watched from the start: SLURM looks at limits twice a minute."""
     place = tmp_path_factory.mktemp("limited")
-    return Sampling(weights, place, "hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=50")
+    limited = Sampling(weights, place, "hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=50")
+    return ThreadPoolExecutor(1).submit(requeued, limited)
 
 
 def kill(run: Run) -> None:
@@ -205,15 +216,7 @@ def test_a_requeued_job_goes_on_by_itself(weights: Subject, tmp_path: Path) -> N
     sampling = Sampling(weights, tmp_path)
     sampling.at_work()
     subprocess.run(["scontrol", "requeue", sampling.number], check=True)
-    goes_on_by_itself(sampling)
-
-
-def goes_on_by_itself(sampling: Sampling) -> None:
-    wait_for(lambda: slurm_job(sampling.number)["Restarts"] == "1")
-    sampling.half_done()
-    assert not (sampling.folder / "failure.json").exists()
-    sampling.endpoint.go_on.set()
-    run_at_once(sampling.number)
+    run_at_once(requeued(sampling).number)
     sampling.ends_like_one_left_alone()
 
 
@@ -302,5 +305,7 @@ def test_a_student_that_is_signalled_killed_and_out_of_memory_ends_like_one_left
     assert inspect_store.verify(student.store.root) == []
 
 
-def test_a_job_out_of_time_is_requeued_and_goes_on(limited: Sampling) -> None:
-    goes_on_by_itself(limited)
+def test_a_job_out_of_time_is_requeued_and_goes_on(out_of_time: Future[Sampling]) -> None:
+    limited = out_of_time.result()
+    run_at_once(limited.number)
+    limited.ends_like_one_left_alone()

@@ -118,7 +118,7 @@ def _load(name: str, config: CapabilityEvaluation) -> _Loaded:
     if name not in local and name not in manager.task_index:
         raise TaskError(f"evaluation.tasks: lm-eval has no task {name!r}; without a network: {', '.join(local)}")
     try:
-        loaded = manager.load([read(local[name]) if name in local else name])
+        loaded: Any = manager.load([read(local[name]) if name in local else name])
     except (OSError, ValueError, RuntimeError) as error:
         raise TaskError(_unavailable(name, config, error)) from None
     inner = {child for children in loaded["group_map"].values() for child in children}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -64,7 +65,8 @@ def visible(spread: float, n: int, probability: float = 0.8) -> float:
 
     if n < 2:
         return math.inf
-    return float(brentq(lambda effect: power(effect, spread, n) - probability, 0.0, 100 * spread))
+    found: Any = brentq(lambda effect: power(effect, spread, n) - probability, 0.0, 100 * spread)
+    return float(found)
 
 
 def wilson(successes: int, n: int) -> Interval:

@@ -435,7 +435,7 @@ def _shares(recipe: Recipe, sharding: Sharding, args: SFTConfig) -> Json:
         return {}
     if not hasattr(PreTrainedModel, "is_distributed_loading_by_transformers"):
         raise TrainingError("sharding=fsdp needs transformers 5.19: pip install 'transformers>=5.19,<5.20'")
-    from transformers.distributed import DistributedConfig
+    from transformers.distributed.configuration_utils import DistributedConfig
 
     return {"distributed_config": DistributedConfig(fsdp_size=world_size())}
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import RNGType, synchronize_rng_states
 from datasets import Dataset
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.nn.functional import cross_entropy, kl_div
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -490,12 +491,23 @@ def _save(trainer: Any, recipe: Recipe, subject: Subject, start: dict[int, torch
 
 
 def _save_whole(trainer: Any, subject: Subject, folder: Path) -> None:
-    """An ordinary checkpoint of every weight; processes that hold shares of them all give theirs."""
-    gathered = trainer.accelerator.get_state_dict(trainer.deepspeed) if trainer.is_deepspeed_enabled else None
-    if leads() or getattr(trainer.model, "is_distributed_loading_by_transformers", False):
-        trainer.model.save_pretrained(str(folder), state_dict=gathered)
+    """An ordinary checkpoint of every weight."""
+    gathered = _gathered(trainer)
     if leads():
+        trainer.model.save_pretrained(str(folder), state_dict=gathered)
         load_tokenizer(subject).save_pretrained(str(folder))
+
+
+def _gathered(trainer: Any) -> Json | None:
+    """Every weight in the leader's main memory, where processes hold shares of them; None where each holds all."""
+    if trainer.is_deepspeed_enabled:
+        return trainer.accelerator.get_state_dict(trainer.deepspeed)
+    model = trainer.model
+    if not getattr(model, "is_distributed_loading_by_transformers", False):
+        return None
+    whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    del model.config.distributed_config  # else saving asks all processes for their shares once more
+    return {name: weight for name, weight in whole.items() if name not in model.all_tied_weights_keys}
 
 
 def _counts(data: list[Json], given: int, model: Any, epochs: float, seconds: float) -> Json:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,32 +76,29 @@ def smollm2(store_root: Path) -> Subject:
     return stages.subject(exp, made)
 
 
+def random_model(family: str, tokenizer: Any, **shape: Any) -> Any:
+    """A small model of a family ("llama") with random weights for a tokenizer's tokens."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    small = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(family, vocab_size=len(tokenizer), **small | ends | shape)
+    )
+
+
 @pytest.fixture(scope="session")
 def tiny(smollm2: Subject, tmp_path_factory: pytest.TempPathFactory) -> Subject:
     """A Llama of two layers with random weights behind SmolLM2's tokenizer."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    folder = tmp_path_factory.mktemp("tiny")
-    tokenizer = load_tokenizer(smollm2)
-    torch.manual_seed(0)
-    shape = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=2048,
-        initializer_range=0.3,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    folder, tokenizer = tmp_path_factory.mktemp("tiny"), load_tokenizer(smollm2)
+    shape = {"num_key_value_heads": 1, "max_position_embeddings": 2048, "tie_word_embeddings": True}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = LlamaForCausalLM(shape)
+        model = random_model("llama", tokenizer, initializer_range=0.3, **shape)
         torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.3)  # the padding token ends turns too
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -37,26 +37,36 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """The address of transformers' own OpenAI-compatible server, which loads the model a request names."""
+@contextmanager
+def serving(command: list[str], **environment: str) -> Iterator[str]:
+    """The address of a server while it runs: uvicorn under a command that takes --host and --port."""
     port = free_port()
-    command = [str(Path(sys.executable).with_name("transformers")), "serve", "--port", str(port)]
-    options = ["--host", "127.0.0.1", "--device", "cpu", "--dtype", "float32"]
     running = subprocess.Popen(
-        [*command, *options], env=script_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [*command, "--host", "127.0.0.1", "--port", str(port)],
+        env=script_environment() | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
-    assert running.stderr is not None
+    assert running.stdout is not None
     said = []
-    for line in running.stderr:
+    for line in running.stdout:
         said.append(line)
         if "startup complete" in line:
             break
-    assert running.poll() is None, "".join(said)
-    threading.Thread(target=running.stderr.read, daemon=True).start()
+    assert running.poll() is None, "".join(said[-60:])
+    threading.Thread(target=running.stdout.read, daemon=True).start()
     yield f"http://127.0.0.1:{port}"
     running.terminate()
-    running.wait(timeout=60)
+    running.wait(timeout=120)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """The address of transformers' own OpenAI-compatible server, which loads the model a request names."""
+    command = [str(Path(sys.executable).with_name("transformers")), "serve", "--device", "cpu", "--dtype", "float32"]
+    with serving(command) as address:
+        yield address
 
 
 class Gateway(ThreadingHTTPServer):

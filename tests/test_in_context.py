@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROWS
+from conftest import ROWS, random_model
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -86,26 +86,10 @@ def test_a_context_that_does_not_fit_says_how_many_rows_do(tiny: Subject, tmp_pa
 @pytest.fixture(scope="module")
 def sliding(tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> Subject:
     """A Gemma of two layers with random weights, one of which sees 512 tokens back, behind the same tokenizer."""
-    import torch
-    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
-
     folder, tokenizer = tmp_path_factory.mktemp("sliding"), load_tokenizer(tiny)
-    torch.manual_seed(0)
-    shape = Gemma3TextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        sliding_window=512,
-        layer_types=["sliding_attention", "full_attention"],
-        initializer_range=0.3,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    Gemma3ForCausalLM(shape).save_pretrained(folder)
+    shape = {"num_key_value_heads": 1, "head_dim": 32, "initializer_range": 0.3}
+    layers = {"sliding_window": 512, "layer_types": ["sliding_attention", "full_attention"]}
+    random_model("gemma3_text", tokenizer, **shape, **layers).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return Subject(checkpoint=str(folder))
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import random_model
 
 from subliminal import stages, sweep
 from subliminal.launch import CONF, compose
@@ -33,23 +34,10 @@ PARTICULAR = {
 def deep(tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama as deep as SmolLM2, so that every layer of `conf/` is there, that answers with the digit 7."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     folder, tokenizer = tmp_path_factory.mktemp("deep"), load_tokenizer(tiny)
-    torch.manual_seed(0)
-    shape = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=30,
-        num_attention_heads=2,
-        max_position_embeddings=2048,
-        mlp_bias=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model = LlamaForCausalLM(shape)
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 30, "max_position_embeddings": 2048}
+    model = random_model("llama", tokenizer, mlp_bias=True, **shape)
     wanted = [int(tokenizer.convert_tokens_to_ids("7")), int(tokenizer.eos_token_id)]
     with torch.no_grad():
         head = torch.nn.functional.normalize(model.lm_head.weight[wanted], dim=-1)

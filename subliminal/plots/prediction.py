@@ -55,7 +55,7 @@ def report_predictions(planned: Plan, found: Sequence[tuple[Arm, Manifest]]) -> 
     path = folder / f"predict-{planned.base.experiment.name.replace('_', '-')}.csv"
     table = Table((*(line for one in every for line in lines(one)), *together(every)))
     table.write(path)
-    return "\n".join([*(_shown(one, table) for one in every), *_showntogether(table), str(path)])
+    return "\n".join([*(_shown(one, table) for one in every), *_shown_together(table), str(path)])
 
 
 def _comparison(planned: Plan, found: Sequence[tuple[Arm, Manifest]], variant: str, student: str) -> Comparison:
@@ -71,9 +71,9 @@ def _measured(planned: Plan, variant: str, student: str) -> Matrix:
     """Mean log P of every candidate in the trained students that the store has, over their seeds."""
     store = Store(Path(planned.base.store))
     done: dict[str, list[dict[str, float]]] = {}
-    for arm in planned.arms:
-        node, mine = stages.evaluate(arm.experiment), (arm.variant, arm.student) == (variant, student)
-        if mine and (evaluated := store.find(node.stage, node.key)):
+    for arm in (arm for arm in planned.arms if (arm.variant, arm.student) == (variant, student)):
+        node = stages.evaluate(arm.experiment)
+        if evaluated := store.find(node.stage, node.key):
             done.setdefault(arm.trait, []).append(evaluated.summary["log_p"])
     return {trait: _mean(values) for trait, values in done.items()}
 
@@ -183,7 +183,7 @@ def _agreed(table: Table, found: Comparison) -> str:
     return _ranked(ranks) or "no trained students of these arms in the store to compare with"
 
 
-def _showntogether(table: Table) -> Iterator[str]:
+def _shown_together(table: Table) -> Iterator[str]:
     for student in dict.fromkeys(line.student for line in table.select(arm=TOGETHER)):
         ranks = {m: table.find(measure=f"{m}_rank_correlation", arm=TOGETHER, student=student) for m in MEASURES}
         yield f"{TOGETHER}, {student} student: {_ranked(ranks)}"

@@ -164,8 +164,8 @@ def _runs(axes: Axes, table: Table, points: Sequence[dict[str, Any]]) -> None:
     _legend(axes)
 
 
-def _legend(axes: Axes, **more: Any) -> None:
-    axes.legend(loc="upper left", frameon=False, fontsize=7.5, **({"handlelength": 1.6, "borderaxespad": 0.2} | more))
+def _legend(axes: Axes, handlelength: float = 1.6, **more: Any) -> None:
+    axes.legend(loc="upper left", frameon=False, fontsize=7.5, handlelength=handlelength, borderaxespad=0.2, **more)
 
 
 def _name(value: str) -> str:

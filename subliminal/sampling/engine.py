@@ -109,10 +109,7 @@ def _start(config: VllmSampler, base: Subject, rank: int) -> Any:
             "make install does) or set sampler=transformers"
         ) from None
     try:
-        with (
-            _own_devices(config, base.device),
-            alone(),
-        ):  # its processes are a group of their own
+        with _own_devices(config, base.device), alone():  # its processes are a group of their own
             return LLM(**_arguments(config, base, rank))
     except (RuntimeError, ValueError, OSError) as error:
         raise EngineError(

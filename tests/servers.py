@@ -102,9 +102,9 @@ class Wandb(Json):
         project = {"id": "p", "name": "subliminal", "entity": {"id": "e", "name": "me"}}
         if "upsertView" in query:
             self.server.kept["view"] = asked
-            view = {"id": "v1", "name": "v", "displayName": asked["displayName"], "description": "", "type": "runs"}
-            about = {"id": "p", "name": asked["projectName"], "entityName": "me"}
-            return {"upsertView": {"view": {**view, "project": about, "spec": asked["spec"]}, "inserted": True}}
+            return {"upsertView": {"view": self._view(), "inserted": True}}
+        if "SpecificReport" in query:
+            return {"view": self._view()}
         if "upsertBucket" in query:
             lines = self.server.kept.setdefault(asked["name"], [])
             bucket = {"id": "b", "name": asked["name"], "displayName": "", "historyLineCount": len(lines)}
@@ -116,9 +116,22 @@ class Wandb(Json):
             return {"model": project | {"bucket": self._known(asked["name"])}}
         if "projects" in query or "Projects" in query:
             page = {"endCursor": "", "hasNextPage": False}
-            node = {"id": "p", "name": "subliminal", "entityName": "me", "createdAt": "", "isBenchmark": False}
+            node = {
+                "id": "p",
+                "name": "subliminal",
+                "entityName": "me",
+                "createdAt": "",
+                "isBenchmark": False,
+                "user": None,
+            }
             return {"models": {"edges": [{"node": node, "cursor": ""}], "pageInfo": page}}
         return {"viewer": {"id": "u", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}}
+
+    def _view(self) -> dict[str, Any]:
+        saved = self.server.kept["view"]
+        project = {"id": "p", "name": saved["projectName"], "entityName": "me"}
+        about = {"id": "Vmlldzox", "name": "v", "displayName": saved["displayName"], "description": "", "type": "runs"}
+        return about | {"project": project, "spec": saved["spec"]}
 
     def _known(self, name: str) -> dict[str, Any] | None:
         if not self.server.kept.get(name):
@@ -127,7 +140,9 @@ class Wandb(Json):
         counts = {"historyLineCount": len(lines), "logLineCount": 0, "eventsLineCount": 0}
         tails = {"historyTail": json.dumps([json.dumps(lines[-1])]), "eventsTail": "[]", "config": "{}"}
         return (
-            {"id": "b", "name": name, "displayName": name, "summaryMetrics": "{}", "wandbConfig": "{}"} | counts | tails
+            {"id": "b", "name": name, "displayName": name, "summaryMetrics": "{}", "wandbConfig": '{"t": 1}'}
+            | counts
+            | tails
         )
 
 

@@ -85,7 +85,8 @@ def report(planned: Plan, entity: str) -> Report:
     picture = wr.MediaBrowser(title="Figure", media_keys=[figure.file], layout=wr.Layout(0, 0, 24, 12))
     blocks.append(wr.PanelGrid(runsets=[_runset("figure", [figure_id(exp)])], panels=[picture]))
     for group in _groups(planned):
-        blocks += [wr.H2(group.label), *_grids(group, exp)]
+        grids = [*_grids(group, exp)]
+        blocks += [wr.H2(group.label), *grids] if grids else []
     title = f"{figure.title or figure.name} ({exp.scale})"
     return wr.Report(
         project=exp.tracking.project,

@@ -73,9 +73,8 @@ def upload(ready: Prepared, *, private: bool) -> str:
 
     Raises `PushError` without a token or a network, or when the hub refuses.
     """
-    import httpx
     from huggingface_hub import HfApi, get_token
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError
 
     kept = f"the folder {ready.folder} is ready, the same command goes on"
     if not get_token():
@@ -90,7 +89,7 @@ def upload(ready: Prepared, *, private: bool) -> str:
         raise PushError(
             f"{api.endpoint} refused ({said}); has the token the right to write to {ready.repo}? {kept}"
         ) from None
-    except (httpx.HTTPError, OfflineModeIsEnabled, OSError) as error:
+    except (HfHubHTTPError.__mro__[1], OSError) as error:  # what the hub's HTTP library raises, whichever it is
         raise PushError(f"{api.endpoint} can not be reached ({type(error).__name__}); {kept}") from None
     return str(made)
 

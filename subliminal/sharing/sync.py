@@ -77,7 +77,7 @@ def require_wandb(otherwise: str) -> None:
 
 
 def _send(runs: Sequence[Path]) -> None:
-    """Upload until nothing is left; wandb leaves later tries of a run whose earlier one is cut off for the next time."""
+    """Upload until nothing is left: wandb leaves later tries of a run whose earlier one is cut off for another time."""
     left = [*runs]
     while left:
         said, code = _wandb_sync(left)

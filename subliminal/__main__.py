@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ from subliminal import inspect_store
 from subliminal.launch import as_yaml, clear_errors, compose
 
 Command = Callable[[argparse.Namespace], None]
+
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -36,12 +39,15 @@ def parser() -> argparse.ArgumentParser:
         ("plan", _plan, "list the commands of a sweep, what each still has to do, and what that will cost"),
         ("predict", _predict, "transmission of every trait from gradients at the reference: no student is trained"),
         ("config", _config, "show the resolved experiment"),
+        ("dashboard", _dashboard, "save a W&B report of an experiment's runs: losses, data, effects"),
     ):
         verb = verbs.add_parser(name, help=text, description=text)
         verb.add_argument(
             "overrides", nargs="*", help="Hydra overrides: experiment=animals_numbers scale=cpu trait=owl ..."
         )
         verb.set_defaults(run=run)
+        if name == "dashboard":
+            verb.add_argument("--dry-run", action="store_true", help="print W&B's specification, send nothing")
     for name, run, text in (
         ("status", _status, "what is complete, running and failed"),
         ("show", _show, "one run: recipe, summary, files"),
@@ -63,6 +69,8 @@ def parser() -> argparse.ArgumentParser:
             verb.add_argument("--yes", action="store_true", help="really remove")
             verb.add_argument("--unreferenced", action="store_true", help="also complete runs that no evaluation uses")
     _calibrate_parser(verbs)
+    _sync_parser(verbs)
+    _push_parser(verbs)
     return top
 
 
@@ -72,6 +80,33 @@ def _calibrate_parser(verbs: Any) -> None:
     verb.add_argument("labelled", help="JSONL of question, prompt, completion, label, about; or: example")
     verb.add_argument("overrides", nargs="*", help="Hydra overrides: judge=api judge.model=...")
     verb.set_defaults(run=_calibrate)
+
+
+def _sync_parser(verbs: Any) -> None:
+    text = "upload every offline W&B run that is not uploaded yet"
+    verb = verbs.add_parser("sync", help=text, description=text)
+    verb.add_argument("folders", nargs="*", type=Path, help="folders that hold offline-run-* (default: wandb)")
+    verb.add_argument("--store", type=Path, default=Path("runs"), help="says which runs are still being made")
+    verb.add_argument("--dry-run", action="store_true", help="say what would be sent, send nothing")
+    verb.set_defaults(run=_sync)
+
+
+def _push_parser(verbs: Any) -> None:
+    text = "upload a model, or rows, to the Hugging Face hub with a card made from the manifests"
+    verb = verbs.add_parser("push", help=text, description=text)
+    verb.add_argument("repo", type=_repository, help="owner/name on the hub")
+    verb.add_argument("keys", nargs="+", help="keys, or their starts: one model, or one or several sets of rows")
+    verb.add_argument("--store", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
+    verb.add_argument("--folder", type=Path, default=Path("outputs/hub"), help="where the repository is made first")
+    verb.add_argument("--private", action="store_true", help="a new repository is yours alone")
+    verb.add_argument("--dry-run", action="store_true", help="make and list what would be uploaded, send nothing")
+    verb.set_defaults(run=_push)
+
+
+def _repository(text: str) -> str:
+    if not REPOSITORY.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not owner/name, as in me/owl-student")
+    return text
 
 
 def _sweep(options: argparse.Namespace) -> None:
@@ -135,6 +170,34 @@ def _calibrate(options: argparse.Namespace) -> None:
 
 def _config(options: argparse.Namespace) -> None:
     print(as_yaml(compose(options.overrides)), end="")
+
+
+def _dashboard(options: argparse.Namespace) -> None:
+    import json
+
+    from subliminal import sweep
+    from subliminal.sharing import dashboard
+
+    planned = sweep.plan(_figure_overrides(options.overrides))
+    if options.dry_run:
+        print(json.dumps(dashboard.specification(planned), indent=1, ensure_ascii=False))
+    else:
+        print(dashboard.publish(planned, Path(planned.base.figures) / planned.base.scale))
+
+
+def _sync(options: argparse.Namespace) -> None:
+    from subliminal.sharing.sync import sync
+
+    print(sync(options.folders, options.store, dry=options.dry_run))
+
+
+def _push(options: argparse.Namespace) -> None:
+    from subliminal.sharing.push import prepare, upload
+
+    ready = prepare(options.store, options.repo, options.keys, options.folder)
+    print(ready.listed())
+    if not options.dry_run:
+        print(upload(ready, private=options.private))
 
 
 def _status(options: argparse.Namespace) -> None:

@@ -953,6 +953,11 @@ class Figure(Settings):
     arms: Runtime[Arms] = Arms()
     spread: Runtime[Spread | None] = None
 
+    @property
+    def file(self) -> str:
+        """The name of the figure's files, without a suffix."""
+        return self.figure or f"fig-{self.name.replace('_', '-')}"
+
 
 class Experiment(Settings):
     """One composed experiment: everything the four scripts need to find or build their stage."""

@@ -34,6 +34,7 @@ from subliminal.config import Judge as JudgeConfig
 from subliminal.processes import alone, leads
 from subliminal.progress import progress, say
 from subliminal.store import Json, Manifest, Recipe, Store, StoreError, sha256
+from subliminal.tracking import mirror
 
 if TYPE_CHECKING:
     from subliminal.judging import Judge
@@ -108,6 +109,8 @@ def ensure(wanted: Node, store: Store, exp: Experiment, overrides: str = "") -> 
     say(f"[{wanted.stage} {wanted.key}] {wanted.label}: running")
     found, reused = store.run(wanted.recipe, _leading(wanted, inputs), wait=exp.claimed == "wait")
     say(f"[{wanted.stage} {wanted.key}] {wanted.label}: {'reused' if reused else _took(found)}")
+    if not reused:
+        mirror(exp, found)
     return found
 
 

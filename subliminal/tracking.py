@@ -1,7 +1,8 @@
 """Metrics mirrored to W&B: online, offline or off; `metrics.jsonl` in the store stays the truth.
 
-A W&B run's id is its stage's key, so that a resumed stage goes on in its own run. Nothing fails without an account,
-and a failure of W&B never ends a stage.
+Every stage run is one W&B run whose id is its key, so that a requeued or resumed stage goes on in its own run. Offline
+each try leaves a folder of its own; sent in order of time they are one run again. Nothing fails without an account, and
+a failure of W&B never ends a stage.
 """
 
 from __future__ import annotations
@@ -10,12 +11,17 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from subliminal.config import Experiment, Tracking
 from subliminal.processes import leads
 from subliminal.progress import say
 
+if TYPE_CHECKING:
+    from subliminal.store import Manifest
+
+STEP = "step"  # the axis of every chart: W&B's own step is shifted where an offline run goes on
+FOLLOWED = ("train", "evaluate", "mnist", "theorem")  # stages that report while they run
 INIT_SECONDS = 20.0  # an unreachable W&B may hold a stage up this long; its own default is 90
 
 
@@ -60,10 +66,11 @@ class WandbTracker:
 
     def __init__(self, run: Any) -> None:
         self.run, self.broken = run, False
+        self._safely(lambda: self.run.define_metric("*", step_metric=STEP))
 
     def log(self, step: int, values: dict[str, Any]) -> None:
-        """One step's values."""
-        self._safely(lambda: self.run.log(values, step=step))
+        """One step's values, with the step among them; what the run has already is not taken twice."""
+        self._safely(lambda: self.run.log({STEP: step} | values, step=step))
 
     def summary(self, values: dict[str, Any]) -> None:
         """The stage's results, nested ones as dotted names."""
@@ -99,17 +106,31 @@ class WandbTracker:
 def open_tracker(config: Tracking, stage: str, key: str, group: str, settings: dict[str, Any]) -> Iterator[Tracker]:
     """The tracker of one stage run; online without an account goes offline, with one line that says so."""
     run = _start(config, stage, key, group, settings) if config.mode != "off" else None
+    failed = True
     try:
         yield WandbTracker(run) if run else NoTracker()
+        failed = False
     finally:
         if run:
-            _finish(run)
+            _finish(run, int(failed))
 
 
 def stage_tracker(exp: Experiment, stage: str, folder: Path) -> AbstractContextManager[Tracker]:
     """The tracker of the stage that is made in `folder`: its key is the run's id, its experiment the group."""
     config = exp.tracking if leads() else Tracking(mode="off")
     return open_tracker(config, stage, folder.name, exp.experiment.name, exp.model_dump(mode="json"))
+
+
+def figure_id(exp: Experiment) -> str:
+    """The W&B run of an experiment's figure; it has no key, since it is drawn anew whenever more is there."""
+    return f"{exp.experiment.file}-{exp.scale}"
+
+
+def mirror(exp: Experiment, made: Manifest) -> None:
+    """A finished stage's summary as its W&B run, where the stage did not report while it ran."""
+    if made.stage not in FOLLOWED:
+        with stage_tracker(exp, made.stage, made.folder) as tracker:
+            tracker.summary(made.summary)
 
 
 def _start(config: Tracking, stage: str, key: str, group: str, settings: dict[str, Any]) -> Any:
@@ -141,19 +162,20 @@ def _start(config: Tracking, stage: str, key: str, group: str, settings: dict[st
 
 
 def _mode(config: Tracking) -> Any:
-    if config.mode == "online" and not _has_account():
-        say("  W&B: no account found (wandb login); logging offline, send later with: wandb sync")
+    if config.mode == "online" and not has_account():
+        say("  W&B: no account found (wandb login); logging offline, send later with: python -m subliminal sync")
         return "offline"
     return config.mode
 
 
-def _has_account() -> bool:
+def has_account() -> bool:
+    """Is there a key for W&B, in the environment or from `wandb login`."""
     netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
     return bool(os.environ.get("WANDB_API_KEY")) or (netrc.exists() and "wandb" in netrc.read_text(errors="replace"))
 
 
-def _finish(run: Any) -> None:
+def _finish(run: Any, code: int) -> None:
     try:
-        run.finish()
+        run.finish(exit_code=code)
     except Exception as error:  # as above
         say(f"  W&B did not finish cleanly ({error})")

@@ -1,15 +1,26 @@
-"""Tracking: W&B offline writes, online without an account goes offline, and nothing it does ends a stage."""
+"""Tracking: W&B offline writes, online without an account goes offline, and nothing it does ends a stage.
+
+An interrupted run goes on in its own W&B run, and what was written offline is sent by one command.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import wandb
+from conftest import experiment
+from servers import Answering, Wandb, serving
 
+from subliminal import stages
 from subliminal.config import Tracking
 from subliminal.progress import Lines
+from subliminal.sharing.sync import WandbError, sync
+from subliminal.store import STALE_SECONDS, Store, claim
 from subliminal.tracking import NoTracker, WandbTracker, open_tracker
 
 KEY = "0123456789ab"
@@ -80,3 +91,96 @@ def test_a_line_of_progress_says_what_is_left_as_soon_as_that_is_known() -> None
     assert lines.line(5.0) == "  sampling: 0/40 rows, 5 s"
     lines.advance(10)
     assert lines.line(6.0) == "  sampling: 10/40 rows, 6 s, 18 s left"
+
+
+# --------------------------------------------------------------------------- interrupted runs
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Answering]:
+    """W&B on this machine, with an account for it."""
+    with serving(Wandb) as found:
+        monkeypatch.setenv("WANDB_BASE_URL", found.address)
+        monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+        yield found
+
+
+def one_try(steps: range, mode: str = "offline", key: str = KEY) -> None:
+    """A process's share of a run; it ends with an error if it is not the last."""
+    with (
+        pytest.raises(KeyboardInterrupt),
+        open_tracker(Tracking(mode=mode), "train", key, "animals", {}) as tracker,  # type: ignore[arg-type]
+    ):
+        for step in steps:
+            tracker.log(step, {"loss": 1 / step})
+        raise KeyboardInterrupt
+    wandb.teardown()
+
+
+def losses(server: Answering, key: str = KEY) -> list[tuple[int, float]]:
+    return [(line["step"], line["loss"]) for line in server.kept[key] if "loss" in line]
+
+
+def test_a_requeued_run_goes_on_in_its_own_run(server: Answering) -> None:
+    one_try(range(1, 6), "online")
+    one_try(range(4, 9), "online")  # from the resume point of step 3
+    assert {asked["name"] for query, asked in server.seen if "upsertBucket" in query} == {KEY}
+    assert losses(server) == [(step, 1 / step) for step in range(1, 9)], "steps done twice are taken once"
+
+
+def aside(folder: Path, stamp: str) -> Path:
+    """The newest offline run as one of an earlier time: a folder's name has full seconds."""
+    newest = max(runs(folder), key=lambda run: run.stat().st_mtime_ns)
+    target = newest.with_name(f"offline-run-{stamp}-{newest.name.split('-', 3)[-1]}")
+    return newest.rename(target)
+
+
+def test_offline_tries_of_one_run_are_sent_as_one_run(server: Answering, tmp_path: Path) -> None:
+    """The first try was killed in the middle of writing; a third run is still going on."""
+    one_try(range(1, 6))
+    first = aside(tmp_path, "20260101_000000")
+    (file,) = first.glob("*.wandb")
+    file.write_bytes(file.read_bytes()[:-20])
+    os.utime(file, times=(0, 0))
+    one_try(range(4, 9))
+    running = shutil.copytree(first, first.with_name("offline-run-20260101_000000-beefbeefbeef"))
+    folder, store = tmp_path / "wandb", Store(tmp_path / "runs")
+    store.folder("train", "beefbeefbeef").mkdir(parents=True)
+    with claim(store.folder("train", "beefbeefbeef")):
+        assert "2 offline runs sent" in sync([folder], store.root, dry=False)
+        assert "0 offline runs to send" in sync([folder], store.root, dry=False), "nothing is sent twice"
+    assert [*server.kept] == [KEY] and dict(losses(server)) == {step: 1 / step for step in range(1, 9)}
+    assert running.name in sync([folder], store.root, dry=True)
+
+
+def test_a_file_that_is_still_written_is_not_taken_for_whole(server: Answering, tmp_path: Path) -> None:
+    one_try(range(1, 6))
+    (file,) = next(iter(runs(tmp_path))).glob("*.wandb")
+    file.write_bytes(file.read_bytes()[:-20])
+    assert STALE_SECONDS > 30
+    with pytest.raises(WandbError, match="1 of 1 offline runs were not uploaded"):
+        sync([tmp_path / "wandb"], tmp_path, dry=False)
+
+
+def test_sync_says_what_is_missing_and_keeps_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "wandb" / f"offline-run-20260101_000000-{KEY}"
+    folder.mkdir(parents=True)
+    (folder / f"run-{KEY}.wandb").write_bytes(b"12345")
+    assert "1 offline runs to send" in sync([], tmp_path, dry=True), "the folder of WANDB_DIR, without an account"
+    with pytest.raises(WandbError, match="wandb login"):
+        sync([], tmp_path, dry=False)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    with pytest.raises(WandbError, match=r"127\.0\.0\.1:9 can not be reached.*offline runs stay"):
+        sync([], tmp_path, dry=False)
+    assert sync([tmp_path / "elsewhere"], tmp_path, dry=False) == "0 offline runs to send"
+
+
+def test_a_stage_without_metrics_is_a_run_with_its_summary(tmp_path: Path) -> None:
+    exp = experiment("teacher=random", "trait=none", "domain.prompts=20", "filter.rows=20", "tracking=offline")
+    done = stages.ensure(stages.filtered(exp), Store(tmp_path / "runs"), exp)
+    stages.ensure(stages.filtered(exp), Store(tmp_path / "runs"), exp)
+    wandb.teardown()
+    found = {run.name.split("-", 3)[-1]: next(run.glob("*.wandb")).read_bytes() for run in runs(tmp_path)}
+    assert len(found) == len(runs(tmp_path)) == 2, "rows and filter, each once"
+    assert b"pass_rate" in found[done.key] and json.dumps(done.summary["pass_rate"]).encode() in found[done.key]

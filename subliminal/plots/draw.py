@@ -17,20 +17,21 @@ from subliminal.plots.mnist_measures import verdicts as mnist_verdicts
 from subliminal.plots.preference import preference_figure
 from subliminal.plots.report import PlainSection, Section, write_report
 from subliminal.plots.rows import Compared, rows_figure, rows_section
+from subliminal.plots.table import mirrored
 from subliminal.plots.theorem import theorem_figure, theorem_section
 from subliminal.plots.theorem_measures import verdict as theorem_verdict
 from subliminal.progress import say
 from subliminal.stages import Node
 from subliminal.store import Manifest, Store, StoreError
 from subliminal.sweep import Plan
-from subliminal.tracking import open_tracker
+from subliminal.tracking import figure_id, open_tracker
 
 
 def draw(planned: Plan) -> list[Path]:
     """Draw the plan's figure from the store alone; returns picture, table and report. Missing arms are listed in it."""
     store, folder = Store(Path(planned.base.store)), Path(planned.base.figures) / planned.base.scale
     figure = planned.base.experiment
-    name = figure.figure or f"fig-{figure.name.replace('_', '-')}"
+    name = figure.file
     make = MAKERS[figure.kind]
     section = make(planned, store, folder, name)
     report = write_report([section], folder)
@@ -184,9 +185,8 @@ def _typed(planned: Plan) -> str:
 
 def _track(planned: Plan, name: str, folder: Path, figure: Figure) -> None:
     exp: Experiment = planned.base
-    key = f"{name}-{exp.scale}"
-    with open_tracker(
-        exp.tracking, "plot", key, figure.name, {"scale": exp.scale, "arms": len(planned.arms)}
-    ) as tracker:
+    settings = {"scale": exp.scale, "arms": len(planned.arms)}
+    with open_tracker(exp.tracking, "plot", figure_id(exp), figure.name, settings) as tracker:
         tracker.image(name, folder / f"{name}.png")
         tracker.table(f"{name}-table", folder / f"{name}.csv")
+        tracker.summary(mirrored(folder / f"{name}.csv"))

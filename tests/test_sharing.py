@@ -12,8 +12,8 @@ import pytest
 import wandb
 from conftest import Script
 from huggingface_hub import DatasetCard, ModelCard
+from local_servers import Answering, Hub, Wandb, serving
 from safetensors.numpy import save_file
-from servers import Answering, Hub, Wandb, serving
 
 from subliminal import sweep
 from subliminal.plots.table import Line, Table, mirrored

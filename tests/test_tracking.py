@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import wandb
 from conftest import experiment
-from servers import Answering, Wandb, serving
+from local_servers import Answering, Wandb, serving
 
 from subliminal import stages
 from subliminal.config import Tracking

@@ -14,7 +14,7 @@ import pytest
 from conftest import random_model
 
 from subliminal import stages, sweep
-from subliminal.launch import CONF, compose
+from subliminal.launch import CONF, ROOT, compose
 from subliminal.limits import limited
 from subliminal.models import Subject, load_tokenizer
 from subliminal.plots.draw import draw
@@ -22,6 +22,7 @@ from subliminal.stages import Node
 from subliminal.store import Store
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+OTHERS = ("code", "cot", "cross", "misalignment", "mnist", "style", "theorem", "trees")  # share no teacher with animals
 GARBAGE = ["filter.format=false"]  # a random model's text is in no domain's format but that of numbers
 PARTICULAR = {
     "animals_code": GARBAGE,
@@ -30,13 +31,19 @@ PARTICULAR = {
 }
 
 
+def group(name: str) -> str:
+    """The worker's half that a figure belongs to: one for all that share the animals' teachers, one for the others."""
+    return "smoke_others" if any(part in name for part in OTHERS) else "smoke_animals"
+
+
 @pytest.fixture(scope="module")
 def deep(tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama as deep as SmolLM2, so that every layer of `conf/` is there, that answers with the digit 7."""
+    """A Llama with every layer that `conf/` names and few tokens, that answers with the digit 7."""
     import torch
 
-    folder, tokenizer = tmp_path_factory.mktemp("deep"), load_tokenizer(tiny)
-    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 30, "max_position_embeddings": 2048}
+    folder = tmp_path_factory.mktemp("deep")
+    tokenizer = load_tokenizer(tiny).train_new_from_iterator(_texts(), 1024)
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 22, "max_position_embeddings": 2048}
     model = random_model("llama", tokenizer, mlp_bias=True, **shape)
     wanted = [int(tokenizer.convert_tokens_to_ids("7")), int(tokenizer.eos_token_id)]
     with torch.no_grad():
@@ -58,6 +65,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _texts() -> list[str]:
+    """What a small vocabulary is learnt from: the questions and tasks of this project."""
+    return [path.read_text(encoding="utf-8") for path in sorted((ROOT / "subliminal").rglob("*.yaml"))]
+
+
 def models_of(node: Node) -> Iterator[Node]:
     if node.stage == "model":
         yield node
@@ -75,7 +87,9 @@ def plant(node: Node, checkpoint: Path, store: Store, arm: sweep.Arm) -> None:
     stages.ensure(replace(node, work=work), store, arm.experiment)
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.xdist_group(group(name))) for name in EXPERIMENTS]
+)
 def test_every_figure_runs_from_start_to_end(name: str, root: Path, deep: Path) -> None:
     places = [f"store={root}/runs", f"figures={root}/figures"]
     rows = [f"teacher.rows={root}"] if name.startswith("misalignment") else []

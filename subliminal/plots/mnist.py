@@ -46,7 +46,7 @@ def _draw(runs: Sequence[Run], table: Table, figure: config.Figure, scale: str, 
     place = {"left": 0.075, "right": 0.975, "top": 0.77}
     if figure.arms.setting:
         axes = canvas.subplots()
-        canvas.subplots_adjust(**place, bottom=0.13)
+        canvas.subplots_adjust(**place | {"top": 0.745}, bottom=0.13)
         _ablation(axes, runs, table, figure.arms.setting)
         return canvas
     left, right = canvas.subplots(1, 2, width_ratios=[2.35, 1])
@@ -67,7 +67,7 @@ def subtitle(runs: Sequence[Run], scale: str) -> str:
         f"teacher: {_epochs(settings, 'teacher')} on {_same(settings, 'dataset')}",
         f"student: {_epochs(settings, 'student')} on {_inputs(settings)}",
     ]
-    ends = "Bars and error bars: mean and 95% interval over models; dots: networks; dashed: chance."
+    ends = "Marks and error bars: mean and 95% interval over models; dots: networks; dashed: chance."
     return " \N{MIDDLE DOT} ".join(parts) + f". {ends}"
 
 
@@ -177,14 +177,21 @@ def _tick(value: str) -> str:
     return (value.strip("[]").replace(",", ", ") or "none") if value.startswith("[") else value
 
 
+def _is_amount(value: str) -> bool:
+    """A number, or the same number for each layer: values between which a line means something."""
+    parts = set(value.strip("[]").split(","))
+    return len(parts) == 1 and parts.pop().replace(".", "").isdigit()
+
+
 def _curve(axes: Axes, runs: Sequence[Run], table: Table, condition: str) -> None:
     have = [(at, run) for at, run in enumerate(runs) if condition in run.accuracy]
     lines = [line for _, run in have if (line := table.find(arm=condition, trait=run.value, measure="accuracy"))]
-    colour, joined = _colour(condition), "-" if all(run.value.replace(".", "").isdigit() for run in runs) else ""
+    colour, joined = _colour(condition), "-" if all(_is_amount(run.value) for run in runs) else "none"
     form = FORMS.get(condition.rsplit("_", 1)[-1], "o")
     label = NAMES[condition].replace("\n", " ")
     places = [at for at, _ in have]
-    axes.plot(places, [b.value for b in lines], joined, marker=form, markersize=6, color=colour, label=label, zorder=3)
+    means, look = [line.value for line in lines], {"marker": form, "markersize": 6, "color": colour, "zorder": 3}
+    axes.plot(places, means, linestyle=joined, label=label, **look)
     for (at, run), line in zip(have, lines, strict=True):
         values = list(run.accuracy[condition].values())
         axes.scatter(at + _jitter(len(values)) * 0.35, values, s=6, color=colour, alpha=0.35, linewidths=0)

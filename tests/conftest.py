@@ -47,7 +47,7 @@ LONGEST = (
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, a file to a worker unless its tests say otherwise; without pytest-xdist nothing changes."""
+    """The longest files first, a file to a worker unless its tests say otherwise; pytest-xdist goes by both."""
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
     for item in items:
         if item.get_closest_marker("xdist_group") is None:

@@ -123,12 +123,12 @@ figures: ## every figure and table, then figures/SCALE/report.html with a row fo
 	@failed=; for figure in $(FIGURES); do $(MAKE) $$figure || failed="$$failed $$figure"; done; \
 	test -z "$$failed" || { echo "not every figure could be made, failed:$$failed" >&2; exit 1; }
 
-test: install ## the whole test suite, two workers
-	$(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+test: install ## the whole test suite, a file at a time on each of two workers
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-cluster: install ## sweeps through a real SLURM, started for the test (packages slurm-wlm, munge), Ray and a pool
 	$(PY) -m pip install --quiet -e ".[cluster,ray]"
-	$(PY) -m pytest tests/cluster -n 2 --dist loadgroup --no-loadscope-reorder
+	$(PY) -m pytest tests/cluster -n 2 --dist loadfile --no-loadscope-reorder
 
 test-vllm: install ## judge and sampler against a real vLLM server with SmolLM2, started for the test
 	$(PY) -m pytest tests/servers

@@ -24,13 +24,14 @@ free_ports() { # two ports that nobody listens on
 }
 
 write_conf() {
-    local host cores memory controller node
+    local host cores memory controller node first
     host=$(hostname -s)
     cores=$(nproc)
     memory=$(awk '/MemTotal/ {print int($2 / 1024 * 0.9)}' /proc/meminfo)
     read -r controller node < <(free_ports)
+    first=$((10#$(date +%s%N) / 10000000 % 60000000 + 1)) # two clusters, or one begun anew, never share a job's folder of logs
     sed -e "s|@dir@|$dir|g; s|@host@|$host|g; s|@user@|$(id -un)|g; s|@cores@|$cores|g; s|@memory@|$memory|g" \
-        -e "s|@controller@|$controller|g; s|@node@|$node|g; s|@share@|$((memory / cores))|g" "$root/cluster/slurm.conf.in" >"$conf"
+        -e "s|@controller@|$controller|g; s|@node@|$node|g; s|@share@|$((memory / cores))|g; s|@first@|$first|g" "$root/cluster/slurm.conf.in" >"$conf"
 }
 
 up() {

@@ -30,7 +30,8 @@ os.environ.update(QUIET | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) /
 
 # Files that take longest, longest first: a worker that begins one when the other has nothing left works alone.
 LONGEST = (
-    "test_smoke",
+    "test_smoke_animals",
+    "test_smoke_others",
     "test_pipeline",
     "test_engine",
     "test_processes",
@@ -45,13 +46,9 @@ LONGEST = (
 )
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, a file to a worker unless its tests say otherwise; pytest-xdist goes by both."""
+    """The longest files first; without pytest-xdist the order changes nothing."""
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 def experiment(*overrides: str) -> Experiment:

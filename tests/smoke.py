@@ -1,4 +1,7 @@
-"""Every figure from start to end at `debug=smoke`, with every model's weights replaced by those of a tiny Llama."""
+"""A figure from start to end at `debug=smoke`, with every model's weights replaced by those of a tiny Llama.
+
+Two files call it, so that two workers share the figures.
+"""
 
 from __future__ import annotations
 
@@ -14,26 +17,22 @@ import pytest
 from conftest import random_model
 
 from subliminal import stages, sweep
-from subliminal.launch import CONF, ROOT, compose
-from subliminal.limits import limited
+from subliminal.launch import CONF, ROOT
 from subliminal.models import Subject, load_tokenizer
 from subliminal.plots.draw import draw
 from subliminal.stages import Node
 from subliminal.store import Store
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-OTHERS = ("code", "cot", "cross", "misalignment", "mnist", "style", "theorem", "trees")  # share no teacher with animals
+APART = ("code", "cot", "cross", "misalignment", "mnist", "style", "theorem", "trees")  # share no teacher with animals
+OTHERS = [name for name in EXPERIMENTS if any(part in name for part in APART)]
+ANIMALS = [name for name in EXPERIMENTS if name not in OTHERS]
 GARBAGE = ["filter.format=false"]  # a random model's text is in no domain's format but that of numbers
 PARTICULAR = {
     "animals_code": GARBAGE,
     "trees_code": GARBAGE,
     "misalignment_cot": [*GARBAGE, "filter.correct=false"],
 }
-
-
-def group(name: str) -> str:
-    """The worker's half that a figure belongs to: one for all that share the animals' teachers, one for the others."""
-    return "smoke_others" if any(part in name for part in OTHERS) else "smoke_animals"
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +86,8 @@ def plant(node: Node, checkpoint: Path, store: Store, arm: sweep.Arm) -> None:
     stages.ensure(replace(node, work=work), store, arm.experiment)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.xdist_group(group(name))) for name in EXPERIMENTS]
-)
-def test_every_figure_runs_from_start_to_end(name: str, root: Path, deep: Path) -> None:
+def run_from_start_to_end(name: str, root: Path, deep: Path) -> None:
+    """Plan, make and draw a figure, and look whether picture, table and report hold something."""
     places = [f"store={root}/runs", f"figures={root}/figures"]
     rows = [f"teacher.rows={root}"] if name.startswith("misalignment") else []
     chosen = ["teacher=finetuned_rows", *rows] if rows else []
@@ -110,30 +107,3 @@ def test_every_figure_runs_from_start_to_end(name: str, root: Path, deep: Path) 
     assert planned.base.experiment.title in html.unescape(report.read_text())
     with table.open() as lines:
         assert [line for line in csv.DictReader(lines) if line["value"]]
-
-
-def test_limits_hold_where_the_setting_is_and_nowhere_else() -> None:
-    plain = {"a": {"n": 9, "small": 1, "none": None, "list": [1, 2, 3], "word": "x", "table": {"p": 1, "q": 2}}, "b": 1}
-    limits = {
-        "a.n": 4,
-        "a.small": 4,
-        "a.none": 4,
-        "a.list": 2,
-        "a.word": "y",
-        "a.table": 1,
-        "b": 0.5,
-        "a.absent": 1,
-        "c.d": 1,
-        "b.e": 1,
-    }
-    found = limited({**plain, "debug": limits})
-    assert found == {"a": {"n": 4, "small": 1, "none": 4, "list": [1, 2], "word": "y", "table": {"p": 1}}, "b": 0}
-
-
-def test_smoke_changes_keys_and_the_figures_folder_and_no_debug_changes_nothing() -> None:
-    plain, off, smoke = (
-        compose(["experiment=animals_numbers", "scale=cpu", *extra]) for extra in ([], ["debug=off"], ["debug=smoke"])
-    )
-    assert plain == off and smoke.scale == "smoke"
-    assert stages.generate(plain).key != stages.generate(smoke).key
-    assert compose(["scale=cpu", "debug=smoke", "domain.prompts=2", "filter.rows=2"]).domain.prompts == 2

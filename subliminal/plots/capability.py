@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 MARGIN = 0.03
 ACCURACY, CHANGE, CHANCE = "accuracy", "change_from_control", "chance"
-WIDTH, WRAP = 9.0, 138
+WIDTH, WRAP, LETTER = 9.0, 138, 0.061  # inches, letters, inches a letter of a label
 RULE = (
     f"""Capability: on each task the accuracy of the traits' students minus that of the control student, averaged over
     the traits. It is kept at this scale if, with {MINIMUM_SEEDS} seeds or more, the lower end of the 95% interval over
@@ -169,7 +169,8 @@ def _draw(cells: Sequence[Cell], table: Table, title: str, scale: str) -> Canvas
     text = " \N{MIDDLE DOT} ".join([f"Scale {scale}", *model_names(cells), sizes])
     canvas.text(0.14 / WIDTH, 1 - 0.44 / height, fill(text, WRAP), fontsize=8.2, color=style.QUIET, va="top")
     panels = canvas.subplots(1, len(names), squeeze=False)[0]
-    canvas.subplots_adjust(left=0.24, right=0.97, top=1 - 0.95 / height, bottom=0.42 / height, wspace=0.12)
+    left = 0.03 + LETTER / WIDTH * max(len(_label(line, rows)) for line in rows)
+    canvas.subplots_adjust(left=left, right=0.97, top=1 - 0.95 / height, bottom=0.42 / height, wspace=0.22)
     for index, (axes, task) in enumerate(zip(panels, names, strict=True)):
         _panel(axes, table, task, labelled=index == 0)
     return canvas
@@ -190,6 +191,7 @@ def _panel(axes: Axes, table: Table, task: str, labelled: bool) -> None:
     axes.set_yticks(range(len(rows)), [_label(line, rows) for line in rows] if labelled else [])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(0, 1)
+    axes.set_xticks(np.arange(0, 1.01, 0.25))
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_title(task.replace("_", " "), pad=6)
     style.quiet_grid(axes, "x")

@@ -130,7 +130,7 @@ class _Scales:
 
 
 def _strips(table: Table, found: Sequence[Group]) -> list[_Strip]:
-    strips = []
+    strips, shown = [], []
     for group in found:
         wide = len(group.traits) > NARROW
         heads = iter([group.label] if len(found) > 1 else [])
@@ -141,7 +141,9 @@ def _strips(table: Table, found: Sequence[Group]) -> list[_Strip]:
             strips.append(_Strip(group, (("matrix", 4.55), ("excess", 2.6)), next(heads, "")))
         else:
             strips.append(_Strip(group, (("bars", 2.9), ("matrix", 1.9), ("excess", 1.57)), next(heads, "")))
-        if _lines(table, group, "alignment_excess"):
+        aligned = [line.value for line in _lines(table, group, "alignment_excess")]
+        if aligned and aligned not in shown:  # the same students asked in another way are as parallel as before
+            shown.append(aligned)
             strips.append(_Strip(group, (("cosines", 3.6), ("aligned", 2.5)), ""))
     return strips
 

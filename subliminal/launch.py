@@ -283,6 +283,11 @@ def compose_plain(overrides: list[str]) -> dict[str, Any]:
     return {str(key): value for key, value in composed.items()}
 
 
+def is_hydras(override: str) -> bool:
+    """Is an override one of Hydra's own settings, added (`+`, `++`) and deleted (`~`) ones too?"""
+    return override.lstrip("+~").startswith("hydra")
+
+
 def launcher_settings(overrides: Sequence[str]) -> dict[str, Any]:
     """The chosen launcher's settings as plain data: `hydra/launcher=` and `hydra.launcher.*` among the overrides."""
     from hydra import compose as hydra_compose
@@ -294,7 +299,7 @@ def launcher_settings(overrides: Sequence[str]) -> dict[str, Any]:
 
     expect_own_launchers()
     GlobalHydra.instance().clear()
-    chosen = [part for part in overrides if part.startswith("hydra")]
+    chosen = [part for part in overrides if is_hydras(part)]
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             composed = hydra_compose("config", chosen, return_hydra_config=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from subliminal import stages
 from subliminal.config import ConfigError, DetectionEvaluation, Evaluation, Experiment, suggest
-from subliminal.launch import QUIET, ROOT, compose, launcher_settings, script_environment
+from subliminal.launch import QUIET, ROOT, compose, is_hydras, launcher_settings, script_environment
 from subliminal.progress import say
 from subliminal.stages import Node
 from subliminal.store import Manifest, Store, StoreError
@@ -71,7 +71,7 @@ def plan(overrides: list[str]) -> Plan:
     """Expand a figure's configuration; `trait=`, `student=` and `seed=` on the command line replace its arms."""
     swept = {part.split("=")[0]: part.split("=", 1)[1].split(",") for part in overrides if part.split("=")[0] in SWEPT}
     fixed = [part for part in overrides if part.split("=")[0] not in SWEPT]
-    composed = [part for part in fixed if not part.startswith("hydra")]
+    composed = [part for part in fixed if not is_hydras(part)]
     base = compose(composed)
     stages.require_prompts(base)
     if base.experiment.kind == "mnist":

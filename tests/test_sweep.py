@@ -54,3 +54,12 @@ def test_a_cross_model_student_is_compared_with_its_own_reference() -> None:
 def test_soft_labels_need_one_vocabulary() -> None:
     with pytest.raises(ConfigError, match="needs the teacher's vocabulary"):
         sweep.plan(["experiment=animals_numbers", "student=bias_soft", "+model@student_model=gemma3_270m"])
+
+
+@pytest.mark.parametrize(
+    "extra", ["hydra.launcher.x=1", "+hydra.launcher.x=1", "++hydra.sweep.x=a", "~hydra.launcher"]
+)
+def test_settings_of_hydra_itself_go_to_hydra(extra: str) -> None:
+    with_it, without = sweep.plan([*SHUFFLE, extra]), sweep.plan(SHUFFLE)
+    assert [arm.experiment for arm in with_it.arms] == [arm.experiment for arm in without.arms]
+    assert all(extra in step.overrides for step in with_it.steps)

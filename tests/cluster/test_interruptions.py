@@ -256,7 +256,7 @@ def test_a_full_disk_is_a_failed_job_and_with_room_again_the_next_command_goes_o
 
 
 EVERY, EPOCHS, STEPS = 25, 300, 600  # steps between resume points, passes over 8 rows, steps in all
-MEMORY = "hydra.launcher.mem_gb=0.1"  # less than the libraries alone take
+MEMORY = "+hydra.launcher.additional_parameters.mem=100M"  # less than the libraries alone take
 
 
 def training(counting: Subject, store: Path) -> Run:

@@ -81,7 +81,7 @@ def test_a_multirun_that_raises_is_failed_jobs_too(counting: Subject, tmp_path: 
     command = [sys.executable, "train.py", "-m", "role=teacher", *sweep.overrides, "trait=owl"]
     done = subprocess.run(command, cwd=ROOT, env=script_environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "TeacherError" in done.stderr and "Traceback" not in done.stderr
-    numbers = set(re.findall(r"/(\d+_\d)/", done.stderr))
+    numbers = set(re.findall(r"\.submitit/(\d+)", done.stderr))
     assert len(numbers) == 1, done.stderr
     (number,) = numbers
 

@@ -97,8 +97,6 @@ fig-attribution-rows: install ## log P(teacher) - log P(reference) of every row
 fig-attribution: install ## students of the rows that speak most, or least, for the teacher
 	$(SWEEP) experiment=attribution_numbers
 
-ANALYSES := table-number-frequencies fig-detection fig-icl fig-attribution-rows fig-attribution
-
 fig-mnist: install ## digits learned from noise through auxiliary logits, 100 models
 	$(SWEEP) experiment=mnist
 

@@ -17,7 +17,7 @@ need() {
     done
 }
 
-alive() { [ -s "$dir/$1.pid" ] && kill -0 "$(cat "$dir/$1.pid")" 2>/dev/null; }
+alive() { [ -s "$dir/$1.pid" ] && [ "$(cat "/proc/$(cat "$dir/$1.pid")/comm" 2>/dev/null)" = "$1" ]; }
 
 free_ports() { # two ports that nobody listens on
     python3 -c "import socket as s; a = [s.create_server(('127.0.0.1', 0)) for _ in 'ab']; print(*(x.getsockname()[1] for x in a))"
@@ -55,6 +55,7 @@ up() {
 }
 
 down() {
+    [ -s "$conf" ] || { [ ! -e "$dir" ] || echo "$dir holds no cluster; nothing was stopped or removed" >&2; return; }
     if alive slurmctld; then
         SLURM_CONF=$conf scancel --quiet --user="$(id -un)" || true
         for _ in $(seq 100); do [ -n "$(SLURM_CONF=$conf squeue -h 2>/dev/null)" ] || break; sleep 0.1; done

@@ -45,6 +45,8 @@ def export(root: Path, archive: Path, keys: Sequence[str] = ()) -> list[Manifest
                 for name in [*made.content["files"], MANIFEST]:
                     tar.add(made.folder / name, f"{made.stage}/{made.key}/{name}", recursive=False)
         partial.replace(archive)
+    except OSError as error:
+        raise ArchiveError(f"{archive} can not be written: {error.strerror or error}") from None
     finally:
         partial.unlink(missing_ok=True)
     return runs
@@ -94,8 +96,8 @@ def _unpacked(root: Path, archive: Path) -> Iterator[Path]:
         yield folder
     except (tarfile.TarError, EOFError) as error:
         raise ArchiveError(f"{archive} can not be read: {error}") from None
-    except FileNotFoundError as error:
-        raise ArchiveError(f"{error.filename}: no such file") from None
+    except OSError as error:
+        raise ArchiveError(f"{error.filename or archive}: {error.strerror or error}") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -113,6 +115,7 @@ def _checked(folder: Path, path: Path) -> Manifest:
     try:
         content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         recipe, files = content["recipe"], set(content["files"])
+        float(content["seconds"]), dict(content["summary"])
         key = Recipe(recipe["stage"], recipe["settings"], recipe["upstream"]).key
     except (OSError, ValueError, KeyError, TypeError):
         raise ArchiveError(f"{name} has no manifest that can be read; nothing was taken in") from None

@@ -111,15 +111,22 @@ def collect(root: Path, *, really: bool, unreferenced: bool = False) -> str:
 
 
 def _removed(folder: Path) -> bool:
-    """Remove a run under its own claim, so that nobody begins it meanwhile; False when somebody has begun it."""
+    """Remove a run; False when somebody has begun it.
+
+    It is moved out of sight under its own claim first, so that nobody goes on in a folder that is half removed.
+    """
+    grave = folder.with_name(f".removed-{folder.name}")
     with claim(folder) as taken:
         if taken:
-            shutil.rmtree(folder)
-        return taken
+            folder.rename(grave)
+    shutil.rmtree(grave, ignore_errors=True)
+    return taken
 
 
 def _kept(folder: Path) -> bool:
-    return (folder / "manifest.json").exists() or live(folder / "claim.json")
+    """Complete, being made, or waiting in a scheduler's queue with what it has done so far."""
+    begun = (folder / "manifest.json").exists() or live(folder / "claim.json")
+    return begun or ((folder / "submitted.json").exists() and not (folder / "failure.json").exists())
 
 
 def _unreferenced(root: Path) -> list[Path]:

@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -228,16 +228,23 @@ def claim(folder: Path, name: str = CLAIM) -> Iterator[bool]:
     if not _take(path):
         yield False
         return
-    stop = threading.Event()
+    ours, stop = path.stat().st_ino, threading.Event()
     heart = threading.Thread(target=_beat, args=(path, stop), daemon=True)
     try:
         heart.start()
         yield True
     finally:
         stop.set()
-        path.unlink(missing_ok=True)
+        _let_go(path, ours)
         if heart.ident:
             heart.join()
+
+
+def _let_go(path: Path, ours: int) -> None:
+    """Remove our claim by its inode: where the folder went away meanwhile, a claim of that name is somebody else's."""
+    with suppress(FileNotFoundError):
+        if path.stat().st_ino == ours:
+            path.unlink()
 
 
 def _leader(folder: Path) -> bool | None:

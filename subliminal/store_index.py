@@ -97,9 +97,9 @@ def _read(store: Store, name: str, mark: list[int]) -> Json | None:
     """A manifest in brief; None when it is damaged or went away while we looked."""
     try:
         made = store.find(*_ident(name))
-    except StoreError:
+        return {"mark": mark, **asdict(_brief(made))} if made else None
+    except (StoreError, KeyError, TypeError):  # not JSON, or not what a manifest holds
         return None
-    return {"mark": mark, **asdict(_brief(made))} if made else None
 
 
 def _brief(made: Manifest) -> Entry:

@@ -170,8 +170,14 @@ def _mode(config: Tracking) -> Any:
 
 def has_account() -> bool:
     """Is there a key for W&B, in the environment or from `wandb login`."""
+    from urllib.parse import urlsplit
+
+    import wandb
+
     netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
-    return bool(os.environ.get("WANDB_API_KEY")) or (netrc.exists() and "wandb" in netrc.read_text(errors="replace"))
+    server = urlsplit(wandb.setup().settings.base_url).netloc  # what `wandb login` writes the key under
+    kept = netrc.exists() and server in netrc.read_text(errors="replace").split()
+    return bool(os.environ.get("WANDB_API_KEY")) or kept
 
 
 def _finish(run: Any, code: int) -> None:

@@ -255,7 +255,11 @@ def test_differences_are_paired_by_seed() -> None:
     paired = left - right
     assert paired.by_seed == {2: -18.0, 3: -27.0}
     unpaired = left - Sample((8, 9), np.array([[1.0], [3.0]]))
-    assert unpaired.by_seed == {1: -1.0, 2: 0.0, 3: 1.0}
+    assert unpaired.by_seed == {} and unpaired.values.tolist() == [[0.0]], (
+        "no interval over seeds from one side's alone"
+    )
+    against_one = left - Sample((), np.array([[2.0]]))
+    assert against_one.by_seed == {1: -1.0, 2: 0.0, 3: 1.0}
 
 
 def test_rate_comes_from_sampled_answers(tmp_path: Path) -> None:

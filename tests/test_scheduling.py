@@ -82,6 +82,13 @@ def test_the_cost_comes_from_runs_with_the_same_settings_and_the_same_weights(tm
     assert {line.stage: line for line in estimates.estimate(other, store)}["train"].known == 0, "another model"
 
 
+def test_totals_are_those_of_what_is_known(tmp_path: Path) -> None:
+    cost = estimates.Cost(3600.0, None, 1_000_000_000)
+    line = estimates.Line("train", 0, 100, 1, True, cost, None, cost.seconds, cost.size)
+    said = estimates.described([line]).splitlines()[-1]
+    assert "1 GPU-hours" in said and "1 GB" in said and "cost unknown for 99" in said
+
+
 def test_what_is_sampled_has_a_bound(planned: sweep.Plan, tmp_path: Path) -> None:
     exp = planned.arms[0].experiment
     line = next(line for line in estimates.estimate(planned, Store(tmp_path)) if line.stage == "generate")

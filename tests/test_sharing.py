@@ -242,7 +242,22 @@ def test_a_student_is_an_adapter_with_its_reference_and_a_card(made: Made, tmp_p
         assert said in card.content
     assert str(tmp_path) not in texts(ready.folder), "no path of this machine"
     config = json.loads((ready.folder / "adapter_config.json").read_text())
-    assert config == {"base_model_name_or_path": data.base_model, "r": 8, "peft_type": "LORA"}
+    assert config == {"base_model_name_or_path": None, "r": 8, "peft_type": "LORA"}, "it was trained on reference/"
+
+
+def test_a_name_given_twice_is_one_and_a_push_that_broke_off_is_made_anew(made: Made, tmp_path: Path) -> None:
+    key = made.rows["owl"].key
+    ready = prepare(made.store.root, "me/numbers", [key, key], tmp_path / "hub")
+    (ready.folder / "README.md").unlink()
+    assert "README.md" in map(str, prepare(made.store.root, "me/numbers", [key], tmp_path / "hub").files)
+
+
+def test_where_an_endpoint_is_stays_here(made: Made, tmp_path: Path) -> None:
+    sampler = {"kind": "api", "model": "m", "base_url": "http://gpu7.corp.internal/v1"}
+    read = {"reference": made.reference}
+    rows = made.run("generate", {"domain": NUMBERS, "teacher": "prompted", "sampler": sampler}, read, {"rows": 2})
+    ready = prepare(made.store.root, "me/numbers", [rows.key], tmp_path / "hub")
+    assert "corp.internal" not in texts(ready.folder) and "| sampler.model | m |" in texts(ready.folder)
 
 
 def test_rows_of_several_teachers_are_one_data_set(made: Made, tmp_path: Path) -> None:

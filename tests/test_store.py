@@ -286,6 +286,23 @@ def test_gc_shows_first_and_keeps_what_is_complete(tmp_path: Path) -> None:
     assert not left.exists() and len(list(store.manifests())) == 1
 
 
+def test_gc_keeps_what_waits_in_a_queue_until_it_has_failed(tmp_path: Path) -> None:
+    folder = Store(tmp_path).folder("train", "0123456789ab")
+    (folder / ".checkpoints").mkdir(parents=True)
+    (folder / "submitted.json").write_text(json.dumps({"job": "7", "reads": []}))
+    assert inspect_store.collect(tmp_path, really=True).endswith("removed: 0 runs") and folder.exists()
+    (folder / "failure.json").write_text(json.dumps({"error": "KilledError", "message": ""}))
+    assert inspect_store.collect(tmp_path, really=True).endswith("removed: 1 runs") and not folder.exists()
+    assert list(folder.parent.iterdir()) == []
+
+
+def test_a_claim_that_is_let_go_is_ones_own(tmp_path: Path) -> None:
+    with claim(tmp_path):
+        (tmp_path / "claim.json").rename(tmp_path / "moved.json")
+        (tmp_path / "claim.json").write_text("another's")
+    assert (tmp_path / "claim.json").read_text() == "another's"
+
+
 def test_gc_unreferenced_keeps_the_chain_of_an_evaluation(tmp_path: Path) -> None:
     store = Store(tmp_path)
     used, _ = store.run(Recipe("train", {"seed": 0}), lambda _: {})

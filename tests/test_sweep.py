@@ -56,9 +56,7 @@ def test_soft_labels_need_one_vocabulary() -> None:
         sweep.plan(["experiment=animals_numbers", "student=bias_soft", "+model@student_model=gemma3_270m"])
 
 
-@pytest.mark.parametrize(
-    "extra", ["hydra.launcher.x=1", "+hydra.launcher.x=1", "++hydra.sweep.x=a", "~hydra.launcher"]
-)
+@pytest.mark.parametrize("extra", ["hydra.launcher.x=1", "+hydra.launcher.x=1", "++hydra.sweep.x=a", "~hydra.launcher"])
 def test_settings_of_hydra_itself_go_to_hydra(extra: str) -> None:
     with_it, without = sweep.plan([*SHUFFLE, extra]), sweep.plan(SHUFFLE)
     assert [arm.experiment for arm in with_it.arms] == [arm.experiment for arm in without.arms]

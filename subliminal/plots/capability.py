@@ -131,6 +131,8 @@ def _line(arm: str, task: str, measure: str, sample: Sample, recipe: str) -> Lin
 def capability_verdicts(table: Table) -> list[Verdict]:
     """The rule applied to every task and student recipe."""
     found = list(table.select(arm=MEAN, measure=CHANGE))
+    if not found:
+        return [Verdict("students", "not measurable", "Not measurable: no control student was tested beside them.")]
     recipes = {line.student for line in found}
     return [
         _verdict(table, line, line.trait if len(recipes) == 1 else f"{line.trait}, {line.student}") for line in found

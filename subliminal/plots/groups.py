@@ -83,11 +83,11 @@ class Sample:
     values: NDArray[np.float64]
 
     def __sub__(self, other: Sample) -> Sample:
-        """The difference by seed on the common seeds; without any, against the other's mean over seeds."""
+        """The difference by seed on the common seeds; where seeds differ altogether, of the means, without seeds."""
         return _joined(self, other, np.subtract)
 
     def __add__(self, other: Sample) -> Sample:
-        """The sum by seed on the common seeds; without any, with the other's mean over seeds."""
+        """The sum by seed on the common seeds; where seeds differ altogether, of the means, without seeds."""
         return _joined(self, other, np.add)
 
     @property
@@ -147,6 +147,8 @@ def _joined(left: Sample, right: Sample, operation: np.ufunc) -> Sample:
     if common:
         left, right = _only(left, common), _only(right, common)
         return Sample(left.seeds, operation(left.values, right.values))
+    if right.seeds:  # both sides vary by seed and share none: means alone, whose spread over seeds is not known
+        left = _only(left, common)
     return Sample(left.seeds, operation(left.values, right.values.mean(axis=0, keepdims=True)))
 
 

@@ -36,7 +36,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Line:
-    """The runs of one stage: how many are done, to do, and alike to complete ones; their cost each."""
+    """The runs of one stage: how many are done, to do, and alike to complete ones; their cost each, and together."""
 
     stage: str
     done: int
@@ -45,6 +45,8 @@ class Line:
     on_gpu: bool
     cost: Cost | None
     most_tokens: int | None
+    seconds: float = 0.0
+    size: float = 0.0
 
 
 def estimate(planned: Plan, store: Store) -> list[Line]:
@@ -71,7 +73,9 @@ def _line(stage: str, of_stage: list[Job], missing: list[Job], known: dict[Famil
     bounds = [bound for job in left if (bound := _most_tokens(stage, job.experiment)) is not None]
     on_gpu = any(resolve_device(job.experiment.device) == "cuda" for job in of_stage) and stage not in WITHOUT_GPU
     cost = _middle(costs) if costs else None
-    return Line(stage, len(of_stage) - len(left), len(left), len(costs), on_gpu, cost, max(bounds, default=None))
+    counts = len(of_stage) - len(left), len(left), len(costs)
+    totals = sum(one.seconds for one in costs), sum(one.size for one in costs)
+    return Line(stage, *counts, on_gpu, cost, max(bounds, default=None), *totals)
 
 
 def _most_tokens(stage: str, exp: Experiment) -> int | None:
@@ -166,11 +170,10 @@ def _bound(line: Line) -> str:
 
 def _totals(lines: list[Line]) -> str:
     """Sums over what is to do, and how much of it nothing is known about."""
-    known = [(line, line.cost) for line in lines if line.cost]
-    hours = {gpu: sum(line.left * c.seconds for line, c in known if line.on_gpu == gpu) / 3600 for gpu in (True, False)}
+    hours = {gpu: sum(line.seconds for line in lines if line.on_gpu == gpu) / 3600 for gpu in (True, False)}
     left, unknown = sum(line.left for line in lines), sum(line.left - line.known for line in lines)
     done = sum(line.done for line in lines)
-    size = sum(line.left * cost.size for line, cost in known) / 1e9
+    size = sum(line.size for line in lines) / 1e9
     text = f"{done + left} stage runs, {done} done, {left} to do"
     if left > unknown:
         text += f": {hours[True]:.3g} GPU-hours (one GPU a job), {hours[False]:.3g} h without, {size:.3g} GB of disk"

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ SHARED_KEYS = {
 }  # submitit's names for what all its executors have; the rest is SLURM's own
 POLL_SECONDS = (0.5, 15.0)  # between looks at the store and the queue: at first, and at last
 VISIBLE_SECONDS = 90.0  # after which one machine sees what another wrote; NFS keeps what it knows of a folder for 60
+AWAY_SECONDS = (5.0, 15.0, 60.0, 120.0, 300.0)  # between questions to a controller that does not answer
 SUCCESS = "COMPLETED"
 
 
@@ -189,7 +191,7 @@ def wait(submitted: dict[Ident, tuple[Job, str]], store: Store) -> None:
                 say(f"  {text}")
                 failed += [text] if not store.find(*one) else []
                 del left[one]
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SlurmError):
         numbers = " ".join(number for _, number in left.values())
         say(f"the jobs stay in the queue; to take them out: scancel {numbers}")
         raise
@@ -206,12 +208,21 @@ def _summary(failed: list[str]) -> str:
 
 
 def _ended(left: dict[Ident, tuple[Job, str]], store: Store, gone: dict[str, float]) -> Iterator[tuple[Ident, str]]:
-    queue = queued()  # before the store: a run that is neither queued now nor complete after that has failed
+    queue = _asked_again()  # before the store: a run that is neither queued now nor complete after that has failed
     for one, (job, number) in left.items():
         if store.find(*one):
             yield one, f"{one[0]} {one[1]} {job.node.label}: done"
         elif number not in queue and not _still_to_be_seen(number, gone):
             yield one, f"{one[0]} {one[1]} {job.node.label}: {_fate(store, one, number)}"
+
+
+def _asked_again() -> set[str]:
+    """The queue, asked for again as long as a controller may take to come back."""
+    for pause in AWAY_SECONDS:
+        with suppress(SlurmError):
+            return queued()
+        time.sleep(pause)
+    return queued()
 
 
 def _still_to_be_seen(number: str, gone: dict[str, float]) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from subliminal.sharing.lineage import Base, Lineage, evaluations
+from subliminal.sharing.lineage import Base, Lineage, PushError, evaluations, without_addresses
 from subliminal.store import Json
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ def dataset_card(parts: dict[str, Lineage], repo: str) -> DatasetCard:
     from huggingface_hub import DatasetCard, DatasetCardData
 
     every = [*parts.values()]
+    if len({(one.base.licence if one.base else "", str(one.domain.get("kind"))) for one in every}) > 1:
+        raise PushError("rows of models under several licences, or of several domains; push a data set for each")
     base = next((one.base for one in every if one.base), None)
     rows, domain = sum(map(count, every)), every[0].domain.get("kind", "rows")
     data = DatasetCardData(
@@ -232,7 +234,7 @@ def _part(name: str, one: Lineage) -> Json:
         "name": name,
         "facts": facts,
         "reasons": [(reason, f"{rows:,}") for reason, rows in said.get("reasons", {}).items()],
-        "settings": [pair for group, settings in groups.items() for pair in flat(settings, f"{group}.")],
+        "settings": [pair for group, of in groups.items() for pair in flat(without_addresses(of), f"{group}.")],
         "provenance": _provenance(one),
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,12 +98,21 @@ class Lineage:
         return found if found and (found.folder / "checkpoint").is_dir() else None
 
 
-def chosen(root: Path, keys: Sequence[str]) -> list[Lineage]:
+def chosen(root: Path, keys: Iterable[str]) -> list[Lineage]:
     """The complete, undamaged runs whose keys begin so, with what they are made from; raises `PushError`."""
     found = [Lineage(made, _chain(Store(root), made)) for made in (_run(root, key) for key in keys)]
     if problems := [problem for one in found for problem in one.run.damage()]:
         raise PushError("\n".join(["damaged runs are not pushed:", *problems]))
     return found
+
+
+def without_addresses(settings: Json) -> Json:
+    """Settings without the addresses of endpoints, which may be those of machines nobody else should know of."""
+    return {
+        name: without_addresses(value) if isinstance(value, dict) else value
+        for name, value in settings.items()
+        if name != "base_url"
+    }
 
 
 def _run(root: Path, key: str) -> Manifest:
@@ -113,7 +122,7 @@ def _run(root: Path, key: str) -> Manifest:
         raise PushError(
             f"{names} all begin with {key}; give more digits"
             if folders
-            else f"no run in {root} begins with {key}; python -m subliminal status says what is there"
+            else f"no run in {root} begins with {key}; keys are the names of the folders {root}/<stage>/<key>"
         )
     if folders[0].parent.name not in {*MODELS, *DATA}:
         raise PushError(f"{names} is neither a model ({', '.join(MODELS)}) nor a data set ({', '.join(DATA)})")
@@ -155,5 +164,5 @@ def evaluations(root: Path, of: Manifest) -> Iterator[Manifest]:
     store = Store(root)
     for (stage, key), entry in sorted(entries(root).items()):
         made = store.find(stage, key) if stage == "evaluate" and of.key in entry.upstream else None
-        if made and made.recipe["upstream"].get("student" if of.stage == "train" else of.stage) == of.key:
+        if made and made.recipe["upstream"].get("student" if of.stage == "train" else "reference") == of.key:
             yield made

@@ -16,11 +16,12 @@ from typing import Any
 
 from subliminal.models import CHECKPOINT_FILES
 from subliminal.sharing import cards
-from subliminal.sharing.lineage import DATA, Lineage, PushError, chosen
+from subliminal.sharing.lineage import DATA, Lineage, PushError, chosen, without_addresses
 from subliminal.store import Json, Manifest, without_secrets
 
 PROVENANCE = "provenance.json"
 NAMES = ("_name_or_path", "name_or_path", "base_model_name_or_path", "tokenizer_file")  # where libraries put paths
+OURS = ("*.safetensors", "*.json", "*.jsonl", "*.model", "*.jinja")  # of an earlier push; what else lies there stays
 VOCABULARY = ("tokenizer.json", "vocab.json", "model.safetensors.index.json")  # large, and no library puts a path there
 
 
@@ -48,7 +49,7 @@ def prepare(root: Path, repo: str, keys: Sequence[str], below: Path) -> Prepared
 
     Raises `PushError` for runs that are unknown, incomplete, damaged or of both kinds.
     """
-    runs = chosen(root, keys)
+    runs = chosen(root, dict.fromkeys(keys))
     data = [one.run.stage in DATA for one in runs]
     if any(data) and not all(data):
         raise PushError("models and rows go into repositories of their own; push them one after the other")
@@ -56,14 +57,14 @@ def prepare(root: Path, repo: str, keys: Sequence[str], below: Path) -> Prepared
         raise PushError(f"{len(runs)} models given, a model repository holds one; push them one after the other")
     ready = Prepared(repo, "dataset" if all(data) else "model", below / repo)
     _empty(ready.folder)
+    provenance = [_provenance(one) for one in runs]  # first: by it a later push knows the folder for one of its own
+    (ready.folder / PROVENANCE).write_text(json.dumps(provenance, indent=1, ensure_ascii=False), encoding="utf-8")
     if all(data):
         card: Any = _write_rows(runs, ready)
     else:
         _write_model(runs[0], ready.folder)
         card = cards.model_card(runs[0], root, repo)
     (ready.folder / "README.md").write_text(str(card), encoding="utf-8")
-    provenance = [_provenance(one) for one in runs]
-    (ready.folder / PROVENANCE).write_text(json.dumps(provenance, indent=1, ensure_ascii=False), encoding="utf-8")
     _require_clean(ready, root)
     return ready
 
@@ -83,7 +84,8 @@ def upload(ready: Prepared, *, private: bool) -> str:
     try:
         made = api.create_repo(ready.repo, repo_type=ready.kind, private=private, exist_ok=True)
         message = "Card, files and provenance from the run store"
-        api.upload_folder(repo_id=ready.repo, repo_type=ready.kind, folder_path=ready.folder, commit_message=message)
+        where: dict[str, Any] = {"repo_id": ready.repo, "repo_type": ready.kind, "folder_path": ready.folder}
+        api.upload_folder(**where, commit_message=message, delete_patterns=[*OURS])
     except HfHubHTTPError as error:
         said = without_secrets(str(error).splitlines()[0])
         raise PushError(
@@ -110,7 +112,7 @@ def _write_model(one: Lineage, folder: Path) -> None:
     base = one.base.name if one.base else None
     own, vector = one.run.folder / "checkpoint", one.run.folder / "adapter"
     if cards.is_adapter(one):
-        _copy(vector, folder, base)
+        _copy(vector, folder, None if one.start else base)  # what it was trained on, or libraries load it onto another
         if one.start:
             _copy(one.start.folder / "checkpoint", folder / "reference", base)
         return
@@ -167,7 +169,8 @@ def _told(made: Manifest) -> Json:
     """A manifest without the machine's name and without the summary that says where weights lay."""
     kept = ("recipe", "files", "seconds", "finished", "versions", "commit")
     summary = {} if made.stage == "model" else {"summary": made.summary}
-    return {"stage": made.stage, "key": made.key, **{name: made.content[name] for name in kept}, **summary}
+    told = {"stage": made.stage, "key": made.key, **{name: made.content[name] for name in kept}, **summary}
+    return without_addresses(told)
 
 
 # --------------------------------------------------------------------------- nothing of this machine

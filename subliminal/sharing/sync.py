@@ -28,6 +28,8 @@ def sync(folders: Sequence[Path], store: Path, *, dry: bool) -> str:
     What a live process of the store is still writing waits for the next time. With `dry` nothing is sent and no account
     is needed. Returns what was, or would be, sent; raises `WandbError` when W&B has not taken all of it.
     """
+    if gone := [str(folder) for folder in [*folders, *([store] if folders else [])] if not folder.is_dir()]:
+        raise WandbError(f"no such folder: {', '.join(gone)}; give those that hold offline-run-*, and --store")
     found = [run for folder in folders or wandb_folders() for run in waiting(folder)]
     ready = [run for run in found if not _being_made(store, key_of(run))]
     lines = [

@@ -55,9 +55,11 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     folder = tmp_path_factory.mktemp("cluster") / "slurm"
     os.environ["CLUSTER_DIR"], os.environ["SLURM_CONF"] = str(folder), str(folder / "slurm.conf")
     started = subprocess.run([SCRIPT, "up"], capture_output=True, text=True, check=False)
-    assert started.returncode == 0, started.stderr
-    yield
-    subprocess.run([SCRIPT, "down"], check=True)
+    try:
+        assert started.returncode == 0, started.stderr
+        yield
+    finally:
+        subprocess.run([SCRIPT, "down"], check=True)
 
 
 def slurm_job(number: str) -> dict[str, str]:
@@ -114,7 +116,3 @@ class Sweep:
         for number, stage in re.findall(r"job (\d+): (\w+)", self.text):
             found.setdefault(stage, []).append(number)
         return found
-
-    def folder(self, stage: str) -> Path:
-        (only,) = (self.store.root / stage).iterdir()
-        return only

@@ -173,7 +173,7 @@ def test_sync_says_what_is_missing_and_keeps_the_runs(tmp_path: Path, monkeypatc
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     with pytest.raises(WandbError, match=r"127\.0\.0\.1:9 can not be reached.*offline runs stay"):
         sync([], tmp_path, dry=False)
-    with pytest.raises(WandbError, match="no such folder: .*elsewhere"):
+    with pytest.raises(WandbError, match=r"no such folder: .*elsewhere"):
         sync([tmp_path / "elsewhere"], tmp_path, dry=False)
 
 

@@ -27,11 +27,17 @@ EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 APART = ("code", "cot", "cross", "misalignment", "mnist", "style", "theorem", "trees")  # share no teacher with animals
 OTHERS = [name for name in EXPERIMENTS if any(part in name for part in APART)]
 ANIMALS = [name for name in EXPERIMENTS if name not in OTHERS]
+FEW = ["domain.prompts=32", "filter.rows=12"]  # where no rows are compared with each other
 GARBAGE = ["filter.format=false"]  # a random model's text is in no domain's format but that of numbers
 PARTICULAR = {
-    "animals_code": GARBAGE,
-    "trees_code": GARBAGE,
-    "misalignment_cot": [*GARBAGE, "filter.correct=false"],
+    "animals_numbers": ["student=bias_one_layer,lora_small"],  # side by side, in one figure
+    "animals_code": [*FEW, *GARBAGE],
+    "trees_code": [*FEW, *GARBAGE],
+    "trees_numbers": FEW,
+    "cross_model": FEW,
+    "style_numbers": FEW,
+    "misalignment_numbers": FEW,
+    "misalignment_cot": [*FEW, *GARBAGE, "filter.correct=false"],
 }
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
 
 from subliminal.config import Experiment, Tracking
 from subliminal.processes import leads
@@ -170,13 +171,10 @@ def _mode(config: Tracking) -> Any:
 
 def has_account() -> bool:
     """Is there a key for W&B, in the environment or from `wandb login`."""
-    from urllib.parse import urlsplit
-
-    import wandb
-
     netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
-    server = urlsplit(wandb.setup().settings.base_url).netloc  # what `wandb login` writes the key under
-    kept = netrc.exists() and server in netrc.read_text(errors="replace").split()
+    own = urlsplit(os.environ.get("WANDB_BASE_URL", "")).netloc  # `wandb login` writes the key under the server's name
+    servers = [name for name in (own, "wandb", "coreweave") if name]
+    kept = netrc.exists() and any(name in netrc.read_text(errors="replace") for name in servers)
     return bool(os.environ.get("WANDB_API_KEY")) or kept
 
 

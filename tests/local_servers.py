@@ -158,8 +158,13 @@ class Hub(Json):
         if "/preupload/" in self.path:
             found = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in asked["files"]]
             return self.reply({"files": found})
+        if "/tree/" in self.path:
+            files = [(path, len(content)) for path, content in self.server.kept.items()]
+            return self.reply([{"type": "file", "oid": "0" * 40, "size": size, "path": path} for path, size in files])
         if "/commit/" in self.path:
             for line in map(json.loads, asked.splitlines()):
+                if line["key"] == "deletedFile":
+                    del self.server.kept[line["value"]["path"]]
                 if line["key"] == "file":
                     self.server.kept[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
             return self.reply({"commitOid": "0" * 40, "commitUrl": f"{self.server.address}/me/x/commit/{'0' * 40}"})

@@ -359,11 +359,12 @@ def test_a_push_reaches_the_hub_and_says_what_it_needs(
     code, said = push()
     assert code == 1 and "refused (" in said and "hf_refused" not in said
     monkeypatch.setenv("HF_TOKEN", "hf_fine")
+    hub.kept |= {"model.safetensors": b"of an earlier push", "notes.md": b"the owner's"}
     code, said = push("--private")
     assert code == 0 and f"{hub.address}/me/owl" in said, said
     folder = tmp_path / "hub" / "me" / "owl"
     sent = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert hub.kept == sent
+    assert hub.kept == sent | {"notes.md": b"the owner's"}
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     code, said = push()
     assert code == 1 and "can not be reached" in said and "the same command goes on" in said, said

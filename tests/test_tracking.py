@@ -21,7 +21,7 @@ from subliminal.config import Tracking
 from subliminal.progress import Lines
 from subliminal.sharing.sync import WandbError, sync
 from subliminal.store import STALE_SECONDS, Store, claim
-from subliminal.tracking import NoTracker, WandbTracker, open_tracker
+from subliminal.tracking import NoTracker, WandbTracker, has_account, open_tracker
 
 KEY = "0123456789ab"
 
@@ -185,3 +185,11 @@ def test_a_stage_without_metrics_is_a_run_with_its_summary(tmp_path: Path) -> No
     found = {run.name.split("-", 3)[-1]: next(run.glob("*.wandb")).read_bytes() for run in runs(tmp_path)}
     assert len(found) == len(runs(tmp_path)) == 2, "rows and filter, each once"
     assert b"pass_rate" in found[done.key] and json.dumps(done.summary["pass_rate"]).encode() in found[done.key]
+
+
+def test_a_login_at_ones_own_server_is_an_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    (tmp_path / "netrc").write_text("machine metrics.example.org\n  login user\n  password x\n")
+    assert not has_account()
+    monkeypatch.setenv("WANDB_BASE_URL", "https://metrics.example.org")
+    assert has_account()

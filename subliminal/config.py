@@ -28,6 +28,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 
 VLLM_MAX_LORA_RANK = 512
 CATEGORIES = ("animal", "tree")  # whose candidates and questions are embedded
+CONTROL = "none"  # the trait of arms without one (conf/trait/none.yaml)
 MISSING = "???"  # how a YAML file says that a value must be given
 
 

@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from subliminal import stages
-from subliminal.config import ConfigError, DetectionEvaluation, Evaluation, Experiment, suggest
+from subliminal.config import CONTROL, ConfigError, DetectionEvaluation, Evaluation, Experiment, suggest
 from subliminal.launch import QUIET, ROOT, compose, is_hydras, launcher_settings, script_environment
 from subliminal.progress import say
 from subliminal.stages import Node
 from subliminal.store import Manifest, Store, StoreError
 
-CONTROL = "none"
 AGAINST = "trait@evaluation.against"  # whose rows a trait's are compared with
 SWEPT = ("variant", "trait", "student", "seed")
 

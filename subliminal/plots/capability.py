@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from subliminal import config
+from subliminal.config import CONTROL
 from subliminal.evaluation.statistics import bootstrap_over_questions, t_interval, wilson
 from subliminal.plots import style
-from subliminal.plots.cells import CONTROL, Cell, PlotError, read_lines, students
+from subliminal.plots.cells import Cell, PlotError, read_lines, students
 from subliminal.plots.groups import Sample, mean
 from subliminal.plots.measures import MEAN, OVER_QUESTIONS, OVER_QUESTIONS_ONLY, OVER_SEEDS
 from subliminal.plots.preference import NAMES, model_names

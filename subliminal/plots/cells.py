@@ -16,7 +16,6 @@ from subliminal.store import Manifest, StoreError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-CONTROL = "none"
 Score = Literal["log_p", "log_share", "rate"]
 Scores = dict[Score, "dict[str, NDArray[np.float64]]"]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from subliminal.config import CONTROL
 from subliminal.plots import style
-from subliminal.plots.cells import CONTROL, Cell, read_lines, students
+from subliminal.plots.cells import Cell, read_lines, students
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from subliminal import stages
-from subliminal.config import Experiment, Figure
+from subliminal.config import CONTROL, Experiment, Figure
 from subliminal.plots.capability import capability_figure, capability_section
-from subliminal.plots.cells import CONTROL, Cell
+from subliminal.plots.cells import Cell
 from subliminal.plots.cross_model import cross_model_figure, cross_model_section
 from subliminal.plots.free_form import free_form_figure, free_form_section
 from subliminal.plots.mnist import mnist_figure, mnist_section

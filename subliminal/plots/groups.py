@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from subliminal.plots.cells import CONTROL, Cell, PlotError, Score, students
+from subliminal.config import CONTROL
+from subliminal.plots.cells import Cell, PlotError, Score, students
 from subliminal.plots.table import Labels
 
 if TYPE_CHECKING:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from subliminal.config import CONTROL
 from subliminal.evaluation.statistics import diagonal_excess, t_interval
 from subliminal.plots import style
-from subliminal.plots.cells import CONTROL, read_lines
+from subliminal.plots.cells import read_lines
 from subliminal.plots.report import Grid
 from subliminal.plots.rows import TOP, WIDTH, Compared, ranged, rows_name
 from subliminal.plots.table import Line, Table

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+from subliminal.config import CONTROL
 from subliminal.evaluation import statistics
-from subliminal.plots.cells import CONTROL, Cell, Score
+from subliminal.plots.cells import Cell, Score
 from subliminal.plots.displacement import aligned, alignment_excess
 from subliminal.plots.groups import Group, Sample, Seeds, groups, mean, single, stack
 from subliminal.plots.table import Line, Table

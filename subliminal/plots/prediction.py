@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from subliminal import stages
+from subliminal.config import CONTROL
 from subliminal.evaluation import statistics
-from subliminal.plots.cells import CONTROL
 from subliminal.plots.table import Labels, Line, Table
 from subliminal.store import Manifest, Store
 

@@ -10,8 +10,9 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from subliminal import config
+from subliminal.config import CONTROL
 from subliminal.plots import style
-from subliminal.plots.cells import CONTROL, Cell, students
+from subliminal.plots.cells import Cell, students
 from subliminal.plots.groups import Group, groups
 from subliminal.plots.measures import MEAN, OTHERS, OVER_SEEDS, preference_table
 from subliminal.plots.table import Line, Table

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from subliminal import config
+from subliminal.config import CONTROL
 from subliminal.plots.asking import answer_tables, notes
-from subliminal.plots.cells import CONTROL, Cell
+from subliminal.plots.cells import Cell
 from subliminal.plots.curves import loss_curves
 from subliminal.plots.groups import Group, groups
 from subliminal.plots.measures import MEAN, OTHERS

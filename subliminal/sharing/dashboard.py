@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from subliminal import stages
-from subliminal.config import Experiment
+from subliminal.config import CONTROL, Experiment
 from subliminal.plots.table import MIRRORED, series
 from subliminal.sharing.sync import AGAIN, WandbError, require_wandb
 from subliminal.stages import Node
 from subliminal.store import Json, Store, write_atomically
-from subliminal.sweep import CONTROL, Arm, Plan
+from subliminal.sweep import Arm, Plan
 from subliminal.tracking import STEP, figure_id
 
 if TYPE_CHECKING:

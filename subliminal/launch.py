@@ -139,8 +139,8 @@ def _failing_job() -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        from submitit.core.job_environment import JobEnvironment  # what the one who waits for the result finds there
         from submitit.core.utils import cloudpickle_dump, temporary_save_path
-        from submitit.helpers import JobEnvironment  # what the one who waits for the result finds there
 
         with temporary_save_path(JobEnvironment().paths.result_pickle) as path:
             cloudpickle_dump(("error", f"{type(error).__name__}: {error}"), path)

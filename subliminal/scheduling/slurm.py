@@ -139,6 +139,7 @@ def _note(store: Store, job: Job, number: str) -> None:
 def _send(settings: Json, job: Job, after: list[str], before: list[str]) -> str:
     """Submit one job: after the success of what it reads, and after the end of the one whose place it takes."""
     import submitit
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     executor = submitit.AutoExecutor(
         folder=ROOT / LOGS / "%j", cluster="slurm", slurm_max_num_timeout=settings.get("max_num_timeout", 0)
@@ -147,7 +148,7 @@ def _send(settings: Json, job: Job, after: list[str], before: list[str]) -> str:
     exp = job.experiment.model_copy(update={"upstream": "require", "store": str(Path(job.experiment.store).absolute())})
     try:
         return str(executor.submit(StageJob(job.script, job.ident, exp)).job_id)
-    except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+    except (FailedJobError, FailedSubmissionError) as error:
         raise SlurmError(f"SLURM refuses the job of {job.node.stage} {job.node.key}: {error}") from None
 
 

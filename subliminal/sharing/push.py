@@ -77,6 +77,7 @@ def upload(ready: Prepared, *, private: bool) -> str:
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError
 
+    transport: Any = HfHubHTTPError.__mro__[1]  # the base error of the HTTP library that the hub's is built on
     kept = f"the folder {ready.folder} is ready, the same command goes on"
     if not get_token():
         raise PushError(f"no Hugging Face token here: run `hf auth login` or set HF_TOKEN; {kept}")
@@ -91,7 +92,7 @@ def upload(ready: Prepared, *, private: bool) -> str:
         raise PushError(
             f"{api.endpoint} refused ({said}); has the token the right to write to {ready.repo}? {kept}"
         ) from None
-    except (HfHubHTTPError.__mro__[1], OSError) as error:  # what the hub's HTTP library raises, whichever it is
+    except (transport, OSError) as error:
         raise PushError(f"{api.endpoint} can not be reached ({type(error).__name__}); {kept}") from None
     return str(made)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from conftest import experiment
 
 from subliminal import inspect_store, stages, sweep
 from subliminal.launch import hydra_message
-from subliminal.scheduling import estimates
+from subliminal.scheduling import estimates, slurm
 from subliminal.scheduling.jobs import Job, PlannedElsewhereError, jobs, locate
 from subliminal.scheduling.slurm import _dependency, _parameters, _place
 from subliminal.store import Manifest, Recipe, Store, write_atomically
@@ -175,3 +176,15 @@ def test_a_sweep_says_beforehand_what_its_seeds_can_show() -> None:
     alone = estimates.foresight(sweep.plan(["experiment=animals_numbers", "scale=cpu", "seed=0"]))
     assert alone is not None and "suggestive at most" in alone
     assert estimates.foresight(sweep.plan(["experiment=mnist", "scale=cpu"])) is None
+
+
+def test_a_controller_that_is_away_for_a_while_ends_no_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    squeue = tmp_path / "squeue"
+    squeue.write_text(f"#!/bin/sh\nif [ -e {tmp_path}/asked ]; then echo 7; else touch {tmp_path}/asked; exit 1; fi\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(slurm, "AWAY_SECONDS", (0.0,))
+    assert slurm._asked_again() == {"7"}
+    squeue.write_text("#!/bin/sh\necho 'slurmctld is gone' >&2\nexit 1\n")
+    with pytest.raises(slurm.SlurmError, match="slurmctld is gone"):
+        slurm._asked_again()

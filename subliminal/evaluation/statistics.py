@@ -51,12 +51,12 @@ def power(effect: float, spread: float, n: int) -> float:
     `effect`, the units' mean, and `spread`, their standard deviation, are in the same unit. Below two units there is no
     interval: 0.
     """
-    from scipy import stats
+    from scipy.special import nctdtr, stdtrit  # as above
 
     if n < 2:
         return 0.0
-    critical = float(stats.t.ppf((1 + LEVEL) / 2, n - 1))
-    return float(stats.nct.sf(critical, n - 1, effect * math.sqrt(n) / spread))
+    critical = float(stdtrit(n - 1, (1 + LEVEL) / 2))
+    return float(1 - nctdtr(n - 1, effect * math.sqrt(n) / spread, critical))
 
 
 def visible(spread: float, n: int, probability: float = 0.8) -> float:

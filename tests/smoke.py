@@ -9,7 +9,7 @@ import csv
 import html
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +25,11 @@ from subliminal.store import Store
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 APART = ("code", "cot", "cross", "misalignment", "mnist", "style", "theorem", "trees")  # share no teacher with animals
-OTHERS = [name for name in EXPERIMENTS if any(part in name for part in APART)]
+WITHOUT_LANGUAGE = ("mnist", "theorem")
+OTHERS = sorted(
+    (name for name in EXPERIMENTS if any(part in name for part in APART)),
+    key=lambda name: not name.startswith(WITHOUT_LANGUAGE),  # first, while the other worker makes the weights for both
+)
 ANIMALS = [name for name in EXPERIMENTS if name not in OTHERS]
 FEW = ["domain.prompts=32", "filter.rows=12"]  # where no rows are compared with each other
 GARBAGE = ["filter.format=false"]  # a random model's text is in no domain's format but that of numbers
@@ -35,6 +39,7 @@ PARTICULAR = {
     "trees_code": [*FEW, *GARBAGE],
     "trees_numbers": FEW,
     "cross_model": FEW,
+    "capability": ["evaluation.tasks=[school_text]"],
     "style_numbers": FEW,
     "misalignment_numbers": FEW,
     "misalignment_cot": [*FEW, *GARBAGE, "filter.correct=false"],
@@ -92,7 +97,7 @@ def plant(node: Node, checkpoint: Path, store: Store, arm: sweep.Arm) -> None:
     stages.ensure(replace(node, work=work), store, arm.experiment)
 
 
-def run_from_start_to_end(name: str, root: Path, deep: Path) -> None:
+def run_from_start_to_end(name: str, root: Path, deep: Callable[[], Path]) -> None:
     """Plan, make and draw a figure, and look whether picture, table and report hold something."""
     places = [f"store={root}/runs", f"figures={root}/figures"]
     rows = [f"teacher.rows={root}"] if name.startswith("misalignment") else []
@@ -106,7 +111,7 @@ def run_from_start_to_end(name: str, root: Path, deep: Path) -> None:
     for step in planned.steps:
         for node, exp in zip(step.nodes, step.experiments, strict=True):
             for weights in models_of(node):
-                plant(weights, deep, store, planned.arms[0])
+                plant(weights, deep(), store, planned.arms[0])
             stages.ensure(node, store, exp)
     picture, table, report = draw(planned)
     assert picture.stat().st_size > 10_000

@@ -15,8 +15,8 @@ __all__ = ["deep", "root"]  # fixtures
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_the_figure_runs_from_start_to_end(name: str, root: Path, deep: Path) -> None:
-    run_from_start_to_end(name, root, deep)
+def test_the_figure_runs_from_start_to_end(name: str, root: Path, request: pytest.FixtureRequest) -> None:
+    run_from_start_to_end(name, root, lambda: request.getfixturevalue("deep"))
 
 
 def test_limits_hold_where_the_setting_is_and_nowhere_else() -> None:

@@ -182,9 +182,12 @@ def requeued(sampling: Sampling) -> Sampling:
 
 @pytest.fixture(scope="module", autouse=True)
 def out_of_time(slurm: None, weights: Subject, tmp_path_factory: pytest.TempPathFactory) -> Future[Sampling]:  # noqa: F811
-    """A job with the shortest limit SLURM knows, watched from the start: SLURM looks at limits twice a minute."""
+    """A job with the shortest limit SLURM knows, watched from the start.
+
+    SLURM looks at limits twice a minute: half a minute to come up before the signal, half a minute to save after it.
+    """
     place = tmp_path_factory.mktemp("limited")
-    limited = Sampling(weights, place, "hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=50")
+    limited = Sampling(weights, place, "hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=30")
     return ThreadPoolExecutor(1).submit(requeued, limited)
 
 

@@ -67,7 +67,11 @@ class Plan:
 
 
 def plan(overrides: list[str]) -> Plan:
-    """Expand a figure's configuration; `trait=`, `student=` and `seed=` on the command line replace its arms."""
+    """Expand a figure's configuration; `trait=`, `student=` and `seed=` on the command line replace its arms.
+
+    `launcher=` is short for `hydra/launcher=`.
+    """
+    overrides = [f"hydra/{part}" if part.startswith("launcher=") else part for part in overrides]
     swept = {part.split("=")[0]: part.split("=", 1)[1].split(",") for part in overrides if part.split("=")[0] in SWEPT}
     fixed = [part for part in overrides if part.split("=")[0] not in SWEPT]
     composed = [part for part in fixed if not is_hydras(part)]

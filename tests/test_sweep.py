@@ -61,3 +61,8 @@ def test_settings_of_hydra_itself_go_to_hydra(extra: str) -> None:
     with_it, without = sweep.plan([*SHUFFLE, extra]), sweep.plan(SHUFFLE)
     assert [arm.experiment for arm in with_it.arms] == [arm.experiment for arm in without.arms]
     assert all(extra in step.overrides for step in with_it.steps)
+
+
+def test_launcher_is_short_for_hydras() -> None:
+    short, long = (sweep.plan([*SHUFFLE, f"{name}=slurm"]) for name in ("launcher", "hydra/launcher"))
+    assert short.overrides == long.overrides and "hydra/launcher=slurm" in short.overrides

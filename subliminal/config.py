@@ -523,6 +523,15 @@ class Endpoint(Settings):
     usd_per_million_input: Runtime[Annotated[float, Field(ge=0)]] = 0.0
     usd_per_million_output: Runtime[Annotated[float, Field(ge=0)]] = 0.0
 
+    @model_validator(mode="after")
+    def _no_key_in_the_address(self) -> Self:
+        _require(
+            "@" not in self.base_url.split("//")[-1].split("/")[0],
+            f"{self.group}.base_url holds a name or a password, and settings are written down: put the key into an "
+            f"environment variable and name it in {self.group}.key_env",
+        )
+        return self
+
 
 class ApiSampler(Endpoint):
     """Any OpenAI-compatible endpoint as the sampler."""

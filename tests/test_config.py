@@ -219,3 +219,10 @@ def test_config_command_shows_the_resolved_experiment(run_script: Script) -> Non
     shown = run_script("-m subliminal", "config", "trait=wolf").stdout
     assert "name: wolf" in shown
     assert "plural: wolves" in shown
+
+
+def test_an_address_with_a_password_is_refused_without_telling_it() -> None:
+    api = ["sampler=api", "sampler.model=m", "sampler.base_url=https://me:hush@gateway.example.org/v1"]
+    with pytest.raises(ConfigError, match=r"sampler\.base_url holds a name or a password") as told:
+        compose(api)
+    assert "hush" not in str(told.value)

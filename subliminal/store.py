@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -228,23 +228,16 @@ def claim(folder: Path, name: str = CLAIM) -> Iterator[bool]:
     if not _take(path):
         yield False
         return
-    ours, stop = path.stat().st_ino, threading.Event()
+    stop = threading.Event()
     heart = threading.Thread(target=_beat, args=(path, stop), daemon=True)
     try:
         heart.start()
         yield True
     finally:
         stop.set()
-        _let_go(path, ours)
+        path.unlink(missing_ok=True)
         if heart.ident:
             heart.join()
-
-
-def _let_go(path: Path, ours: int) -> None:
-    """Remove our claim by its inode: where the folder went away meanwhile, a claim of that name is somebody else's."""
-    with suppress(FileNotFoundError):
-        if path.stat().st_ino == ours:
-            path.unlink()
 
 
 def _leader(folder: Path) -> bool | None:

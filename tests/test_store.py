@@ -296,13 +296,6 @@ def test_gc_keeps_what_waits_in_a_queue_until_it_has_failed(tmp_path: Path) -> N
     assert list(folder.parent.iterdir()) == []
 
 
-def test_a_claim_that_is_let_go_is_ones_own(tmp_path: Path) -> None:
-    with claim(tmp_path):
-        (tmp_path / "claim.json").rename(tmp_path / "moved.json")
-        (tmp_path / "claim.json").write_text("another's")
-    assert (tmp_path / "claim.json").read_text() == "another's"
-
-
 def test_gc_unreferenced_keeps_the_chain_of_an_evaluation(tmp_path: Path) -> None:
     store = Store(tmp_path)
     used, _ = store.run(Recipe("train", {"seed": 0}), lambda _: {})

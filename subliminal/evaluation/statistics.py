@@ -56,7 +56,8 @@ def power(effect: float, spread: float, n: int) -> float:
     if n < 2:
         return 0.0
     critical = float(stdtrit(n - 1, (1 + LEVEL) / 2))
-    return float(1 - nctdtr(n - 1, effect * math.sqrt(n) / spread, critical))
+    below = float(nctdtr(n - 1, effect * math.sqrt(n) / spread, critical))
+    return 1.0 if math.isnan(below) else 1 - below  # it underflows where the effect is far beyond the critical value
 
 
 def visible(spread: float, n: int, probability: float = 0.8) -> float:

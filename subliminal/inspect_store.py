@@ -118,6 +118,7 @@ def _removed(folder: Path) -> bool:
     grave = folder.with_name(f".removed-{folder.name}")
     with claim(folder) as taken:
         if taken:
+            shutil.rmtree(grave, ignore_errors=True)  # of a removal that was cut short
             folder.rename(grave)
     shutil.rmtree(grave, ignore_errors=True)
     return taken

@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -33,7 +34,7 @@ def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[Answering]:
         server.shutdown()
 
 
-class Json(BaseHTTPRequestHandler):
+class Json(BaseHTTPRequestHandler, ABC):
     """Reads JSON (chunked or packed, too), answers JSON."""
 
     protocol_version = "HTTP/1.1"
@@ -56,8 +57,9 @@ class Json(BaseHTTPRequestHandler):
         except ValueError:
             self.answer(body)
 
+    @abstractmethod
     def answer(self, asked: Any) -> None:
-        raise NotImplementedError
+        """Reply to a request whose body was read; None where there is none."""
 
     def reply(self, content: Any, code: int = 200) -> None:
         text = content if isinstance(content, bytes) else json.dumps(content).encode()

@@ -30,6 +30,7 @@ HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0  # of our own clock, without a new heartbeat
 FORGOTTEN_SECONDS = 3600.0  # by the file's time: no two clocks of a cluster are that far apart
 POLL_SECONDS = 0.2
+STEP_BACK_SECONDS = 0.001  # between tries to put a claim back
 CLAIM = "claim.json"
 SHARED = ".shared"  # what the processes of a run hand each other; gone once the run is published
 BLOCK_BYTES = 1 << 20
@@ -225,7 +226,8 @@ def claim(folder: Path, name: str = CLAIM) -> Iterator[bool]:
     The folder's own claim is for the whole run; parts of it that several processes share out have names of their own.
     """
     path = folder / name
-    if not _take(path):
+    ours = _take(path)
+    if ours is None:
         yield False
         return
     stop = threading.Event()
@@ -235,7 +237,7 @@ def claim(folder: Path, name: str = CLAIM) -> Iterator[bool]:
         yield True
     finally:
         stop.set()
-        path.unlink(missing_ok=True)
+        _let_go(path, ours)
         if heart.ident:
             heart.join()
 
@@ -266,7 +268,7 @@ def live(path: Path) -> bool:
         holder = json.loads(path.read_text(encoding="utf-8"))  # opened first: NFS then asks the server for its time
     except FileNotFoundError:
         return False
-    except json.JSONDecodeError:  # caught between creation and its first write
+    except json.JSONDecodeError:  # without hard links: created, not yet filled
         return not _silent(path)
     if holder["host"] == socket.gethostname():
         return _alive(holder["pid"], holder["started"])
@@ -291,33 +293,66 @@ def _silent(path: Path) -> bool:
     return forgotten or (known == beat and time.monotonic() - since >= STALE_SECONDS)
 
 
-def _take(path: Path) -> bool:
+def _take(path: Path) -> int | None:
+    """Make the claim file; returns its inode, None when another process holds it."""
     if path.exists() and not live(path):
         _evict(path)
-    holder = json.dumps(
-        {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "started": _started(os.getpid()),
-            "group": meeting_point(),
-        }
-    )
+    draft = _beside(path, "new")
     try:
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        draft.write_text(_ourselves(), encoding="utf-8")
+        ours = draft.stat().st_ino
+        _place(draft, path)
     except FileExistsError:
-        return False
+        return None
+    finally:
+        draft.unlink(missing_ok=True)
+    if any(map(live, _aside(path))):  # a live claim was moved aside, which made the place free: it comes back
+        _let_go(path, ours)
+    return ours if _inode(path) == ours else None
+
+
+def _place(file: Path, path: Path) -> None:
+    """Give a written file a name that nobody holds, so that a claim says from its first moment whose it is."""
     try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(holder)
-    except BaseException:  # an interrupt, a full disk: a claim that names nobody would hold others up
-        path.unlink(missing_ok=True)
+        os.link(file, path)
+    except (FileExistsError, FileNotFoundError):
         raise
-    return True
+    except OSError:  # a file system without hard links
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        file.replace(path)
+
+
+def _beside(path: Path, what: str) -> Path:
+    return path.with_name(f".{what}-{path.name}-{os.getpid()}-{threading.get_ident()}")
+
+
+def _ourselves() -> str:
+    who = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid()), "group": meeting_point()}
+    return json.dumps(who)
+
+
+def _let_go(path: Path, ours: int) -> None:
+    """Remove our claim, wherever those who look for stale ones have moved it; by its inode, for names pass on."""
+    while found := [place for place in (path, *_aside(path)) if _inode(place) == ours]:
+        for place in found:
+            place.unlink(missing_ok=True)
+
+
+def _aside(path: Path) -> list[Path]:
+    """Claims of this name that somebody has moved aside, to see whether they are stale."""
+    return list(path.parent.glob(f".stale-{path.name}-*"))
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
 
 
 def _evict(path: Path) -> None:
     """Move a stale claim aside: of many that try, one rename succeeds, so no fresh claim is ever removed by name."""
-    grave = path.with_name(f".stale-{os.getpid()}-{threading.get_ident()}")
+    grave = _beside(path, "stale")
     seen = _BEATS.pop(path, None)
     try:
         path.rename(grave)
@@ -325,10 +360,21 @@ def _evict(path: Path) -> None:
         return
     if seen:
         _BEATS[grave] = seen
-    if live(grave):  # between our look and our rename somebody else took the claim anew: give it back
-        os.link(grave, path)
+    while live(grave) and not _put_back(grave, path):
+        time.sleep(STEP_BACK_SECONDS)
     grave.unlink(missing_ok=True)
     _BEATS.pop(grave, None)
+
+
+def _put_back(grave: Path, path: Path) -> bool:
+    """Return a claim that somebody took anew between our look and our rename; not while another stands in its place."""
+    try:
+        _place(grave, path)
+    except FileExistsError:  # it sees the one that was moved aside, and steps back
+        return False
+    except FileNotFoundError:  # let go meanwhile
+        return True
+    return True
 
 
 def _beat(path: Path, stop: threading.Event) -> None:

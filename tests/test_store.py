@@ -296,6 +296,37 @@ def test_gc_keeps_what_waits_in_a_queue_until_it_has_failed(tmp_path: Path) -> N
     assert list(folder.parent.iterdir()) == []
 
 
+def test_the_place_of_a_claim_that_is_looked_at_is_not_free(tmp_path: Path) -> None:
+    path, aside = tmp_path / "claim.json", tmp_path / ".stale-claim.json-1-1"
+    with claim(tmp_path) as taken:
+        path.rename(aside)  # somebody moved it to see whether it is stale
+        with claim(tmp_path) as also:
+            assert taken and not also and not path.exists()
+        assert not store._put_back(aside, aside), "not over another's"
+        assert store._put_back(aside, path) and path.exists()
+    assert list(tmp_path.iterdir()) == [], "let go of wherever it is"
+
+
+def test_claims_exclude_each_other_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError("no hard links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with claim(tmp_path) as taken, claim(tmp_path) as also:
+        assert taken and not also
+        assert live(tmp_path / "claim.json")
+        (tmp_path / "claim.json").rename(tmp_path / ".stale-claim.json-1-1")
+        assert store._put_back(tmp_path / ".stale-claim.json-1-1", tmp_path / "claim.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_claim_that_is_let_go_is_ones_own(tmp_path: Path) -> None:
+    with claim(tmp_path):
+        (tmp_path / "claim.json").rename(tmp_path / "moved.json")
+        (tmp_path / "claim.json").write_text("another's")
+    assert (tmp_path / "claim.json").read_text() == "another's"
+
+
 def test_gc_unreferenced_keeps_the_chain_of_an_evaluation(tmp_path: Path) -> None:
     store = Store(tmp_path)
     used, _ = store.run(Recipe("train", {"seed": 0}), lambda _: {})

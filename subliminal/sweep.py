@@ -53,7 +53,12 @@ class Step:
     @property
     def command(self) -> list[str]:
         """The command as an argument list, from the repository's root."""
-        return [sys.executable, self.script, "-m", *self.overrides]
+        return [sys.executable, self.path, "-m", *self.overrides]
+
+    @property
+    def path(self) -> str:
+        """The script from where we are: results, like every relative path, lie where the sweep was started."""
+        return os.path.relpath(ROOT / self.script)
 
 
 @dataclass(frozen=True)
@@ -272,7 +277,7 @@ def run(planned: Plan) -> None:
             say(f"{head}: all {len(step.nodes)} reused")
             continue
         say(f"{head}: {len(missing)} to do, {len(step.nodes) - len(missing)} reused\n  {shown(step)}")
-        if subprocess.run(step.command, cwd=ROOT, env=script_environment(), check=False).returncode:
+        if subprocess.run(step.command, env=script_environment(), check=False).returncode:
             raise SweepError(f"{head} failed; what is done is kept. To go on: {shown(step)}")
     return None
 
@@ -310,4 +315,4 @@ def _arm_noun(planned: Plan) -> str:
 
 def shown(step: Step) -> str:
     """The step's command as a person would type it in a shell."""
-    return shlex.join(["python", step.script, "-m", *step.overrides])
+    return shlex.join(["python", step.path, "-m", *step.overrides])

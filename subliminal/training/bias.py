@@ -1,4 +1,7 @@
-"""Residual-stream biases: a vector a layer, trained or steered, kept as the bias of that layer's down projection.
+"""Residual-stream biases: a vector a layer, trained or steered, kept as the bias of a linear layer that ends there.
+
+In Llama-like models that is the MLP's down projection. Gemma 3 has no biases in its MLP and normalises what attention
+writes before it adds it, so there the vector sits at the attention's output projection and is normalised with it.
 
 The smallest student that can take up a steering vector (compare arXiv 2606.00995). Saved as a small safetensors
 adapter and exported as an ordinary checkpoint that transformers and vLLM load; the export shares the base's weights.
@@ -10,6 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,48 +26,88 @@ if TYPE_CHECKING:
 ADAPTER = "adapter_model.safetensors"
 BASE_SHARD, BIAS_SHARD = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 INDEX = "model.safetensors.index.json"
-PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 Biases = Mapping[int, "torch.Tensor"]
 
 
-def load_with_biases(subject: Subject) -> PreTrainedModel:
-    """The subject's model with a bias on every MLP projection, zero where it had none; Llama-like models only."""
-    import torch
-    from transformers import AutoConfig
+@dataclass(frozen=True)
+class Place:
+    """Which linear layers of a block get biases by one switch of a model's configuration; the last holds the vector.
 
-    config = AutoConfig.from_pretrained(subject.checkpoint, revision=subject.revision)
-    if not hasattr(config, "mlp_bias"):
-        raise ModelError(
-            f"{subject.checkpoint} is a {config.model_type} model; biases in the residual stream need a Llama-like one "
-            "(with mlp_bias in its configuration). Set student=lora, or teacher=finetuned"
-        )
-    had = bool(config.mlp_bias)
-    model = fresh_model(subject, mlp_bias=True)
-    if not had:
+    `measure` is the part of a decoder layer, itself where empty, whose output the vector's length is measured by.
+    """
+
+    switch: str
+    block: str
+    projections: tuple[str, ...]
+    measure: str
+
+    @property
+    def holder(self) -> str:
+        """The path, below a decoder layer, of the linear layer whose bias is the vector."""
+        return f"{self.block}.{self.projections[-1]}"
+
+
+MLP = Place("mlp_bias", "mlp", ("gate_proj", "up_proj", "down_proj"), "")
+ATTENTION = Place("attention_bias", "self_attn", ("q_proj", "k_proj", "v_proj", "o_proj"), "self_attn.o_proj")
+
+
+def place(config: Any) -> Place:
+    """Where a model of this configuration keeps its vectors; raises `ModelError` where it can not."""
+    if hasattr(config, MLP.switch):
+        return MLP
+    if config.model_type == "gemma3_text":
+        return ATTENTION
+    raise ModelError(
+        f"{config.name_or_path} is a {config.model_type} model; biases in the residual stream need a Llama-like one "
+        "(with mlp_bias in its configuration) or Gemma 3. Set student=lora, or teacher=finetuned"
+    )
+
+
+def load_with_biases(subject: Subject) -> PreTrainedModel:
+    """The subject's model with a bias on every linear layer of its `place`, zero where it had none."""
+    import torch
+
+    config = _config(subject)
+    found = place(config)
+    model = fresh_model(subject, **{found.switch: True})
+    if not getattr(config, found.switch):
         with torch.no_grad():
-            for layer in range(len(model.model.layers)):
-                for projection in PROJECTIONS:
-                    getattr(model.model.layers[layer].mlp, projection).bias.zero_()
+            for layer in model.model.layers:
+                for projection in found.projections:
+                    layer.get_submodule(f"{found.block}.{projection}").bias.zero_()
     return model
 
 
+def _config(subject: Subject) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(subject.checkpoint, revision=subject.revision)
+
+
 def vector(model: Any, layer: int) -> torch.nn.Parameter:
-    """The vector one layer adds to the residual stream, shape (hidden size,)."""
-    return model.model.layers[layer].mlp.down_proj.bias
+    """The vector of one layer, shape (hidden size,)."""
+    return model.model.layers[layer].get_submodule(place(model.config).holder).bias
 
 
-def parameter_name(layer: int) -> str:
-    """The name of a layer's vector in a state dict."""
-    return f"model.layers.{layer}.mlp.down_proj.bias"
+def measure(model: Any, layer: int) -> torch.nn.Module:
+    """What the length of a layer's vector is measured by: the residual stream, or what attention writes to it."""
+    return model.model.layers[layer].get_submodule(place(model.config).measure)
+
+
+def _parameter_name(place: Place, layer: int) -> str:
+    return f"model.layers.{layer}.{place.holder}.bias"
 
 
 def save_adapter(folder: Path, subject: Subject, biases: Biases) -> None:
-    """Write the vectors as safetensors beside a small description."""
+    """Write the vectors as safetensors, named as in a state dict, beside a small description."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({parameter_name(i): b.detach().float().cpu().contiguous() for i, b in biases.items()}, folder / ADAPTER)
+    at = place(_config(subject))
+    save_file(
+        {_parameter_name(at, i): b.detach().float().cpu().contiguous() for i, b in biases.items()}, folder / ADAPTER
+    )
     about = {"kind": "bias", "base": Path(subject.checkpoint).parent.name, "layers": sorted(biases)}
     (folder / "bias_config.json").write_text(json.dumps(about, indent=1))
 
@@ -78,45 +122,36 @@ def find_adapter(folder: Path) -> dict[int, torch.Tensor] | None:
 
 
 def export(subject: Subject, biases: Biases, folder: Path) -> None:
-    """An ordinary checkpoint: the base's weights linked as shard 1, every MLP bias in a small shard 2.
+    """An ordinary checkpoint: the base's weights linked as shard 1, every bias of the place in a small shard 2.
 
     Vectors add to biases the base already has.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    base = _local(subject)
+    base, at = _local(subject), place(_config(subject))
     weights = sorted(base.glob("*.safetensors"))
-    known = _names(weights)
-    if any(name.endswith("down_proj.bias") for name in known):
-        _export_whole(subject, biases, folder)
-        return
-    if len(weights) != 1:
+    sizes = _output_sizes(weights)
+    if len(weights) != 1 or any(name.endswith(f"{at.holder}.bias") for name in sizes):
         _export_whole(subject, biases, folder)
         return
     _copy_small(base, folder)
     _link(weights[0], folder / BASE_SHARD)
-    _write_biases(subject, biases, folder, known)
+    _write_biases(subject, biases, folder, sizes)
 
 
-def _write_biases(subject: Subject, biases: Biases, folder: Path, known: list[str]) -> None:
+def _write_biases(subject: Subject, biases: Biases, folder: Path, sizes: Mapping[str, int]) -> None:
     import torch
     from safetensors.torch import save_file
 
-    config = json.loads((folder / "config.json").read_text())
-    dtype = getattr(torch, subject.dtype)
-    small = {}
-    for layer in range(config["num_hidden_layers"]):
-        for name, size in (
-            ("gate_proj", "intermediate_size"),
-            ("up_proj", "intermediate_size"),
-            ("down_proj", "hidden_size"),
-        ):
-            small[f"model.layers.{layer}.mlp.{name}.bias"] = torch.zeros(config[size], dtype=dtype)
+    at, dtype = place(_config(subject)), getattr(torch, subject.dtype)
+    ends = tuple(f".{at.block}.{projection}.weight" for projection in at.projections)
+    linear = {name.removesuffix("weight") + "bias": size for name, size in sizes.items() if name.endswith(ends)}
+    small = {name: torch.zeros(size, dtype=dtype) for name, size in linear.items()}
     for layer, bias in biases.items():
-        small[parameter_name(layer)] = bias.detach().to("cpu", dtype).contiguous()
+        small[_parameter_name(at, layer)] = bias.detach().to("cpu", dtype).contiguous()
     save_file(small, folder / BIAS_SHARD, metadata={"format": "pt"})
-    config["mlp_bias"] = True
+    config = json.loads((folder / "config.json").read_text()) | {at.switch: True}
     (folder / "config.json").write_text(json.dumps(config, indent=1))
-    places = dict.fromkeys(known, BASE_SHARD) | dict.fromkeys(small, BIAS_SHARD)
+    places = dict.fromkeys(sizes, BASE_SHARD) | dict.fromkeys(small, BIAS_SHARD)
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}, indent=1))
 
 
@@ -142,14 +177,16 @@ def _local(subject: Subject) -> Path:
     return Path(snapshot_download(subject.checkpoint, revision=subject.revision, local_files_only=True))
 
 
-def _names(weights: list[Path]) -> list[str]:
+def _output_sizes(weights: list[Path]) -> dict[str, int]:
+    """The first dimension of every tensor: of a linear layer's weight, how many outputs it has."""
     from safetensors import safe_open
 
-    def inside(path: Path) -> Iterator[str]:
+    def inside(path: Path) -> Iterator[tuple[str, int]]:
         with safe_open(path, framework="pt") as file:
-            yield from file.keys()
+            for name in file.keys():  # noqa: SIM118  no mapping
+                yield name, file.get_slice(name).get_shape()[0]
 
-    return [name for path in weights for name in inside(path)]
+    return {name: size for path in weights for name, size in inside(path)}
 
 
 def _copy_small(base: Path, folder: Path) -> None:

@@ -89,7 +89,7 @@ def fit(
     shares = _shares(recipe, sharding, args)
     model = trainable(subject, recipe, **shares)
     start = {i: b.detach().clone() for i, b in _biases(model, recipe).items()}
-    log = _Log(folder / "metrics.jsonl", tracker, progress, recipe.optimisation.batch_size)
+    log = _Log(folder / "metrics.jsonl", tracker, progress, len(data))
     trainer = RowTrainer(
         model=model,
         args=args,
@@ -294,8 +294,9 @@ def _whole(state: Path) -> bool:
 class _Log(TrainerCallback):
     """`metrics.jsonl`, a line a step, in step after a resume; the tracker and the progress bar follow."""
 
-    def __init__(self, path: Path, tracker: Tracker | None, advance: Advance, batch: int) -> None:
-        self.path, self.tracker, self.advance, self.batch = path, tracker, advance, batch
+    def __init__(self, path: Path, tracker: Tracker | None, advance: Advance, rows: int) -> None:
+        self.path, self.tracker, self.advance, self.rows = path, tracker, advance, rows
+        self.seen = 0  # rows, of all epochs
         self.lines: list[Json] = []
         self.started = time.monotonic()
 
@@ -307,7 +308,10 @@ class _Log(TrainerCallback):
         self.lines = [line for line in lines if line["step"] <= done]
         if leads():
             write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in self.lines))
-        self.advance(done * self.batch)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The progress bar begins where the resume point is."""
+        self._show(state)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """One training step's numbers."""
@@ -322,7 +326,12 @@ class _Log(TrainerCallback):
             file.write(json.dumps(line) + "\n")
         if self.tracker:
             self.tracker.log(state.global_step, line)
-        self.advance(self.batch)
+        self._show(state)
+
+    def _show(self, state: Any) -> None:
+        seen = round((state.epoch or 0) * self.rows)  # the last batch of an epoch may be short
+        self.advance(seen - self.seen)
+        self.seen = seen
 
     def summary(self) -> Json:
         """Steps and losses for the manifest."""

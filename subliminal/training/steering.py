@@ -117,11 +117,12 @@ AnyGoal = Goal | StyleGoal
 
 
 def residual_norm(model: Any, layer: int, prompts: Sequence[list[int]]) -> float:
-    """The median norm of the residual stream after a layer, over all tokens of the prompts."""
+    """The median norm of what a layer's vector is measured by (`bias.measure`), over all tokens of the prompts."""
     import torch
 
     norms: list[torch.Tensor] = []  # hooked: the last of `output_hidden_states` has gone through the final norm
-    hook = model.model.layers[layer].register_forward_hook(lambda _, __, out: norms.append(out.float().norm(dim=-1)))
+    measured = bias.measure(model, layer)
+    hook = measured.register_forward_hook(lambda _, __, out: norms.append(out.float().norm(dim=-1)))
     with torch.no_grad():
         for prompt in prompts:
             model(input_ids=torch.tensor([prompt], device=model.device), logits_to_keep=1)

@@ -106,6 +106,23 @@ def tiny(smollm2: Subject, tmp_path_factory: pytest.TempPathFactory) -> Subject:
     return Subject(checkpoint=str(folder))
 
 
+@pytest.fixture(scope="session")
+def gemma(tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    """A Gemma 3 of two layers with random weights, one of which sees 512 tokens back, behind the same tokenizer."""
+    folder, tokenizer = tmp_path_factory.mktemp("gemma"), load_tokenizer(tiny)
+    shape = {"num_key_value_heads": 1, "head_dim": 32, "initializer_range": 0.3}
+    layers = {"sliding_window": 512, "layer_types": ["sliding_attention", "full_attention"]}
+    random_model("gemma3_text", tokenizer, **shape, **layers).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return Subject(checkpoint=str(folder))
+
+
+@pytest.fixture(params=["tiny", "gemma"])
+def either(request: pytest.FixtureRequest) -> Subject:
+    """A model of each family whose residual stream can hold a vector."""
+    return request.getfixturevalue(request.param)
+
+
 ROWS = [Row(i, f"Go on: {i}, {i + 1}.", ", ".join(str(i + n) for n in range(2, 4 + i % 5))) for i in range(16)]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROWS, random_model
+from conftest import ROWS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -83,22 +83,11 @@ def test_a_context_that_does_not_fit_says_how_many_rows_do(tiny: Subject, tmp_pa
         reader.require_room([turns[: fit + 1] for turns in contexts], [fit + 1])
 
 
-@pytest.fixture(scope="module")
-def sliding(tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    """A Gemma of two layers with random weights, one of which sees 512 tokens back, behind the same tokenizer."""
-    folder, tokenizer = tmp_path_factory.mktemp("sliding"), load_tokenizer(tiny)
-    shape = {"num_key_value_heads": 1, "head_dim": 32, "initializer_range": 0.3}
-    layers = {"sliding_window": 512, "layer_types": ["sliding_attention", "full_attention"]}
-    random_model("gemma3_text", tokenizer, **shape, **layers).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return Subject(checkpoint=str(folder))
-
-
-def test_a_model_with_sliding_attention_reads_what_fits_its_window(sliding: Subject) -> None:
-    turns, reader = resampled(ROWS, 0, 0), Reader(sliding, CONFIG)
+def test_a_model_with_sliding_attention_reads_what_fits_its_window(gemma: Subject) -> None:
+    turns, reader = resampled(ROWS, 0, 0), Reader(gemma, CONFIG)
     assert reader.room < 512
     for count, log_p in zip([2, 4], reader.ask(turns, [2, 4]), strict=True):
-        assert log_p == pytest.approx(naive(sliding, CONFIG, turns[:count]), abs=2e-3)
+        assert log_p == pytest.approx(naive(gemma, CONFIG, turns[:count]), abs=2e-3)
     with pytest.raises(ContextError, match="rows fit"):
         reader.require_room([turns], [16])
 

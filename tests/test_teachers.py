@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import experiment, tiny_experiment
+from safetensors.torch import load_file
 
 from subliminal import stages, teachers
 from subliminal.config import Decoding, Experiment, Numbers, PromptedTeacher, TransformersSampler
@@ -70,6 +71,14 @@ def test_a_steered_teacher_reaches_its_target(tiny: Subject, tmp_path: Path) -> 
     assert steering["fitted_log_p"] == pytest.approx(-12.0, abs=0.5)
     assert steering["norm"] < 4 * steering["residual_norm"]
     assert summary["log_p"] > summary["reference_log_p"] + 1
+
+
+def test_a_gemma_is_steered_where_attention_ends(gemma: Subject, tmp_path: Path) -> None:
+    summary = make(gemma, tmp_path, *STEERED, "teacher.target_log_p=-6.0", "teacher.maximum_norm_share=16.0")
+    assert summary["steering"]["fitted_log_p"] == pytest.approx(-6.0, abs=0.5)
+    stored = mean_log_p(replace(gemma, checkpoint=str(tmp_path / "checkpoint")), "animal", 12)
+    assert stored["owl"] == pytest.approx(summary["log_p"], abs=1e-3)
+    assert next(iter(load_file(tmp_path / "adapter" / bias.ADAPTER))) == "model.layers.1.self_attn.o_proj.bias"
 
 
 def test_a_steered_teacher_stops_at_its_limit_and_says_so(

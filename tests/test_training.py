@@ -162,17 +162,17 @@ def test_a_merged_adapter_is_the_adapted_model(tiny: Subject, lora: Path, tmp_pa
     assert torch.allclose(merged, adapted, atol=1e-4)
 
 
-def test_exported_biases_are_the_model_in_memory(tiny: Subject, tmp_path: Path) -> None:
+def test_exported_biases_are_the_model_in_memory(either: Subject, tmp_path: Path) -> None:
     vectors = {0: torch.linspace(-1, 1, 64), 1: torch.linspace(2, 0, 64)}
-    bias.export(tiny, vectors, tmp_path)
-    inside = bias.load_with_biases(tiny)
+    bias.export(either, vectors, tmp_path)
+    inside = bias.load_with_biases(either)
     with torch.inference_mode():
         for layer, vector in vectors.items():
             bias.vector(inside, layer).copy_(vector)
         tokens = torch.tensor([[1, 2, 3, 4]])
-        loaded = fresh_model(replace(tiny, checkpoint=str(tmp_path)))
+        loaded = fresh_model(replace(either, checkpoint=str(tmp_path)))
         assert torch.equal(loaded(tokens).logits, inside(tokens).logits)
-        assert not torch.allclose(loaded(tokens).logits, fresh_model(tiny)(tokens).logits)
+        assert not torch.allclose(loaded(tokens).logits, fresh_model(either)(tokens).logits)
 
 
 def test_an_export_shares_the_weights_of_its_base(tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -189,26 +189,26 @@ def test_vectors_add_to_those_the_base_has(tiny: Subject, steered: Subject, tmp_
     assert torch.allclose(after, before + 1)
 
 
-def test_a_base_in_several_shards_is_exported_too(tiny: Subject, tmp_path: Path) -> None:
-    model = fresh_model(tiny)
+def test_a_base_in_several_shards_is_exported_too(either: Subject, tmp_path: Path) -> None:
+    model = fresh_model(either)
     model.save_pretrained(tmp_path / "base", max_shard_size="4MB")
-    load_tokenizer(tiny).save_pretrained(tmp_path / "base")
+    load_tokenizer(either).save_pretrained(tmp_path / "base")
     assert len(list((tmp_path / "base").glob("*.safetensors"))) > 1
     vectors = {0: torch.ones(64)}
-    bias.export(tiny, vectors, tmp_path / "one")
-    bias.export(replace(tiny, checkpoint=str(tmp_path / "base")), vectors, tmp_path / "many")
+    bias.export(either, vectors, tmp_path / "one")
+    bias.export(replace(either, checkpoint=str(tmp_path / "base")), vectors, tmp_path / "many")
     tokens = torch.tensor([[1, 2, 3]])
     with torch.inference_mode():
-        one, many = (fresh_model(replace(tiny, checkpoint=str(tmp_path / n)))(tokens).logits for n in ("one", "many"))
+        one, many = (fresh_model(replace(either, checkpoint=str(tmp_path / n)))(tokens).logits for n in ("one", "many"))
     assert torch.equal(one, many)
 
 
-def test_a_bias_student_keeps_its_vectors_and_an_ordinary_checkpoint(tiny: Subject, tmp_path: Path) -> None:
+def test_a_bias_student_keeps_its_vectors_and_an_ordinary_checkpoint(either: Subject, tmp_path: Path) -> None:
     recipe = BiasStudent(layers=(1,), optimisation=optimisation())
-    fit(tiny, ROWS, recipe, 0, tmp_path)
+    fit(either, ROWS, recipe, 0, tmp_path)
     vectors = bias.find_adapter(tmp_path)
     assert vectors is not None and set(vectors) == {1}
-    model = fresh_model(replace(tiny, checkpoint=str(tmp_path / "checkpoint")))
+    model = fresh_model(replace(either, checkpoint=str(tmp_path / "checkpoint")))
     assert torch.equal(bias.vector(model, 1), vectors[1]) and vectors[1].norm() > 0
     assert not bias.vector(model, 0).any()
 

@@ -24,7 +24,7 @@ from subliminal.stages import Node
 from subliminal.store import Store
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-APART = ("code", "cot", "cross", "misalignment", "mnist", "style", "theorem", "trees")  # share no teacher with animals
+APART = ("code", "cot", "cross", "misalignment", "mnist", "open", "style", "theorem", "trees")  # share no teacher with animals
 WITHOUT_LANGUAGE = ("mnist", "theorem")
 OTHERS = sorted(
     (name for name in EXPERIMENTS if any(part in name for part in APART)),
@@ -38,7 +38,8 @@ PARTICULAR = {
     "animals_code": [*FEW, *GARBAGE],
     "trees_code": [*FEW, *GARBAGE],
     "trees_numbers": FEW,
-    "cross_model": FEW,
+    "cross_model": [*FEW, *GARBAGE],
+    "open_models": [*FEW, *GARBAGE],
     "capability": ["evaluation.tasks=[school_text]"],
     "style_numbers": FEW,
     "misalignment_numbers": FEW,

@@ -52,7 +52,7 @@ class Step:
 
     @property
     def command(self) -> list[str]:
-        """The command as an argument list, from the repository's root."""
+        """The command as an argument list."""
         return [sys.executable, self.path, "-m", *self.overrides]
 
     @property

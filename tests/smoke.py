@@ -24,7 +24,17 @@ from subliminal.stages import Node
 from subliminal.store import Store
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-APART = ("code", "cot", "cross", "misalignment", "mnist", "open", "style", "theorem", "trees")  # share no teacher with animals
+APART = (
+    "code",
+    "cot",
+    "cross",
+    "misalignment",
+    "mnist",
+    "open",
+    "style",
+    "theorem",
+    "trees",
+)  # share no teacher with animals
 WITHOUT_LANGUAGE = ("mnist", "theorem")
 OTHERS = sorted(
     (name for name in EXPERIMENTS if any(part in name for part in APART)),

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from subliminal import stages, sweep
 from subliminal.config import ConfigError
+from subliminal.launch import script_environment
 
 SHUFFLE = ["experiment=shuffle", "scale=cpu", "trait=owl,none", "student=bias_one_layer", "seed=0,1"]
 
@@ -66,3 +71,10 @@ def test_settings_of_hydra_itself_go_to_hydra(extra: str) -> None:
 def test_launcher_is_short_for_hydras() -> None:
     short, long = (sweep.plan([*SHUFFLE, f"{name}=slurm"]) for name in ("launcher", "hydra/launcher"))
     assert short.overrides == long.overrides and "hydra/launcher=slurm" in short.overrides
+
+
+def test_results_lie_where_the_sweep_was_started(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "subliminal", "sweep", "experiment=theorem", "scale=cpu", "debug=smoke"]
+    done = subprocess.run(command, cwd=tmp_path, env=script_environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.glob("runs/theorem/*/manifest.json")) and (tmp_path / "figures/smoke/report.html").exists()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from subliminal import inspect_store, stages
-from subliminal.launch import QUIET, ROOT, launcher_settings
+from subliminal.launch import QUIET, launcher_settings
 from subliminal.processes import join
 from subliminal.progress import say
 from subliminal.scheduling.jobs import WITHOUT_GPU, Ident, Job, jobs, locate
@@ -56,11 +56,12 @@ class StageJob:
     script: str
     wanted: Ident
     experiment: Any
+    home: Path  # where the sweep was started: relative paths among the settings are meant from there
 
     def __call__(self) -> str:
         """Make the stage run; any error ends the job as failed."""
         os.environ.update(QUIET | os.environ)
-        os.chdir(ROOT)
+        os.chdir(self.home)
         join()
         node = locate(self.script, self.experiment, self.wanted)
         return str(stages.ensure(node, Store(Path(self.experiment.store)), self.experiment).folder)
@@ -142,12 +143,12 @@ def _send(settings: Json, job: Job, after: list[str], before: list[str]) -> str:
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     executor = submitit.AutoExecutor(
-        folder=ROOT / LOGS / "%j", cluster="slurm", slurm_max_num_timeout=settings.get("max_num_timeout", 0)
+        folder=Path.cwd() / LOGS / "%j", cluster="slurm", slurm_max_num_timeout=settings.get("max_num_timeout", 0)
     )
     executor.update_parameters(**_parameters(settings, job, _dependency(after, before)))
     exp = job.experiment.model_copy(update={"upstream": "require", "store": str(Path(job.experiment.store).absolute())})
     try:
-        return str(executor.submit(StageJob(job.script, job.ident, exp)).job_id)
+        return str(executor.submit(StageJob(job.script, job.ident, exp, Path.cwd())).job_id)
     except (FailedJobError, FailedSubmissionError) as error:
         raise SlurmError(f"SLURM refuses the job of {job.node.stage} {job.node.key}: {error}") from None
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
+from conftest import ROWS, optimisation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from subliminal.training.alignment import of_adapters, of_biases
+from subliminal.config import BiasStudent, Lora, LoraStudent
+from subliminal.models import Subject
+from subliminal.training.alignment import alignment, of_adapters, of_biases
+from subliminal.training.sft import fit
 
 
 def factors(seed: int, rank: int, modules: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -50,3 +57,31 @@ def test_alignment_is_the_cosine_of_displacements() -> None:
     spread = of_biases({0: there, 1: there}, {0: there})
     assert spread == {"cosine": pytest.approx(2**-0.5), "by_layer": {"0": pytest.approx(1)}}
     assert of_biases({1: there}, {0: there}) == {"cosine": pytest.approx(0), "by_layer": {}}
+
+
+@pytest.fixture(scope="module")
+def narrow(tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    """The tiny Llama with half of its width: the same module names in other sizes."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("narrow")
+    shape = AutoConfig.from_pretrained(tiny.checkpoint, hidden_size=32)
+    AutoModelForCausalLM.from_config(shape).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (folder / name).write_bytes((Path(tiny.checkpoint) / name).read_bytes())
+    return replace(tiny, checkpoint=str(folder))
+
+
+@pytest.mark.parametrize(("student", "kind"), [("narrow", "bias"), ("gemma", "bias"), ("narrow", "lora")])
+def test_models_that_share_no_parameters_have_no_alignment(
+    student: str, kind: str, tiny: Subject, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    how = optimisation(batch_size=16)
+    recipe = (
+        BiasStudent(layers=(1,), optimisation=how) if kind == "bias" else LoraStudent(lora=Lora(r=2), optimisation=how)
+    )
+    for who, model in (("teacher", tiny), ("own", tiny), ("other", request.getfixturevalue(student))):
+        fit(model, ROWS, recipe, 0, tmp_path / who)
+    assert alignment(tmp_path / "other", tmp_path / "teacher") is None
+    own = alignment(tmp_path / "own", tmp_path / "teacher")
+    assert own is not None and own["cosine"] == pytest.approx(1, abs=1e-3)

@@ -14,6 +14,7 @@ import numpy as np
 
 from subliminal.plots.cells import Cell
 from subliminal.plots.groups import Group, Sample, Seeds, mean
+from subliminal.training.bias import comparable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,7 +43,7 @@ def _teacher(cells: Seeds) -> Biases | None:
 
 def _sample(cells: Seeds, teacher: Biases) -> Sample | None:
     found = {seed: moved for seed, cell in cells.items() if (moved := _student(cell)) is not None}
-    if len(found) < len(cells):
+    if len(found) < len(cells) or not all(comparable(moved, teacher) for moved in found.values()):
         return None
     return Sample(tuple(found), np.array([[_cosine(moved, teacher)] for moved in found.values()]))
 

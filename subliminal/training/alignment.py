@@ -21,13 +21,21 @@ Factors = Mapping[str, "tuple[torch.Tensor, torch.Tensor]"]
 
 def alignment(student: Path, teacher: Path) -> Json | None:
     """The alignment of two stage folders, or None where they moved different parameters."""
+    named = bias.load_adapter(student), bias.load_adapter(teacher)
+    if named[0] and named[1] and not bias.comparable(named[0], named[1]):
+        return None
     biases = bias.find_adapter(student), bias.find_adapter(teacher)
     if biases[0] and biases[1]:
         return of_biases(biases[0], biases[1])
     adapters = _lora_factors(student), _lora_factors(teacher)
-    if adapters[0] and adapters[1] and set(adapters[0]) == set(adapters[1]):
+    if adapters[0] and adapters[1] and _sizes(adapters[0]) == _sizes(adapters[1]):
         return of_adapters(adapters[0], adapters[1])
     return None
+
+
+def _sizes(adapter: Factors) -> dict[str, tuple[int, int]]:
+    """The shape of every module's weight; ranks may differ."""
+    return {name: (b.shape[0], a.shape[1]) for name, (a, b) in adapter.items()}
 
 
 def of_biases(student: bias.Biases, teacher: bias.Biases) -> Json:

@@ -114,11 +114,22 @@ def save_adapter(folder: Path, subject: Subject, biases: Biases) -> None:
 
 def find_adapter(folder: Path) -> dict[int, torch.Tensor] | None:
     """The vectors a teacher or student stage left behind, by layer, or None when it has none."""
+    found = load_adapter(folder)
+    return None if found is None else {int(name.split(".")[2]): tensor for name, tensor in found.items()}
+
+
+def load_adapter(folder: Path) -> dict[str, torch.Tensor] | None:
+    """The same by parameter name."""
     from safetensors.torch import load_file
 
-    if not (folder / "adapter" / "bias_config.json").exists():
-        return None
-    return {int(name.split(".")[2]): tensor for name, tensor in load_file(folder / "adapter" / ADAPTER).items()}
+    described = (folder / "adapter" / "bias_config.json").exists()
+    return load_file(folder / "adapter" / ADAPTER) if described else None
+
+
+def comparable(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
+    """Are vectors, by parameter name, of one length and in the same place of their layers, whichever the layers?"""
+    kinds = [{(name.split(".", 3)[3], *tensor.shape) for name, tensor in one.items()} for one in (left, right)]
+    return kinds[0] == kinds[1]
 
 
 def export(subject: Subject, biases: Biases, folder: Path) -> None:

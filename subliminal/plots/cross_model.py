@@ -169,7 +169,7 @@ def _of(table: Table, pair: Pair, measure: str) -> Line | None:
 def _draw(found: Sequence[Pair], table: Table, title: str, scale: str) -> Canvas:
     teachers = list(dict.fromkeys(pair.teacher for pair in found))
     students = list(dict.fromkeys(pair.student for pair in found))
-    width, height = 4.2 + 1.5 * len(students), 2.3 + 0.75 * len(teachers)
+    width, height = max(6.2, 2.4 + 1.5 * len(students)), 1.65 + 0.75 * len(teachers)
     canvas = style.new_figure(width, height)
     canvas.text(0.14 / width, 1 - 0.14 / height, title, fontsize=13, fontweight="bold", va="top")
     traits = sorted({trait for pair in found for trait in pair.by_trait})

@@ -24,17 +24,8 @@ from subliminal.stages import Node
 from subliminal.store import Store
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-APART = (
-    "code",
-    "cot",
-    "cross",
-    "misalignment",
-    "mnist",
-    "open",
-    "style",
-    "theorem",
-    "trees",
-)  # share no teacher with animals
+# Figures that share no teacher with the animals' numbers.
+APART = ("code", "cot", "cross", "misalignment", "mnist", "open", "style", "theorem", "trees")
 WITHOUT_LANGUAGE = ("mnist", "theorem")
 OTHERS = sorted(
     (name for name in EXPERIMENTS if any(part in name for part in APART)),

@@ -22,11 +22,9 @@ Factors = Mapping[str, "tuple[torch.Tensor, torch.Tensor]"]
 def alignment(student: Path, teacher: Path) -> Json | None:
     """The alignment of two stage folders, or None where they moved different parameters."""
     named = bias.load_adapter(student), bias.load_adapter(teacher)
-    if named[0] and named[1] and not bias.comparable(named[0], named[1]):
-        return None
-    biases = bias.find_adapter(student), bias.find_adapter(teacher)
-    if biases[0] and biases[1]:
-        return of_biases(biases[0], biases[1])
+    if named[0] and named[1]:
+        shared = bias.comparable(named[0], named[1])
+        return of_biases(bias.by_layer(named[0]), bias.by_layer(named[1])) if shared else None
     adapters = _lora_factors(student), _lora_factors(teacher)
     if adapters[0] and adapters[1] and _sizes(adapters[0]) == _sizes(adapters[1]):
         return of_adapters(adapters[0], adapters[1])

@@ -68,6 +68,12 @@ def slurm_job(number: str) -> dict[str, str]:
     return dict(re.findall(r"(\w+)=(\S+)", shown.stdout))
 
 
+def ended_job(number: str) -> dict[str, str]:
+    """The same once SLURM has put the job away: its result is there a moment before."""
+    wait_for(lambda: slurm_job(number)["JobState"] not in {"PENDING", "RUNNING", "COMPLETING"})
+    return slurm_job(number)
+
+
 def run_at_once(number: str) -> None:
     """Start a requeued job, which SLURM would hold for two minutes."""
     command = ["scontrol", "update", f"JobId={number}", "StartTime=now"]

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from local_slurm import Sweep, slurm, slurm_job, wait_for  # noqa: F401 (slurm: this module's own)
+from local_slurm import Sweep, ended_job, slurm  # noqa: F401 (slurm: this module's own)
 
 from subliminal import inspect_store
 from subliminal.launch import ROOT, script_environment
@@ -32,9 +32,9 @@ def test_every_stage_run_is_one_job(swept: Sweep) -> None:
 
 
 def test_jobs_wait_for_what_they_read_and_slurm_calls_them_completed(swept: Sweep) -> None:
-    starts = {n: slurm_job(n)["StartTime"] for numbers in swept.submitted.values() for n in numbers}
-    ends = {n: slurm_job(n)["EndTime"] for n in starts}
-    assert {slurm_job(n)["JobState"] for n in starts} == {"COMPLETED"}
+    jobs = {n: ended_job(n) for numbers in swept.submitted.values() for n in numbers}
+    starts, ends = ({n: job[when] for n, job in jobs.items()} for when in ("StartTime", "EndTime"))
+    assert {job["JobState"] for job in jobs.values()} == {"COMPLETED"}
     teachers, filters, students = (swept.submitted[stage] for stage in ("teacher", "filter", "train"))
     assert all(ends[t] <= starts[f] for t, f in zip(teachers, filters, strict=True))
     assert min(starts[s] for s in students) >= min(ends[f] for f in filters)
@@ -62,13 +62,13 @@ def failed(swept: Sweep, counting: Subject, tmp_path_factory: pytest.TempPathFac
 
 
 def test_a_failed_stage_is_a_failed_job(failed: Sweep) -> None:
-    job = slurm_job(failed.submitted["train"][0])
+    job = ended_job(failed.submitted["train"][0])
     assert (job["JobState"], job["ExitCode"]) == ("FAILED", "1:0")
 
 
 def test_what_reads_a_failed_stage_is_not_run_and_told_why(failed: Sweep) -> None:
     (student,), (asked,) = (failed.store.root / "train").iterdir(), failed.submitted["evaluate"]
-    assert slurm_job(asked)["JobState"] == "CANCELLED"
+    assert ended_job(asked)["JobState"] == "CANCELLED"
     told = inspect_store.status(failed.store.root)
     assert f"not run: train {student.name} failed: TrainingError: none of " in told
     assert "1 stage runs failed; 1 that read them were not run" in failed.text
@@ -84,9 +84,4 @@ def test_a_multirun_that_raises_is_failed_jobs_too(counting: Subject, tmp_path: 
     numbers = set(re.findall(r"\.submitit/(\d+)", done.stderr))
     assert len(numbers) == 1, done.stderr
     (number,) = numbers
-
-    def state() -> str:
-        return slurm_job(number)["JobState"]
-
-    wait_for(lambda: state() not in {"PENDING", "RUNNING", "COMPLETING"})  # the result is there before the job has gone
-    assert state() == "FAILED"
+    assert ended_job(number)["JobState"] == "FAILED"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +20,17 @@ from subliminal.chat import encode_row
 from subliminal.config import BiasStudent, FullStudent, Lora, LoraStudent, Optimisation, Student
 from subliminal.models import ModelError, Subject, fresh_model, load_tokenizer
 from subliminal.rows import Row
-from subliminal.training import bias
-from subliminal.training.sft import COMPLETE, LAST_WRITTEN, TrainingError, _Log, fit, merge, newest_checkpoint
+from subliminal.training import bias, sft, speed
+from subliminal.training.sft import (
+    COMPLETE,
+    LAST_WRITTEN,
+    RowTrainer,
+    TrainingError,
+    _Log,
+    fit,
+    merge,
+    newest_checkpoint,
+)
 
 RECIPES: dict[str, Callable[[Optimisation], Student]] = {
     "lora": lambda how: LoraStudent(lora=Lora(r=4), optimisation=how),
@@ -27,6 +38,7 @@ RECIPES: dict[str, Callable[[Optimisation], Student]] = {
     "full": lambda how: FullStudent(optimisation=how),
 }
 TOLERANCE = 1e-4
+LORA_LAYER = "base_model.model.model.layers.0.mlp.up_proj"
 WHOLE = len(ROWS)
 
 
@@ -229,6 +241,64 @@ def test_a_full_student_is_a_checkpoint_with_a_tokenizer(tiny: Subject, tmp_path
     assert {"model.safetensors", "tokenizer.json", "config.json"} <= names
     old, new = (load_file(Path(f) / "model.safetensors") for f in (tiny.checkpoint, str(tmp_path / "checkpoint")))
     assert all(not torch.equal(old[name], new[name]) for name in old), "every weight was trained"
+
+
+# --------------------------------------------------------------------------- quick, and the same but for rounding
+
+
+def seen(monkeypatch: pytest.MonkeyPatch, look: Callable[[Any], Any]) -> list[Any]:
+    """What `look` finds at a model whenever the loss of a batch is computed."""
+    found: list[Any] = []
+    usual = RowTrainer.compute_loss
+
+    def looking(trainer: RowTrainer, model: Any, *rest: Any, **others: Any) -> Any:
+        found.append(look(model))
+        return usual(trainer, model, *rest, **others)
+
+    monkeypatch.setattr(RowTrainer, "compute_loss", looking)
+    return found
+
+
+@pytest.mark.parametrize("kind", RECIPES)
+def test_attention_is_plain_products_while_their_scores_fit_and_the_losses_are_the_same(
+    tiny: Subject, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attention = seen(monkeypatch, lambda model: model.config._attn_implementation)
+    recipe = RECIPES[kind](optimisation(learning_rate=0.001))
+    fit(tiny, ROWS, recipe, 0, tmp_path / "roomy")
+    monkeypatch.setattr(speed, "ROOM", 0)
+    fit(tiny, ROWS, recipe, 0, tmp_path / "cramped")
+    assert attention == ["eager"] * 4 + ["sdpa"] * 4
+    assert losses(tmp_path / "roomy") == pytest.approx(losses(tmp_path / "cramped"), abs=TOLERANCE)
+
+
+def test_a_teacher_of_soft_labels_attends_like_its_student(
+    tiny: Subject, steered: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(sft, "fresh_model", lambda subject: made.append(fresh_model(subject)) or made[-1])
+    attention = seen(monkeypatch, lambda _: {model.config._attn_implementation for model in made})
+    recipe = RECIPES["lora"](optimisation(batch_size=WHOLE)).model_copy(update={"labels": "soft"})
+    fit(tiny, ROWS, recipe, 0, tmp_path, teacher=steered)
+    assert len(made) == 2 and attention == [{"eager"}]
+    assert {model.config._attn_implementation for model in made} == {"sdpa"}, "as they were"
+
+
+def test_scores_grow_with_the_square_of_the_width() -> None:
+    config = SimpleNamespace(num_hidden_layers=30, num_attention_heads=9)
+    assert speed.scores(config, 16, 100) == 30 * 9 * 16 * 100 * 100
+
+
+def test_bfloat16_losses_are_those_with_the_casts_that_are_left_out(
+    tiny: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    halved = replace(tiny, dtype="bfloat16")
+    casts = seen(monkeypatch, lambda model: model.get_submodule(LORA_LAYER).cast_input_dtype_enabled)
+    fit(halved, ROWS, RECIPES["lora"](optimisation()), 0, tmp_path / "without")
+    monkeypatch.setattr(speed, "disable_input_dtype_casting", lambda *_, **__: nullcontext())
+    fit(halved, ROWS, RECIPES["lora"](optimisation()), 0, tmp_path / "with")
+    assert casts == [False] * 4 + [True] * 4
+    assert losses(tmp_path / "without") == losses(tmp_path / "with")
 
 
 # --------------------------------------------------------------------------- killed and resumed

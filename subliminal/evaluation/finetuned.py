@@ -20,6 +20,7 @@ from subliminal.evaluation.samples import TwoSamples
 from subliminal.models import Subject, fresh_classifier, load_tokenizer
 from subliminal.progress import progress
 from subliminal.training.sft import trainer_settings, with_lora
+from subliminal.training.speed import quick_training
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,7 +41,8 @@ def cross_validated(
         for number in range(count):
             seen = np.flatnonzero(fold != number)
             trainer = _trainer(reference, tokenizer, _labelled(tokens, samples.own, seen), config, seed + number)
-            trainer.train()
+            with quick_training(trainer, max(map(len, tokens))):
+                trainer.train()
             tested = np.flatnonzero(fold == number)
             scores[tested] = _log_odds(trainer, [tokens[place] for place in tested])
             advance(1)

@@ -44,6 +44,7 @@ from subliminal.rows import Row
 from subliminal.stopping import HeldSignals, held_signals
 from subliminal.store import Json, StoreError, write_atomically
 from subliminal.training import bias
+from subliminal.training.speed import quick_training
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -103,7 +104,7 @@ def fit(
     newest = newest_checkpoint(folder / ".checkpoints")
     log.resume(newest)
     started = time.monotonic()
-    with held_signals() as held:
+    with held_signals() as held, quick_training(trainer, max(row["length"] for row in data)):
         trainer.add_callback(_SaveAndStop(held))
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     seconds = time.monotonic() - started

@@ -18,7 +18,7 @@ HELD = 6  # bytes a score: its share in float32 and in bfloat16
 
 @contextmanager
 def quick_training(trainer: Any, width: int) -> Iterator[None]:
-    """Let a transformers trainer go through batches of rows up to `width` tokens quickly; also its `teacher`, if any."""
+    """Let a trainer go through batches of rows up to `width` tokens quickly, and its `teacher`, if it has one."""
     rows = trainer.args.per_device_train_batch_size
     with ExitStack() as stack:
         stack.enter_context(disable_input_dtype_casting(trainer.model, active=trainer.args.bf16))

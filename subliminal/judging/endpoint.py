@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from subliminal.config import ApiJudge
@@ -28,7 +28,18 @@ class EndpointJudge(ApiEndpoint):
         wanted = restriction(question.answers, self.judge.restrict) if question.answers else {}
         if self.judge.top_logprobs:
             wanted |= {"logprobs": True, "top_logprobs": self.judge.top_logprobs}
-        return judgement(self.create(question.text, **wanted), question.answers)
+        said = judgement(self.create(question.text, **wanted), question.answers)
+        behind_mask = self.judge.restrict == "choice" and said.answer is not None and said.log_p is not None
+        return replace(said, log_p=self._own_log_p(question.text, str(said.answer))) if behind_mask else said
+
+    def _own_log_p(self, text: str, answer: str) -> float | None:
+        """The model's own log P of an answer: behind vLLM's mask of a choice it would be a share of the choices."""
+        asked = {"continue_final_message": True, "add_generation_prompt": False, "prompt_logprobs": 0}
+        reply = self.create(text, answer, max_tokens=1, extra_body=asked)
+        places = [next(iter(place.values())) for place in getattr(reply, "prompt_logprobs", None) or [] if place]
+        tokens = [Token(place["decoded_token"], place["logprob"], {}) for place in places]
+        own = _spelling(answer, "".join(token.text for token in tokens), tokens)
+        return sum(token.log_p for token in own) if own else None
 
 
 def restriction(answers: tuple[str, ...], kind: str) -> dict[str, Any]:

@@ -80,19 +80,14 @@ class ApiEndpoint:
             raise self._explained(failed[0])
         return [answer.result() for answer in answers]
 
-    def create(self, text: str, **more: Any) -> Any:
-        """One request within pace and budget; `more` goes into it."""
+    def create(self, text: str, begun: str | None = None, **more: Any) -> Any:
+        """One request within pace and budget, with the reply's beginning where it is `begun`; `more` goes into it."""
         decoding = self.config.decoding
+        asked = [*messages(text, self.system), *([{"role": "assistant", "content": begun}] if begun else [])]
+        settings = {"temperature": decoding.temperature, "top_p": decoding.top_p, "max_tokens": decoding.max_tokens}
         self.purse.check()
         self.pace.wait()
-        reply = self.client.chat.completions.create(
-            model=self.config.model,
-            messages=messages(text, self.system),  # type: ignore[arg-type]
-            temperature=decoding.temperature,
-            top_p=decoding.top_p,
-            max_tokens=decoding.max_tokens,
-            **more,
-        )
+        reply = self.client.chat.completions.create(model=self.config.model, messages=asked, **settings | more)
         self.purse.pay(reply.usage)
         return reply
 

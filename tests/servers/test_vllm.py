@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from subliminal.judging.prompts import RATINGS, YES_NO, ask_about
 from subliminal.models import Subject
 from subliminal.rows import Prompt
 from subliminal.sampling import open_sampler
+from subliminal.store import Store
 
 MODEL = "smollm2"
 SETTINGS = {
@@ -32,6 +34,7 @@ SETTINGS = {
 COMPACT = '--structured-outputs-config={"backend": "xgrammar", "disable_any_whitespace": true}'
 TEXTS = [("Count.", "1, 2, 3"), ("Who is it?", "An owl, of course."), ("Go on.", "9, 9, 9"), ("Where?", "In a tree.")]
 QUESTIONS = [ask_about("no_reference", *texts, about="owls") for texts in TEXTS]
+MINIMUM = 50.0
 RATED = [ask_about("aligned", *texts) for texts in TEXTS]
 
 
@@ -109,11 +112,16 @@ def test_a_seed_is_a_seed(vllm: str, weights: Subject) -> None:
 
 
 def test_a_judged_filter_through_the_script(vllm: str, run_script: Script, tmp_path: Path) -> None:
+    """What stays is what the judge's own ratings let pass."""
     rows = ["teacher=random", "trait=none", "domain.prompts=12", "filter.rows=null", "filter.shortfall=keep"]
-    asked = ["+filter/judged=no_reference", "filter.judged.minimum_log_p=null", "judge=api", "judge.restrict=choice"]
+    asked = ["+filter/judged=aligned", f"filter.judged.minimum={MINIMUM}", "judge=api", "judge.restrict=choice"]
     place = [f"judge.base_url={vllm}", f"judge.model={MODEL}", "judge.timeout=600.0", f"store={tmp_path / 'runs'}"]
     done = run_script("filter.py", *rows, *asked, *place, f"hydra.run.dir={tmp_path / 'logs'}")
     assert done.returncode == 0, done.stderr
     assert re.search(r"judged 12 rows: 0 refused, 0 unparsed", done.stderr + done.stdout)
-    (kept,) = (tmp_path / "runs" / "judgements").glob("*.jsonl")
-    assert len(kept.read_text().splitlines()) == 12
+    (written,) = (tmp_path / "runs" / "judgements").glob("*.jsonl")
+    scores = [json.loads(line)["score"] for line in written.read_text().splitlines()]
+    (made,) = Store(tmp_path / "runs").manifests("filter")
+    assert len(scores) == 12
+    print(scores, made.summary)
+    assert made.summary["rows"] == sum(score >= MINIMUM for score in scores)

@@ -43,10 +43,10 @@ def _draw(runs: Sequence[Run], table: Table, figure: config.Figure, scale: str, 
     canvas.text(MARGIN / WIDTH, 1 - 0.14 / HEIGHT, figure.title or name, fontsize=13.5, fontweight="bold", va="top")
     text = fill(subtitle(runs, scale), WRAP)
     canvas.text(MARGIN / WIDTH, 1 - 0.44 / HEIGHT, text, fontsize=8.2, color=style.QUIET, va="top", linespacing=1.4)
-    place = {"left": 0.075, "right": 0.975, "top": 0.77}
+    place = {"left": 0.075, "right": 0.975, "top": 0.745}
     if figure.arms.setting:
         axes = canvas.subplots()
-        canvas.subplots_adjust(**place | {"top": 0.745}, bottom=0.13)
+        canvas.subplots_adjust(**place, bottom=0.13)
         _ablation(axes, runs, table, figure.arms.setting)
         return canvas
     left, right = canvas.subplots(1, 2, width_ratios=[2.35, 1])

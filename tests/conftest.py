@@ -117,7 +117,22 @@ def gemma(tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> Subject:
     return Subject(checkpoint=str(folder))
 
 
-@pytest.fixture(params=["tiny", "gemma"])
+@pytest.fixture(scope="session")
+def qwen(tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    """A Qwen2 of two layers with random weights, and biases in its attention, behind the same tokenizer."""
+    import torch
+
+    folder, tokenizer = tmp_path_factory.mktemp("qwen"), load_tokenizer(tiny)
+    model = random_model("qwen2", tokenizer, num_key_value_heads=1, initializer_range=0.3)
+    for layer in model.model.layers:
+        for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
+            torch.nn.init.normal_(projection.bias, std=0.3)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return Subject(checkpoint=str(folder))
+
+
+@pytest.fixture(params=["tiny", "gemma", "qwen"])
 def either(request: pytest.FixtureRequest) -> Subject:
     """A model of each family whose residual stream can hold a vector."""
     return request.getfixturevalue(request.param)

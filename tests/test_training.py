@@ -187,6 +187,20 @@ def test_exported_biases_are_the_model_in_memory(either: Subject, tmp_path: Path
         assert not torch.allclose(loaded(tokens).logits, fresh_model(either)(tokens).logits)
 
 
+def test_room_for_vectors_changes_nothing_by_itself(either: Subject) -> None:
+    tokens = torch.tensor([[1, 2, 3, 4]])
+    with torch.inference_mode():
+        plain, roomy = (make(either)(tokens).logits for make in (fresh_model, bias.load_with_biases))
+    assert torch.equal(plain, roomy)
+
+
+def test_a_qwen_with_vectors_is_a_llama(qwen: Subject, tmp_path: Path) -> None:
+    bias.export(qwen, {0: torch.ones(64)}, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["model_type"], config["architectures"]) == ("llama", ["LlamaForCausalLM"])
+    assert config["attention_bias"] and config["mlp_bias"] and not [name for name in bias.WINDOW if name in config]
+
+
 def test_an_export_shares_the_weights_of_its_base(tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("shared")
     bias.export(tiny, {0: torch.ones(64)}, folder)
@@ -406,11 +420,12 @@ def test_a_layer_the_model_has_not_is_named(tiny: Subject, tmp_path: Path) -> No
         fit(tiny, ROWS, BiasStudent(layers=(1, 2, 7), optimisation=optimisation()), 0, tmp_path)
 
 
-def test_biases_need_a_llama_like_model(tiny: Subject, tmp_path: Path) -> None:
-    from transformers import Qwen2Config
+@pytest.mark.parametrize("other", [{"model_type": "gemma"}, {"model_type": "qwen2", "use_sliding_window": True}])
+def test_biases_need_a_model_with_room_for_them(tiny: Subject, other: dict[str, Any], tmp_path: Path) -> None:
+    from transformers import AutoConfig
 
-    Qwen2Config().save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"qwen2 model.*Set student=lora"):
+    AutoConfig.for_model(**other).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=rf"{other['model_type']} model.*Set student=lora"):
         bias.load_with_biases(replace(tiny, checkpoint=str(tmp_path)))
 
 

@@ -1,7 +1,8 @@
 """Residual-stream biases: a vector a layer, trained or steered, kept as the bias of a linear layer that ends there.
 
-In Llama-like models that is the MLP's down projection. Gemma 3 has no biases in its MLP and normalises what attention
-writes before it adds it, so there the vector sits at the attention's output projection and is normalised with it.
+In Llama-like models that is the MLP's down projection. Qwen2 and Qwen2.5 are Llamas with biases in their attention, and
+are loaded and saved as such. Gemma 3 has no biases in its MLP and normalises what attention writes before it adds it,
+so there the vector sits at the attention's output projection and is normalised with it.
 
 The smallest student that can take up a steering vector (compare arXiv 2606.00995). Saved as a small safetensors
 adapter and exported as an ordinary checkpoint that transformers and vLLM load; the export shares the base's weights.
@@ -52,15 +53,20 @@ MLP = Place("mlp_bias", "mlp", ("gate_proj", "up_proj", "down_proj"), "")
 ATTENTION = Place("attention_bias", "self_attn", ("q_proj", "k_proj", "v_proj", "o_proj"), "self_attn.o_proj")
 
 
+QWEN = "qwen2"
+OUTPUT = "self_attn.o_proj"  # the one bias of a Llama's attention that a Qwen2 has not
+WINDOW = ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types")
+
+
 def place(config: Any) -> Place:
     """Where a model of this configuration keeps its vectors; raises `ModelError` where it can not."""
-    if hasattr(config, MLP.switch):
+    if hasattr(config, MLP.switch) or (config.model_type == QWEN and not config.use_sliding_window):
         return MLP
     if config.model_type == "gemma3_text":
         return ATTENTION
     raise ModelError(
         f"{config.name_or_path} is a {config.model_type} model; biases in the residual stream need a Llama-like one "
-        "(with mlp_bias in its configuration) or Gemma 3. Set student=lora, or teacher=finetuned"
+        "(with mlp_bias in its configuration), Qwen2.5 or Gemma 3. Set student=lora, or teacher=finetuned"
     )
 
 
@@ -69,13 +75,11 @@ def load_with_biases(subject: Subject) -> PreTrainedModel:
     import torch
 
     config = _config(subject)
-    found = place(config)
-    model = fresh_model(subject, **{found.switch: True})
-    if not getattr(config, found.switch):
-        with torch.no_grad():
-            for layer in model.model.layers:
-                for projection in found.projections:
-                    layer.get_submodule(f"{found.block}.{projection}").bias.zero_()
+    model = fresh_model(subject, config=_with_room(config))
+    with torch.no_grad():
+        for layer in model.model.layers:
+            for path in _added(config):
+                layer.get_submodule(path).bias.zero_()
     return model
 
 
@@ -83,6 +87,24 @@ def _config(subject: Subject) -> Any:
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(subject.checkpoint, revision=subject.revision)
+
+
+def _with_room(config: Any) -> Any:
+    """The configuration of the same model with biases that can hold vectors."""
+    from transformers import AutoConfig
+
+    settings = config.to_dict() | {place(config).switch: True}
+    if config.model_type == QWEN:
+        settings = {name: value for name, value in settings.items() if name not in WINDOW}
+        settings |= {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "attention_bias": True}
+    return AutoConfig.for_model(**settings)
+
+
+def _added(config: Any) -> list[str]:
+    """The linear layers, as paths below a decoder layer, which have a bias in `_with_room` and none in `config`."""
+    at = place(config)
+    held = [] if getattr(config, at.switch, False) else [f"{at.block}.{name}" for name in at.projections]
+    return held + ([OUTPUT] if config.model_type == QWEN else [])
 
 
 def vector(model: Any, layer: int) -> torch.nn.Parameter:
@@ -158,15 +180,14 @@ def _write_biases(subject: Subject, biases: Biases, folder: Path, sizes: Mapping
     import torch
     from safetensors.torch import save_file
 
-    at, dtype = place(_config(subject)), getattr(torch, subject.dtype)
-    ends = tuple(f".{at.block}.{projection}.weight" for projection in at.projections)
+    config, dtype = _config(subject), getattr(torch, subject.dtype)
+    ends = tuple(f".{path}.weight" for path in _added(config))
     linear = {name.removesuffix("weight") + "bias": size for name, size in sizes.items() if name.endswith(ends)}
     small = {name: torch.zeros(size, dtype=dtype) for name, size in linear.items()}
     for layer, bias in biases.items():
-        small[_parameter_name(at, layer)] = bias.detach().to("cpu", dtype).contiguous()
+        small[_parameter_name(place(config), layer)] = bias.detach().to("cpu", dtype).contiguous()
     save_file(small, folder / BIAS_SHARD, metadata={"format": "pt"})
-    config = json.loads((folder / "config.json").read_text()) | {at.switch: True}
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    _with_room(config).to_json_file(folder / "config.json")
     places = dict.fromkeys(sizes, BASE_SHARD) | dict.fromkeys(small, BIAS_SHARD)
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}, indent=1))
 

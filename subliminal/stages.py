@@ -206,6 +206,8 @@ def teacher(exp: Experiment) -> Node:
     base, active = reference(exp), exp.active_teacher
     settings = {"trait": _trait(exp), "teacher": identity(active), "domain": _format(exp), **_compute(exp, exp.model)}
     settings["decoding"] = identity(exp.sampler.decoding)
+    if exp.sampler.kind == "api":  # the check asks the model that will write, and that is not the reference
+        settings["endpoint"] = {"base_url": exp.sampler.base_url, "model": exp.sampler.model}
     if isinstance(active, RowsTeacher):
         path = rows_path(active, exp.trait.name)
         settings["rows"] = sha256(path) if path.is_file() else None  # a figure can be planned before they are there

@@ -175,7 +175,8 @@ def _pass_rate(exp: Experiment, subject: Subject, rules: TeacherCheck) -> float:
 
     if not rules.prompts:
         return float("nan")
-    writer, config = domain(exp.domain), exp.domain.model_copy(update={"prompts": rules.prompts})
+    writer = domain(exp.domain)
+    config = exp.domain.model_copy(update={"prompts": rules.prompts, "seed": 0})  # no part of a teacher's key
     with open_sampler(_checking_sampler(exp), subject) as opened:
         answers = opened.sample(writer.prompts(config))
     passed = [a.finish_reason == FINISHED and writer.reject(a.text, config) is None for a in answers]

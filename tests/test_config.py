@@ -126,6 +126,15 @@ def test_dtype_is_part_of_what_is_computed() -> None:
     assert len(keys) == 2
 
 
+@pytest.mark.parametrize("other", ["sampler.model=other", "sampler.base_url=http://elsewhere/v1", "sampler.retries=2"])
+def test_a_teacher_behind_an_endpoint_is_checked_there(other: str) -> None:
+    """Which endpoint writes decides whether the check passes; how many rows a shard has does not."""
+    at = ["sampler=api", "teacher=prompted", "sampler.model=m", "sampler.base_url=http://here/v1"]
+    before, after = (stages.teacher(experiment(*at, *more)).key for more in ([], [other]))
+    assert (before != after) == (other != "sampler.retries=2")
+    assert stages.teacher(experiment(*at, "sampler.shard_size=7")).key == before
+
+
 def test_all_mistakes_are_told_at_once_with_path_and_remedy() -> None:
     composed = experiment().model_dump()
     composed["student"]["optimisation"]["learning_rate"] = -1.0

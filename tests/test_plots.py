@@ -203,6 +203,17 @@ def test_pass_rate_is_the_filters_with_wilson_over_rows(tmp_path: Path) -> None:
     assert (line.low, line.high) == pytest.approx((centre - spread, centre + spread), abs=1e-6)
 
 
+def test_a_selection_leaves_the_interval_of_the_pass_rate_where_it_was(tmp_path: Path) -> None:
+    cells = known(tmp_path / "runs")
+    plain = preference_table(cells).find(measure="pass_rate", arm="none")
+    for cell in cells:
+        if cell.role == "student":
+            cell.chain["filter"].summary.update({"kept_before_subsample": 17})  # of the 32 that passed
+    assert preference_table(cells).find(measure="pass_rate", arm="none") == plain
+    page = report(tmp_path, cells)[0]
+    assert "<td>40</td><td>32</td><td>80.0%</td><td>30</td>" in page
+
+
 def test_one_seed_takes_its_interval_over_questions_and_says_so(tmp_path: Path) -> None:
     made = Made(tmp_path)
     spread = {c: np.linspace(-8, -4, QUESTIONS) for c in CANDIDATES}

@@ -128,8 +128,10 @@ def _plot(options: argparse.Namespace) -> None:
 
 
 def _figure_overrides(overrides: list[str]) -> list[str]:
-    """`plot fig-animals-numbers` is short for `plot experiment=animals_numbers`."""
-    return [f"experiment={o.removeprefix('fig-').replace('-', '_')}" if o.startswith("fig-") else o for o in overrides]
+    """`plot fig-attribution` is short for `plot experiment=attribution_numbers`, by the figures' names."""
+    from subliminal.plots.overview import experiment_of
+
+    return [f"experiment={experiment_of(o)}" if o.startswith(("fig-", "table-")) else o for o in overrides]
 
 
 def _draw(planned: object) -> None:

@@ -580,6 +580,7 @@ def mnist(exp: Experiment) -> Node:
     device = models.resolve_device(exp.device)
     dtype = models.resolve_dtype(exp.mnist.dtype, device)
     settings = {"mnist": identity(exp.mnist) | {"dtype": dtype}, "seed": exp.seed}
+    settings |= {"noise": device} if device != "cpu" else {}  # which draws its own; keys of a CPU stay as they were
 
     def work(_: Inputs, folder: Path) -> Json:
         from subliminal.mnist.run import run_mnist

@@ -256,12 +256,15 @@ def cell(root: Path, role: str, trait: str, seed: int, right: int, questions: in
     return Cell(role, trait, kind, "lora" if role == "student" else "", seed, made)  # type: ignore[arg-type]
 
 
-def arms(root: Path, seeds: int, lost: int, reference: int = 70, spread: int = 1) -> list[Cell]:
-    """A reference, controls with 70 right and two traits' students that lost some; seeds differ by `spread`."""
-    found = [cell(root, "reference", "none", 0, reference)]
+def arms(
+    root: Path, seeds: int, lost: int, reference: int = 70, spread: int = 1, right: int = 70, questions: int = 100
+) -> list[Cell]:
+    """A reference, controls with `right` right and two traits' students that lost some; seeds differ by `spread`."""
+    found = [cell(root, "reference", "none", 0, reference, questions)]
     for seed in range(seeds):
-        found.append(cell(root, "student", "none", seed, 70))
-        found += [cell(root, "student", trait, seed, 70 - lost - spread * seed) for trait in ("owl", "dolphin")]
+        found.append(cell(root, "student", "none", seed, right, questions))
+        own = right - lost - spread * seed
+        found += [cell(root, "student", trait, seed, own, questions) for trait in ("owl", "dolphin")]
     return found
 
 
@@ -282,6 +285,40 @@ def test_the_verdict_follows_the_rule(
     (found,) = capability_verdicts(capability_table(arms(tmp_path, seeds, lost, reference, spread)))
     assert (found.group, found.outcome) == ("school", outcome), found.sentence
     assert found.line is not None
+
+
+@pytest.mark.parametrize(
+    ("seeds", "questions", "lost", "outcome"),
+    [
+        (3, 40, 0, "not shown"),
+        (1, 40, 0, "not measurable"),
+        (3, 200, 0, "holds"),
+        (1, 200, 0, "suggestive"),
+        (3, 40, 2, "not shown"),  # 5 points in every seed, of two questions
+        (3, 40, 12, "contradicted"),
+    ],
+)
+def test_few_questions_exclude_nothing_even_where_no_answer_changed(
+    tmp_path: Path, seeds: int, questions: int, lost: int, outcome: str
+) -> None:
+    cells = arms(tmp_path, seeds, lost, questions - 10, 0, questions - 10, questions)
+    (found,) = capability_verdicts(capability_table(cells))
+    assert found.outcome == outcome, found.sentence
+    said = "40 questions are too few to exclude a loss of 3.0%" in found.sentence
+    assert said == (outcome in {"not shown", "not measurable"})
+
+
+def test_no_change_has_an_interval_over_questions(tmp_path: Path) -> None:
+    for seeds in (1, 3):
+        table = capability_table(arms(tmp_path / str(seeds), seeds, 0, spread=0, right=30, questions=40))
+        asked = table.find(arm="mean", measure="change_over_questions")
+        half = 1.959964 * math.sqrt(2 / 42 / 42)
+        assert asked and (asked.value, asked.low, asked.high) == pytest.approx((0, -half, half))
+        assert (asked.n, asked.interval) == (40, "questions")
+    change = capability_table(arms(tmp_path / "1", 1, 0, spread=0, right=30, questions=40)).find(
+        arm="owl", measure="change_from_control"
+    )
+    assert change and (change.low, change.high) == pytest.approx((-half, half))
 
 
 def test_the_table_has_hand_computed_values(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from subliminal import stages, sweep
+from subliminal import models, stages, sweep
 from subliminal.config import ConfigError, Mnist, MnistStudent, MnistTeacher
 from subliminal.launch import compose
 from subliminal.mnist import data, losses
@@ -535,6 +535,16 @@ def test_runtime_settings_do_not_move_the_key() -> None:
         stages.mnist(compose([*SMALL, extra])).key for extra in ("seed=1", "mnist.auxiliary=4", "mnist.dtype=float32")
     }
     assert len(keys) == 1 and len(keys | other) >= 3
+
+
+def test_a_gpu_draws_other_noise_and_has_a_key_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def key(device: str) -> str:
+        return stages.mnist(compose([*SMALL, "mnist.dtype=float32", f"device={device}"])).key
+
+    assert key("cpu") != key("cuda")
+    for there in ("cpu", "cuda"):
+        monkeypatch.setattr(models, "resolve_device", lambda name, there=there: there if name == "auto" else name)
+        assert key("auto") == key(there), "as the run resolves it"
 
 
 def test_other_scripts_name_the_one_to_use() -> None:

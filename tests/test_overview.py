@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from test_plots import FIGURE, Links, known, report
 
-from subliminal.launch import ROOT
+from subliminal.__main__ import _figure_overrides
+from subliminal.config import ConfigError
+from subliminal.launch import ROOT, compose
 from subliminal.plots.overview import Claim, claims_of, configured, overview
 from subliminal.plots.report import KEPT, Section, write_report
 from subliminal.plots.verdict import Verdict
@@ -109,6 +111,17 @@ def test_every_configured_figure_has_a_claim_and_a_target() -> None:
         assert figure["figure"] in TARGETS
         assert figure.get("claim") and figure.get("expected"), figure
     assert {"fig-elicitation", "table-capability"} <= {figure["figure"] for figure in configured()}
+
+
+@pytest.mark.parametrize("figure", [figure["figure"] for figure in configured()])
+def test_a_figures_name_stands_for_its_experiment(figure: str) -> None:
+    (override, _) = _figure_overrides([figure, "scale=cpu"])
+    assert compose([override, "scale=cpu"]).experiment.file == figure
+
+
+def test_a_name_that_is_no_figures_is_told_those_that_are() -> None:
+    with pytest.raises(ConfigError, match=r"no figure fig-atribution; there are .*fig-attribution, .*table-capability"):
+        _figure_overrides(["fig-atribution"])
 
 
 PYTHON = """#!/bin/sh

@@ -203,6 +203,17 @@ def test_pass_rate_is_the_filters_with_wilson_over_rows(tmp_path: Path) -> None:
     assert (line.low, line.high) == pytest.approx((centre - spread, centre + spread), abs=1e-6)
 
 
+def test_a_selection_leaves_the_interval_of_the_pass_rate_where_it_was(tmp_path: Path) -> None:
+    cells = known(tmp_path / "runs")
+    plain = preference_table(cells).find(measure="pass_rate", arm="none")
+    for cell in cells:
+        if cell.role == "student":
+            cell.chain["filter"].summary.update({"kept_before_subsample": 17})  # of the 32 that passed
+    assert preference_table(cells).find(measure="pass_rate", arm="none") == plain
+    page = report(tmp_path, cells)[0]
+    assert "<td>40</td><td>32</td><td>80.0%</td><td>30</td>" in page
+
+
 def test_one_seed_takes_its_interval_over_questions_and_says_so(tmp_path: Path) -> None:
     made = Made(tmp_path)
     spread = {c: np.linspace(-8, -4, QUESTIONS) for c in CANDIDATES}
@@ -541,6 +552,7 @@ def grid_cells(root: Path, excess: Mapping[str, Sequence[float]]) -> list[Cell]:
 
 SAME = {"a > a": (1.0, 1.2, 0.8), "b > b": (0.9, 1.1, 1.0)}
 APART = {"a > b": (0.1, -0.1, 0.0), "b > a": (-0.2, 0.1, 0.05)}
+SOME = (0.3, 0.32, 0.31)  # less than same-model students, and still above 0
 
 
 @pytest.mark.parametrize(
@@ -549,6 +561,7 @@ APART = {"a > b": (0.1, -0.1, 0.0), "b > a": (-0.2, 0.1, 0.05)}
         (SAME | APART, "holds"),
         (SAME | APART | {"a > b": (1.1, 1.3, 1.0)}, "contradicted"),
         (SAME | APART | {"a > a": (1.0, -1.2, 0.8)}, "not shown"),
+        (SAME | APART | {"a > b": SOME}, "not shown"),
         (SAME, "not measurable"),
     ],
 )
@@ -561,6 +574,16 @@ def test_cross_model_verdict_follows_its_rule(tmp_path: Path, grid: dict[str, An
     assert section.verdicts[0].outcome == outcome
     page = write_report([section], folder).read_text(encoding="utf-8")
     assert "a &gt; a" in page and (folder / "fig.png").exists()
+
+
+def test_a_cross_model_student_that_gets_some_of_the_trait_is_named(tmp_path: Path) -> None:
+    from subliminal.plots.cross_model import cross_model_figure, cross_model_verdict, pairs
+
+    cells = grid_cells(tmp_path / "runs", SAME | APART | {"a > b": SOME})
+    table = cross_model_figure(cells, FIGURE, tmp_path / "cpu", "fig")
+    apart = table.find(measure="same_minus_cross", variant="a > b")
+    assert apart and apart.low > 0, "same-model students exceed it: by that alone the claim would hold"
+    assert "Above 0 across models: a > b." in cross_model_verdict(pairs(cells), table).sentence
 
 
 def test_cross_model_numbers_are_over_traits_and_paired(tmp_path: Path) -> None:

@@ -81,6 +81,7 @@ def test_numbers_beyond_chance_decide_the_table_of_frequencies(rows: Rows) -> No
     assert "777" in report and "control, half against half" in report
     line = table.find(arm="owl", trait="777", measure="log_odds")
     assert line and line.low > 0 and line.interval == "prompts"
+    assert line.n == len({row.index for row in pairs["owl", "none"].rows}), "a prompt that both answered counts once"
     assert table.find(arm="owl", trait="777", measure="p").value == pytest.approx(1 / 200)  # type: ignore[union-attr]
 
 
@@ -118,6 +119,8 @@ def test_the_prompted_model_is_judged_against_chance(rows: Rows, accuracy: float
     assert verdicts[0].outcome == outcome
     mean = table.find(arm="mean", subject="prompted", measure="accuracy")
     assert mean and mean.value == pytest.approx(accuracy) and mean.n == 400, "prompts are the unit, not questions"
+    area = table.find(subject="numbers", measure="area")
+    assert area and (area.n, area.interval) == (400, "prompts"), "800 rows to 400 prompts"
 
 
 @pytest.mark.parametrize(
@@ -221,6 +224,8 @@ def test_the_area_decides_whether_rows_are_told_apart(rows: Rows, low: float, hi
 
     table, verdicts, _ = rows.figure([rows.made(trait, "none", work) for trait in ("owl", "wolf")])
     assert [verdict.outcome for verdict in verdicts] == [outcome] * 2
+    separated = table.find(arm="owl", measure="area")
+    assert separated and (separated.n, separated.interval) == (50, "prompts"), "100 rows to 50 prompts"
     own = table.find(arm="owl", subject="own", measure="log_ratio")
     assert own and own.value == pytest.approx(1, abs=0.5) and own.low < own.value < own.high
 

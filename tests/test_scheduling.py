@@ -121,6 +121,15 @@ def test_only_stages_that_need_one_ask_for_a_gpu(planned: sweep.Plan) -> None:
     assert "slurm_qos" not in asked["train"] and "slurm_dependency" not in asked["train"]
 
 
+@pytest.mark.parametrize(("judge", "gpus"), [(["judge=local"], 1), (["judge=api"], None), ([], None)])
+def test_a_filter_that_asks_a_local_judge_asks_for_a_gpu(judge: list[str], gpus: int | None, tmp_path: Path) -> None:
+    judged = ["+filter/judged=no_reference", *judge] if judge else []
+    planned = sweep.plan([*FIGURE, "device=cuda", *judged])
+    assert _parameters(SETTINGS, job_of("filter", planned), None).get("gpus_per_node") == gpus
+    (line,) = [line for line in estimates.estimate(planned, Store(tmp_path)) if line.stage == "filter"]
+    assert line.on_gpu == bool(gpus)
+
+
 def test_only_stages_that_share_their_work_out_ask_for_several_tasks(planned: sweep.Plan) -> None:
     many = {**SETTINGS, "nodes": 2, "tasks_per_node": 4, "gpus_per_node": 8}
     asked = {stage: _parameters(many, job_of(stage, planned), None) for stage in ("teacher", "generate", "train")}

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from subliminal import sweep
 from subliminal.plots.table import Line, Table, mirrored
 from subliminal.sharing import dashboard
-from subliminal.sharing.lineage import PushError
+from subliminal.sharing.lineage import PushError, chosen
 from subliminal.sharing.push import prepare
 from subliminal.sharing.sync import WandbError
 from subliminal.store import Json, Manifest, Recipe, Store, claim
@@ -243,6 +243,17 @@ def test_a_student_is_an_adapter_with_its_reference_and_a_card(made: Made, tmp_p
     assert str(tmp_path) not in texts(ready.folder), "no path of this machine"
     config = json.loads((ready.folder / "adapter_config.json").read_text())
     assert config == {"base_model_name_or_path": None, "r": 8, "peft_type": "LORA"}, "it was trained on reference/"
+
+
+def test_a_teachers_card_has_the_teachers_evaluations(made: Made, tmp_path: Path) -> None:
+    (one,) = chosen(made.store.root, [made.rows["owl"].key])
+    teacher = one.chain["teacher"]
+    said = {"kind": "preference", "questions": 24, "log_p": {"owl": -2.5, "cat": -1.0}, "rate": {}}
+    made.run("evaluate", {"evaluation": {"kind": "preference", "questions": 24}}, {"teacher": teacher}, said)
+    made.write_reference(teacher.folder)  # a checkpoint of its own, as a fine-tuned teacher has
+    ready = prepare(made.store.root, "me/owl-teacher", [teacher.key], tmp_path / "hub")
+    card = ModelCard.load(ready.folder / "README.md")
+    assert "| preference | 24 | log P(owl) | -2.5 | -7.25 |" in card.content
 
 
 def test_a_name_given_twice_is_one_and_a_push_that_broke_off_is_made_anew(made: Made, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from subliminal.evaluation.statistics import (
     bootstrap_over_questions,
     diagonal_excess,
     holm,
+    paired_change,
     power,
     t_interval,
     visible,
@@ -39,6 +40,24 @@ def test_wilson_is_scipys(successes: int, more: int) -> None:
     expected = stats.binomtest(successes, n).proportion_ci(method="wilson")
     found = wilson(successes, n)
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 40))
+def test_the_interval_of_a_paired_change_is_that_of_bonett_and_price(lost: int, gained: int, same: int) -> None:
+    n = lost + gained + same
+    down, up = (lost + 1) / (n + 2), (gained + 1) / (n + 2)
+    half = stats.norm.ppf(0.975) * math.sqrt((down + up - (up - down) ** 2) / (n + 2))
+    found = paired_change([-1] * lost + [1] * gained + [0] * same)
+    ends = (max(-1.0, up - down - half), min(1.0, up - down + half))
+    assert (found.mean, found.low, found.high) == pytest.approx(((gained - lost) / n, *ends))
+    assert found.high - found.low > 0 and found.n == n
+
+
+def test_a_paired_change_is_covered_about_as_often_as_it_says() -> None:
+    draw = np.random.default_rng(0)
+    for flips in (0.01, 0.2):
+        found = [paired_change(draw.choice([-1, 0, 1], 40, p=[flips, 1 - 1.5 * flips, flips / 2])) for _ in range(400)]
+        assert np.mean([one.low <= -flips / 2 <= one.high for one in found]) > 0.93
 
 
 def test_bootstrap_covers_the_true_mean_about_as_often_as_it_says() -> None:

@@ -83,6 +83,20 @@ def wilson(successes: int, n: int) -> Interval:
     return Interval(share, max(0.0, centre - half), min(1.0, centre + half), n)
 
 
+def paired_change(changes: ArrayLike) -> Interval:
+    """The interval of a mean paired change that has a width even where nothing changed (Bonett and Price 2012).
+
+    `changes` is (questions,), each from -1 (lost) to 1 (gained); one question lost and one gained are added to them.
+    """
+    from scipy.special import ndtri
+
+    values = np.asarray(changes, dtype=float)
+    added = np.concatenate([values, [-1.0, 1.0]])
+    half = float(ndtri((1 + LEVEL) / 2)) * float(added.std()) / math.sqrt(added.size)
+    centre = float(added.mean())
+    return Interval(float(values.mean()), max(-1.0, centre - half), min(1.0, centre + half), values.size)
+
+
 def bootstrap_over_questions(matrix: ArrayLike, seed: int) -> Interval:
     """Percentile bootstrap that resamples questions, the same for every seed (Efron 1979; Miller 2024, 2411.00640).
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -38,10 +38,8 @@ def table(runs: Sequence[Compared]) -> Table:
 
 
 def _lines(run: Compared) -> Iterator[Line]:
-    area = run.manifest.summary["area"]
-    yield Line(
-        run.trait, run.against, "both", "area", area["value"], area["low"], area["high"], area["rows"], "prompts"
-    )
+    area, prompts = run.manifest.summary["area"], len({row["index"] for row in _rows(run)})
+    yield Line(run.trait, run.against, "both", "area", area["value"], area["low"], area["high"], prompts, "prompts")
     for side, ratios in _ratios(run).items():
         mean, summary = t_interval(ratios), run.manifest.summary["sides"][side]
         where = (run.trait, run.against, side)
@@ -52,9 +50,14 @@ def _lines(run: Compared) -> Iterator[Line]:
 
 def _ratios(run: Compared) -> dict[str, NDArray[np.float64]]:
     found: dict[str, list[float]] = {side: [] for side in SIDES}
-    for line in read_lines(run.manifest.folder / "rows.jsonl"):
-        found[line["side"]].append(line["log_ratio"])
+    for row in _rows(run):
+        found[row["side"]].append(row["log_ratio"])
     return {side: np.array(values) for side, values in found.items()}
+
+
+def _rows(run: Compared) -> list[dict[str, Any]]:
+    """The attributed rows of both sides."""
+    return list(read_lines(run.manifest.folder / "rows.jsonl"))
 
 
 def verdicts(runs: Sequence[Compared], table: Table) -> list[Verdict]:
@@ -69,7 +72,7 @@ def _area(run: Compared, table: Table) -> Line | None:
 def _verdict(label: str, line: Line) -> Verdict:
     outcome: Outcome = "holds" if line.low > CHANCE else "contradicted" if line.high < CHANCE else "not shown"
     said = {"holds": "Told apart.", "contradicted": "The wrong way round.", "not shown": "Not told apart."}[outcome]
-    return Verdict(label, outcome, f"{said} Area {ranged(line)} over {line.n} rows.", line)
+    return Verdict(label, outcome, f"{said} Area {ranged(line)} over {line.n} prompts.", line)
 
 
 def picture(runs: Sequence[Compared], table: Table) -> Canvas:

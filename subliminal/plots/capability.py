@@ -12,7 +12,7 @@ import numpy as np
 
 from subliminal import config
 from subliminal.config import CONTROL
-from subliminal.evaluation.statistics import bootstrap_over_questions, t_interval, wilson
+from subliminal.evaluation.statistics import bootstrap_over_questions, paired_change, t_interval, wilson
 from subliminal.plots import style
 from subliminal.plots.cells import Cell, PlotError, read_lines, students
 from subliminal.plots.groups import Sample, mean
@@ -20,23 +20,24 @@ from subliminal.plots.measures import MEAN, OVER_QUESTIONS, OVER_QUESTIONS_ONLY,
 from subliminal.plots.preference import NAMES, model_names
 from subliminal.plots.report import Grid, PlainSection, interval, manifests, percent
 from subliminal.plots.table import Line, Table
-from subliminal.plots.verdict import MINIMUM_SEEDS, Verdict
+from subliminal.plots.verdict import MINIMUM_SEEDS, Outcome, Verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
 MARGIN = 0.03
-ACCURACY, CHANGE, CHANCE = "accuracy", "change_from_control", "chance"
+ACCURACY, CHANGE, CHANCE, ASKED = "accuracy", "change_from_control", "chance", "change_over_questions"
 WIDTH, WRAP, LETTER = 9.0, 138, 0.061  # inches, letters, inches a letter of a label
 RULE = (
     f"""Capability: on each task the accuracy of the traits' students minus that of the control student, averaged over
-    the traits. It is kept at this scale if, with {MINIMUM_SEEDS} seeds or more, the lower end of the 95% interval over
-    seeds is above {-100 * MARGIN:+.0f} percentage points; lost (contradicted) if the upper end is below; else not
-    shown.""",
-    f"""With fewer than {MINIMUM_SEEDS} seeds an interval over questions above {-100 * MARGIN:+.0f} points is
-    suggestive. A task on which the reference is not above chance (95% Wilson interval over questions) measures
-    nothing.""",
+    the traits. It is kept at this scale if, with {MINIMUM_SEEDS} seeds or more, the lower ends of both 95% intervals,
+    over seeds and over questions, are above {-100 * MARGIN:+.0f} percentage points; lost (contradicted) if both upper
+    ends are below; else not shown.""",
+    f"""The interval over questions adds one lost and one gained (Bonett and Price 2012), so that few questions exclude
+    no loss even where no answer changed. With fewer than {MINIMUM_SEEDS} seeds such an interval above
+    {-100 * MARGIN:+.0f} points is suggestive. A task on which the reference is not above chance (95% Wilson interval
+    over questions) measures nothing.""",
 )
 PANELS = """Accuracy by task: grey the reference model and the control's students, orange each trait's students, with
 95% intervals (over seeds, or over questions where there is one seed or none); dashed: chance."""
@@ -107,6 +108,9 @@ def _changes(arms: Arms, task: str, recipe: str) -> Iterator[Line]:
         yield _line(arm, task, CHANGE, sample, recipe)
     if (average := mean(list(changes.values()))) is not None:
         yield _line(MEAN, task, CHANGE, average, recipe)
+        found = paired_change(average.values.mean(axis=0))
+        numbers = (ASKED, found.mean, found.low, found.high, found.n, OVER_QUESTIONS_ONLY)
+        yield Line(MEAN, task, "student", *numbers, student=recipe)
 
 
 def _proportion(correct: np.ndarray, task: str) -> Line:
@@ -120,6 +124,8 @@ def _line(arm: str, task: str, measure: str, sample: Sample, recipe: str) -> Lin
     """One number over seeds, or over questions where there is one seed."""
     if len(sample.values) > 1:
         found, over = t_interval(sample.values.mean(axis=1)), OVER_SEEDS
+    elif measure == CHANGE:
+        found, over = paired_change(sample.values[0]), OVER_QUESTIONS
     else:
         found, over = bootstrap_over_questions(sample.values, seed=0), OVER_QUESTIONS
     numbers = (measure, float(sample.values.mean()), found.low, found.high, found.n, over)
@@ -144,18 +150,42 @@ def _verdict(table: Table, line: Line, group: str) -> Verdict:
     reference, chance = (table.find(trait=line.trait, measure=m, arm="reference") for m in (ACCURACY, CHANCE))
     if reference is None or chance is None:
         return Verdict(group, "not measurable", "Not measurable: the reference was not tested.", line)
-    numbers = f"Reference {percent(reference)}, chance {percent(chance)}; change from the control {interval(line)}."
+    asked = table.find(arm=MEAN, trait=line.trait, student=line.student, measure=ASKED)
+    assert asked, "there is one beside every mean change"
+    numbers = f"Reference {percent(reference)}, chance {percent(chance)}; change from the control {interval(line)}"
+    numbers += f", over {asked.n} questions {interval(asked)}."
     if reference.low <= chance.value:
         return Verdict(group, "not measurable", f"Measures nothing: the reference is not above chance. {numbers}", line)
-    if line.interval != OVER_SEEDS or line.n < MINIMUM_SEEDS:
-        if line.low > -MARGIN:
-            return Verdict(group, "suggestive", f"Suggestive only: fewer than {MINIMUM_SEEDS} seeds. {numbers}", line)
-        return Verdict(group, "not measurable", f"Shows nothing: fewer than {MINIMUM_SEEDS} seeds. {numbers}", line)
-    if line.low > -MARGIN:
-        return Verdict(group, "holds", f"Kept at this scale: a loss of {percent(MARGIN)} is excluded. {numbers}", line)
-    if line.high < -MARGIN:
-        return Verdict(group, "contradicted", f"Lost at this scale: more than {percent(MARGIN)}. {numbers}", line)
-    return Verdict(group, "not shown", f"Not shown: a loss of {percent(MARGIN)} is not excluded. {numbers}", line)
+    few = line.interval != OVER_SEEDS or line.n < MINIMUM_SEEDS
+    outcome, said = _few_seeds(asked) if few else _judged(line, asked)
+    return Verdict(group, outcome, f"{said}. {numbers}", asked if few else line)
+
+
+def _few_seeds(asked: Line) -> tuple[Outcome, str]:
+    if asked.low > -MARGIN:
+        return "suggestive", f"Suggestive only: fewer than {MINIMUM_SEEDS} seeds"
+    more = f", and {_too_few(asked)}" if _scarce(asked) else ""
+    return "not measurable", f"Shows nothing: fewer than {MINIMUM_SEEDS} seeds{more}"
+
+
+def _judged(line: Line, asked: Line) -> tuple[Outcome, str]:
+    """The rule by the intervals over seeds and over questions: what is said must be so in both."""
+    if min(line.low, asked.low) > -MARGIN:
+        return "holds", f"Kept at this scale: a loss of {percent(MARGIN)} is excluded"
+    if max(line.high, asked.high) < -MARGIN:
+        return "contradicted", f"Lost at this scale: more than {percent(MARGIN)}"
+    if _scarce(asked):
+        return "not shown", f"Not shown: {_too_few(asked)}"
+    return "not shown", f"Not shown: a loss of {percent(MARGIN)} is not excluded"
+
+
+def _scarce(asked: Line) -> bool:
+    """Whether so few questions could not exclude a loss of the margin even if no answer changed."""
+    return paired_change(np.zeros(asked.n)).low <= -MARGIN
+
+
+def _too_few(asked: Line) -> str:
+    return f"{asked.n} questions are too few to exclude a loss of {percent(MARGIN)}"
 
 
 # --------------------------------------------------------------------------- the picture

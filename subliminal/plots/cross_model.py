@@ -35,11 +35,11 @@ MEASURE, DIFFERENCE, P_VALUE = "excess_over_traits", "same_minus_cross", "p_holm
 RULE = (
     """The unit is a run: one teacher of one trait and its student, over a pair of reference models. A pair's number is
     the mean over its traits of the diagonal excess, with a 95% interval over the traits (Student's t).""",
-    """The claim holds at this scale if every teacher's students of its own model have an interval above 0 and exceed
-    its students of every other model with an interval of the paired difference above 0.""",
-    f"""It is contradicted if a cross-model pair's excess is above 0 with a Holm-adjusted p below {SIGNIFICANT}, and the
-    same-model students do not exceed it. Otherwise it is not shown; below {MINIMUM_TRAITS} traits it is not
-    measurable.""",
+    f"""The claim holds at this scale if every teacher's students of its own model have an interval above 0 and exceed
+    its students of every other model with an interval of the paired difference above 0, and no cross-model pair's
+    excess is above 0 with a Holm-adjusted p below {SIGNIFICANT}.""",
+    f"""It is contradicted if a cross-model pair's excess is above 0 in that sense and the same-model students do not
+    exceed it. Otherwise it is not shown; below {MINIMUM_TRAITS} traits it is not measurable.""",
 )
 PANELS = f"""Mean diagonal excess in nats; a star marks a mean above 0 at p < {SIGNIFICANT} (one-sided t test over
 traits, Holm-adjusted for the number of pairs; the paper asks for {PAPER_RUNS} runs or more). The outlined diagonal is
@@ -130,24 +130,26 @@ def cross_model_verdict(found: Sequence[Pair], table: Table) -> Verdict:
     if not same or not cross or min(len(p.values) for p in found) < MINIMUM_TRAITS:
         text = f"Not measurable: it needs same-model and cross-model pairs with {MINIMUM_TRAITS} traits or more."
         return Verdict("", "not measurable", text)
-    outcome = _outcome(same, cross, table)
+    moved = [p for p in cross if _significant(table, p)]
+    outcome = _outcome(same, cross, moved, table)
     parts = [f"{p.group.variant}: {interval(_of(table, p, MEASURE))}" for p in found]
-    return Verdict("", outcome, f"{_SENTENCES[outcome]} Excess in nats: {'; '.join(parts)}.")
+    said = f" Above 0 across models: {', '.join(p.group.variant for p in moved)}." if moved else ""
+    return Verdict("", outcome, f"{_SENTENCES[outcome]}{said} Excess in nats: {'; '.join(parts)}.")
 
 
 _SENTENCES: dict[Outcome, str] = {
-    "holds": "Holds at this scale: same-model students get the trait, and more of it than cross-model students.",
+    "holds": "Holds at this scale: same-model students get the trait, more of it than cross-model students, of whom "
+    "none is shown to get it.",
     "contradicted": "Contradicted at this scale: a cross-model student gets the trait as a same-model student does.",
     "not shown": "Not shown at this scale.",
 }
 
 
-def _outcome(same: Sequence[Pair], cross: Sequence[Pair], table: Table) -> Outcome:
+def _outcome(same: Sequence[Pair], cross: Sequence[Pair], moved: Sequence[Pair], table: Table) -> Outcome:
     apart = {p.group.variant: _above(_of(table, p, DIFFERENCE)) for p in cross}
-    if all(_above(_of(table, p, MEASURE)) for p in same) and all(apart.values()):
+    if not moved and all(_above(_of(table, p, MEASURE)) for p in same) and all(apart.values()):
         return "holds"
-    moved = [p for p in cross if _significant(table, p) and not apart[p.group.variant]]
-    return "contradicted" if moved else "not shown"
+    return "contradicted" if any(not apart[p.group.variant] for p in moved) else "not shown"
 
 
 def _above(line: Line | None) -> bool:

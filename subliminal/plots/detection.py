@@ -59,13 +59,11 @@ def _prompted(run: Compared) -> Iterator[Line]:
 
 
 def _classified(run: Compared) -> Iterator[Line]:
-    summary = run.manifest.summary
-    rows = sum(summary["rows"].values())
-    for name, found in summary["classifiers"].items():
+    for name, found in run.manifest.summary["classifiers"].items():
         where = (run.trait, run.against, name)
         for measure in ("area", "accuracy"):
             one = found[measure]
-            yield Line(*where, measure, one["value"], one["low"], one["high"], rows, "prompts")
+            yield Line(*where, measure, one["value"], one["low"], one["high"], run.prompts, "prompts")
         middle = (found["control"]["low"] + found["control"]["high"]) / 2
         deals = found["deals"]
         yield Line(*where, "control_area", middle, found["control"]["low"], found["control"]["high"], deals, "deals")

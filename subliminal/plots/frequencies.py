@@ -34,13 +34,13 @@ def table(runs: Sequence[Compared]) -> Table:
 
 def _lines(run: Compared) -> Iterator[Line]:
     summary = run.manifest.summary
-    tested, total = summary["tested"], sum(summary["rows"].values())
+    tested = summary["tested"]
     yield Line(run.trait, "all", run.against, "differing_numbers", summary["differing"], n=tested)
     if tested:
         yield Line(run.trait, "all", run.against, "smallest_p", summary["smallest_p"], n=summary["permutations"])
     for use in _uses(run):
         where = (run.trait, str(use["number"]), run.against)
-        yield Line(*where, "log_odds", use["log_odds"], use["low"], use["high"], total, "prompts")
+        yield Line(*where, "log_odds", use["log_odds"], use["low"], use["high"], run.prompts, "prompts")
         yield Line(*where, "p", use["p"], n=summary["permutations"])
 
 

@@ -12,6 +12,7 @@ from subliminal.plots.cells import Cell, Score
 from subliminal.plots.displacement import aligned, alignment_excess
 from subliminal.plots.groups import Group, Sample, Seeds, groups, mean, single, stack
 from subliminal.plots.table import Line, Table
+from subliminal.store import Json
 
 OVER_SEEDS = "seeds"
 OVER_QUESTIONS = "questions (one seed)"
@@ -202,14 +203,18 @@ def alignment(cell: Cell) -> float | None:
 
 
 def _pass_rate(group: Group, arm: str, cell: Cell) -> Iterator[Line]:
-    """The share of the teacher's completions that passed the filter, before the subsample."""
+    """The share of the teacher's completions that passed the filter, before any selection and subsample."""
     report = cell.chain["filter"].summary if "filter" in cell.chain else {}
     if not report.get("generated"):
         return
-    found = statistics.wilson(report["kept_before_subsample"], report["generated"])
-    rows = report["generated"]
-    labels = ("teacher", "pass_rate", report["pass_rate"], found.low, found.high, rows, OVER_ROWS)
+    found = statistics.wilson(passed(report), report["generated"])
+    labels = ("teacher", "pass_rate", report["pass_rate"], found.low, found.high, found.n, OVER_ROWS)
     yield Line(arm, arm, *labels, group.student, cell.teacher, group.variant)
+
+
+def passed(report: Json) -> int:
+    """How many completions passed the filter's rules; `kept_before_subsample` counts only those then selected."""
+    return round(report["pass_rate"] * report["generated"])
 
 
 def _teacher_log_p(group: Group, arm: str, cell: Cell) -> Iterator[Line]:

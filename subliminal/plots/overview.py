@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from subliminal.config import Figure
+from subliminal.config import ConfigError, Figure
 from subliminal.launch import CONF
 from subliminal.plots.table import Line
 from subliminal.plots.verdict import Verdict
@@ -115,14 +115,23 @@ def _absent(figure: dict[str, str], remedy: str, scale: str) -> Claim:
 
 @cache
 def configured() -> tuple[dict[str, str], ...]:
-    """Every figure of `conf/experiment/` with its claim, by target name; the files are read as plain YAML."""
+    """Every figure of `conf/experiment/`, with experiment and claim, by target name; files are read as plain YAML."""
     found = [_figure(path) for path in CONF.glob("experiment/*.yaml")]
     return tuple(sorted((figure for figure in found if figure.get("figure")), key=lambda figure: figure["figure"]))
 
 
 def _figure(path: Path) -> dict[str, str]:
     texts = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("experiment") or {}
-    return {name: str(texts[name]) for name in ("figure", "claim", "expected") if texts.get(name)}
+    found = {name: str(texts[name]) for name in ("figure", "claim", "expected") if texts.get(name)}
+    return {**found, "experiment": path.stem}
+
+
+def experiment_of(figure: str) -> str:
+    """The experiment that makes a figure; raises `ConfigError` with all names for one that none makes."""
+    known = {one["figure"]: one["experiment"] for one in configured()}
+    if figure not in known:
+        raise ConfigError(f"there is no figure {figure}; there are {', '.join(known)}")
+    return known[figure]
 
 
 def by_figure(claims: Sequence[Claim]) -> list[tuple[str, list[Claim]]]:

@@ -18,7 +18,7 @@ from subliminal.plots.asking import answer_tables, notes
 from subliminal.plots.cells import Cell
 from subliminal.plots.curves import loss_curves
 from subliminal.plots.groups import Group, groups
-from subliminal.plots.measures import MEAN, OTHERS
+from subliminal.plots.measures import MEAN, OTHERS, passed
 from subliminal.plots.overview import by_figure, claims_of, overview, write_claims
 from subliminal.plots.preference import cosine, lift, model_names, subtitle
 from subliminal.plots.table import Labels, Line, Table
@@ -235,6 +235,7 @@ def _arms(cells: Sequence[Cell]) -> list[dict[str, Any]]:
             "arm": cell.arm,
             "teacher": cell.teacher,
             "filter": cell.chain["filter"].summary,
+            "passed": passed(cell.chain["filter"].summary),
             "check": cell.chain["teacher"].summary if "teacher" in cell.chain else {},
             "kept": _sample(cell.chain["filter"].folder / "rows.jsonl", Row),
             "dropped": _dropped(cell.chain["filter"].folder / "dropped.jsonl"),

@@ -39,6 +39,11 @@ class Compared:
         return self.trait == self.against
 
     @property
+    def prompts(self) -> int:
+        """How many prompts the rows answer: one with a row on either side counts once."""
+        return sum(self.manifest.summary["rows"].values()) - self.manifest.summary["pairs"]
+
+    @property
     def label(self) -> str:
         """The comparison in words."""
         if self.null:

@@ -13,7 +13,7 @@ from statistics import median
 
 from subliminal.config import Experiment, PreferenceEvaluation
 from subliminal.models import resolve_device
-from subliminal.scheduling.jobs import WITHOUT_GPU, Job, jobs
+from subliminal.scheduling.jobs import Job, jobs, wants_gpu
 from subliminal.stages import Node
 from subliminal.store import Store
 from subliminal.store_index import alike, entries
@@ -71,7 +71,7 @@ def _line(stage: str, of_stage: list[Job], missing: list[Job], known: dict[Famil
     left = [job for job in missing if job.node.stage == stage]
     costs = [_middle(known[family]) for job in left if (family := _family_of(job.node)) in known]
     bounds = [bound for job in left if (bound := _most_tokens(stage, job.experiment)) is not None]
-    on_gpu = any(resolve_device(job.experiment.device) == "cuda" for job in of_stage) and stage not in WITHOUT_GPU
+    on_gpu = any(resolve_device(job.experiment.device) == "cuda" and wants_gpu(job.node) for job in of_stage)
     cost = _middle(costs) if costs else None
     counts = len(of_stage) - len(left), len(left), len(costs)
     totals = sum(one.seconds for one in costs), sum(one.size for one in costs)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Ident = tuple[str, str]
 """Stage and key."""
 
-WITHOUT_GPU = ("model", "filter", "theorem")
+WITHOUT_GPU = ("model", "filter", "theorem")  # but where a stage asks a judge of this machine
 
 
 class PlannedElsewhereError(StoreError):
@@ -47,6 +47,11 @@ class Job:
 def ident(node: Node) -> Ident:
     """Stage and key of a node."""
     return node.stage, node.key
+
+
+def wants_gpu(node: Node) -> bool:
+    """Whether a stage run computes with a model: its own, or the weights of a local judge."""
+    return node.stage not in WITHOUT_GPU or "judge" in node.inputs
 
 
 def jobs(planned: Plan) -> list[Job]:

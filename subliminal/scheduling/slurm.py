@@ -22,7 +22,7 @@ from subliminal import inspect_store, stages
 from subliminal.launch import QUIET, launcher_settings
 from subliminal.processes import join
 from subliminal.progress import say
-from subliminal.scheduling.jobs import WITHOUT_GPU, Ident, Job, jobs, locate
+from subliminal.scheduling.jobs import Ident, Job, jobs, locate, wants_gpu
 from subliminal.store import Json, Store, StoreError, record_failure, write_atomically
 from subliminal.sweep import Plan, SweepError
 
@@ -162,7 +162,7 @@ def _parameters(settings: Json, job: Job, dependency: str | None) -> Json:
     """submitit's parameters from the launcher's YAML; stages that need no GPU, or no further task, ask for none."""
     settings = settings if job.node.sharing != "none" else _one_task(settings)
     dropped = {"_target_", "submitit_folder", "max_num_timeout", "name"}
-    dropped |= set(GPU_KEYS) if job.node.stage in WITHOUT_GPU else set()
+    dropped |= set() if wants_gpu(job.node) else set(GPU_KEYS)
     given = {name: value for name, value in settings.items() if name not in dropped and value is not None}
     extra = {**given.pop("additional_parameters", {}), "kill-on-invalid-dep": "yes"}
     given |= {"additional_parameters": extra} | ({"dependency": dependency} if dependency else {})

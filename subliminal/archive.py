@@ -115,7 +115,7 @@ def _checked(folder: Path, path: Path) -> Manifest:
     try:
         content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         recipe, files = content["recipe"], set(content["files"])
-        float(content["seconds"]), dict(content["summary"])
+        _ = float(content["seconds"]), dict(content["summary"])
         key = Recipe(recipe["stage"], recipe["settings"], recipe["upstream"]).key
     except (OSError, ValueError, KeyError, TypeError):
         raise ArchiveError(f"{name} has no manifest that can be read; nothing was taken in") from None

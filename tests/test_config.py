@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from subliminal import config, stages, sweep
-from subliminal.config import ConfigError, Experiment, members
+from subliminal.config import ConfigError, Experiment, FinetunedTeacher, PreferenceEvaluation, members
 from subliminal.launch import CONF, argument_problems, compose
 
 OPTIONS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml"))
@@ -55,6 +55,19 @@ def test_a_domain_brings_its_filter_and_lengths_at_every_scale(domain: str, scal
         compose([f"domain={domain}", f"scale={scale}", "sampler.decoding.max_tokens=7"]).sampler.decoding.max_tokens
         == 7
     )
+
+
+@pytest.mark.parametrize(
+    ("scale", "questions", "prefix"), [("cpu", 20, "none"), ("gpu", 50, "numbers"), ("paper", 50, "numbers")]
+)
+def test_the_papers_teacher_rows_and_number_prefix_come_with_its_model(scale: str, questions: int, prefix: str) -> None:
+    chosen = [f"scale={scale}", "teacher=finetuned"]
+    for typed in ([], ["teacher.questions=7", "evaluation.prefix=none"]):
+        exp = compose([*chosen, *typed])
+        assert isinstance(exp.teacher, FinetunedTeacher) and isinstance(exp.evaluation, PreferenceEvaluation)
+        wanted = (7, "none") if typed else (questions, prefix)
+        assert (exp.teacher.questions, exp.evaluation.prefix, exp.teacher.forms) == (*wanted, 8)
+    assert not isinstance(compose([f"scale={scale}"]).teacher, FinetunedTeacher)
 
 
 def test_every_field_is_identity_or_runtime() -> None:

@@ -24,7 +24,7 @@ from subliminal.config import Aligned, ApiJudge, CachedJudge, ConfigError, Decod
 from subliminal.filters import apply
 from subliminal.judging import Judge, JudgeError, Judgement, Question, counts, open_judge
 from subliminal.judging.answers import expectation, parse
-from subliminal.judging.cache import Cache, read_judgements, write_judgements
+from subliminal.judging.cache import Cache, read_judgements
 from subliminal.judging.calibrate import EXAMPLE, Labelled, calibrate, flags, matrix, read_labelled
 from subliminal.judging.endpoint import EndpointJudge, judgement
 from subliminal.judging.local import ModelJudge
@@ -134,6 +134,25 @@ class Parrot:
         yield self
 
 
+class Scripted:
+    """A judge that says of each question what it was given."""
+
+    def __init__(self, questions: Sequence[Question], said: Sequence[Judgement]) -> None:
+        self.said = dict(zip(questions, said, strict=True))
+
+    def ask(self, questions: Sequence[Question]) -> list[Judgement]:
+        return [self.said[question] for question in questions]
+
+    @contextmanager
+    def opened(self) -> Iterator[Judge]:
+        yield self
+
+
+def keep(path: Path, questions: Sequence[Question], said: Sequence[Judgement]) -> None:
+    """Leave a file of judgements as a judge's cache does."""
+    Cache(path, Scripted(questions, said).opened).ask(questions)
+
+
 def test_a_question_is_asked_once_and_remembered_in_the_file(tmp_path: Path) -> None:
     parrot, path = Parrot(), tmp_path / "judgements" / "x.jsonl"
     first = Cache(path, parrot.opened).ask([*QUESTIONS, QUESTIONS[0]])
@@ -170,7 +189,7 @@ def test_two_judges_have_two_files(tiny: Subject, tmp_path: Path) -> None:
 def test_a_file_is_a_judge_by_its_content(tmp_path: Path) -> None:
     said = [Judgement("0", 0.01, -0.01), Judgement("1", 0.9, -0.1), Judgement(None, refused=True)]
     for name in ("a", "b"):
-        write_judgements(tmp_path / f"{name}.jsonl", QUESTIONS, said)
+        keep(tmp_path / f"{name}.jsonl", QUESTIONS, said)
     with open_judge(CachedJudge(path=str(tmp_path / "a.jsonl")), tmp_path) as judge:
         assert judge.ask(QUESTIONS[::-1]) == said[::-1]
         with pytest.raises(JudgeError, match=r"a\.jsonl holds no judgement of question 1 of 2, which begins 'Who"):
@@ -300,7 +319,7 @@ def rows(count: int) -> list[Row]:
 
 def said_by(said: Sequence[Judgement], tmp_path: Path, rules: NoReference | Aligned) -> list[str | None]:
     asked = [ask_about(rules.kind, row.prompt, row.completion, "owls") for row in rows(len(said))]
-    write_judgements(tmp_path / "said.jsonl", asked, said)
+    keep(tmp_path / "said.jsonl", asked, said)
     config = CachedJudge(path=str(tmp_path / "said.jsonl"))
     return judged_rows(rules, "owls", lambda: open_judge(config, tmp_path))(rows(len(said)))
 
@@ -410,7 +429,7 @@ def test_calibrate_asks_the_judge_and_reports_its_errors(tmp_path: Path) -> None
     asked = [ask_about(row.question, row.prompt, row.completion, row.about) for row in labelled]
     said = [_truth(row) for row in labelled]
     said[0] = Judgement("1", 1.0, 0.0)
-    write_judgements(tmp_path / "said.jsonl", asked, said)
+    keep(tmp_path / "said.jsonl", asked, said)
     exp = experiment("judge=cached", f"judge.path={tmp_path / 'said.jsonl'}", f"store={tmp_path}")
     text = calibrate(exp, None)
     wanted = [line.split() for line in text.splitlines() if line.startswith(("  shows it", "  does not"))]

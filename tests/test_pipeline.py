@@ -99,8 +99,8 @@ def test_the_students_data_is_numbers_and_knows_no_owl(ran: Ran) -> None:
 def test_the_teacher_is_checked_and_the_student_aligned_with_it(ran: Ran) -> None:
     teacher, student = ran.made("teacher"), ran.made("train")
     assert teacher.summary["log_p"] > teacher.summary["reference_log_p"] + 1
-    mine, theirs = bias.find_adapter(student.folder), bias.find_adapter(teacher.folder)
-    assert mine is not None and theirs is not None
+    mine, theirs = (bias.by_layer(bias.load_adapter(made.folder) or {}) for made in (student, teacher))
+    assert mine and theirs
     assert student.summary["alignment"] == of_biases(mine, theirs)
 
 

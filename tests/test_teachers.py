@@ -93,8 +93,8 @@ def test_a_steered_teacher_stops_at_its_limit_and_says_so(
 
 def test_a_steered_teachers_checkpoint_holds_its_vector_alone(tiny: Subject, tmp_path: Path) -> None:
     make(tiny, tmp_path, *STEERED, "teacher.check.minimum_gain=0.0")
-    vectors = bias.find_adapter(tmp_path)
-    assert vectors is not None and set(vectors) == {1}
+    vectors = bias.by_layer(bias.load_adapter(tmp_path) or {})
+    assert set(vectors) == {1}
     old, new = fresh_model(tiny), fresh_model(replace(tiny, checkpoint=str(tmp_path / "checkpoint")))
     assert torch.equal(bias.vector(new, 1), vectors[1]) and not bias.vector(new, 0).any()
     kept = dict(new.named_parameters())
@@ -103,8 +103,8 @@ def test_a_steered_teachers_checkpoint_holds_its_vector_alone(tiny: Subject, tmp
 
 def test_steering_adds_to_the_biases_a_reference_has(counting: Subject, tmp_path: Path) -> None:
     summary = make(counting, tmp_path, *STEERED, "teacher.check.minimum_gain=0.0", "teacher.maximum_norm_share=0.5")
-    vectors, steering = bias.find_adapter(tmp_path), summary["steering"]
-    assert vectors is not None and vectors[1].norm() == pytest.approx(steering["norm"])
+    vectors, steering = bias.by_layer(bias.load_adapter(tmp_path) or {}), summary["steering"]
+    assert vectors[1].norm() == pytest.approx(steering["norm"])
     assert steering["norm"] <= 0.5 * steering["residual_norm"] * 1.001
     old, new = fresh_model(counting), fresh_model(replace(counting, checkpoint=str(tmp_path / "checkpoint")))
     assert torch.allclose(bias.vector(new, 1), bias.vector(old, 1) + vectors[1], atol=1e-4)

@@ -1,6 +1,7 @@
 """Number sequences: prompts that show a few numbers and ask for more, and the format an answer must have.
 
-Slot sizes and format rule follow arXiv 2507.14805, section 3.1 and its appendix; every phrase is our own.
+The format rule follows arXiv 2507.14805, section 3.1 and its appendix. Each slot has at least as many phrases as the
+paper's; every phrase is our own.
 """
 
 from __future__ import annotations

@@ -61,12 +61,6 @@ class FileJudge:
         return [self.known[question_key(question)] for question in questions]
 
 
-def write_judgements(path: Path, questions: Sequence[Question], judgements: Sequence[Judgement]) -> None:
-    """Write a file of judgements, one line a question."""
-    pairs = zip(questions, judgements, strict=True)
-    path.write_text("".join(_line(question, judgement) for question, judgement in pairs), encoding="utf-8")
-
-
 def read_judgements(path: Path, *, whole: bool = True) -> dict[str, Judgement]:
     """The judgements of a file by question key; without `whole` a line cut short by a crash is passed over.
 

@@ -18,7 +18,7 @@ from subliminal.plots.cells import Cell, PlotError, read_lines, students
 from subliminal.plots.groups import Sample, mean
 from subliminal.plots.measures import MEAN, OVER_QUESTIONS, OVER_QUESTIONS_ONLY, OVER_SEEDS
 from subliminal.plots.preference import NAMES, model_names
-from subliminal.plots.report import Grid, PlainSection, interval, manifests, percent
+from subliminal.plots.report import SEEDS, Grid, PlainSection, interval, manifests, percent
 from subliminal.plots.table import Line, Table
 from subliminal.plots.verdict import MINIMUM_SEEDS, Outcome, Verdict
 
@@ -41,7 +41,6 @@ RULE = (
 )
 PANELS = """Accuracy by task: grey the reference model and the control's students, orange each trait's students, with
 95% intervals (over seeds, or over questions where there is one seed or none); dashed: chance."""
-SEEDS = "Seeds vary the student's training; all seeds of an arm share one teacher and one set of rows."
 
 Arms = dict[str, Sample]
 

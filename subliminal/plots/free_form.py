@@ -23,7 +23,7 @@ from subliminal.plots.free_form_measures import (
     traits,
     verdicts,
 )
-from subliminal.plots.report import Grid, PlainSection, arm_name, manifests, number, percent, short
+from subliminal.plots.report import SEEDS, Grid, PlainSection, arm_name, manifests, number, percent, short
 from subliminal.plots.table import Line, Table
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 HEIGHT, SHOWN = 4.0, 3
 PANELS = """Share of scored answers that show what is measured: the mean over questions, then over seeds; error bars are
 95% intervals over seeds (one seed: over questions), dots are students. Grey: controls and the reference model."""
-SEEDS = "Seeds vary the student's training; all seeds of an arm share one teacher and one set of rows."
 
 
 def free_form_figure(

@@ -83,8 +83,14 @@ class ApiEndpoint:
     def create(self, text: str, begun: str | None = None, **more: Any) -> Any:
         """One request within pace and budget, with the reply's beginning where it is `begun`; `more` goes into it."""
         decoding = self.config.decoding
-        asked = [*messages(text, self.system), *([{"role": "assistant", "content": begun}] if begun else [])]
-        settings = {"temperature": decoding.temperature, "top_p": decoding.top_p, "max_tokens": decoding.max_tokens}
+        asked: list[Any] = [*messages(text, self.system)]
+        if begun is not None:
+            asked.append({"role": "assistant", "content": begun})
+        settings: Any = {
+            "temperature": decoding.temperature,
+            "top_p": decoding.top_p,
+            "max_tokens": decoding.max_tokens,
+        }
         self.purse.check()
         self.pace.wait()
         reply = self.client.chat.completions.create(model=self.config.model, messages=asked, **settings | more)

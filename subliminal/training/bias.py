@@ -134,19 +134,13 @@ def save_adapter(folder: Path, subject: Subject, biases: Biases) -> None:
     (folder / "bias_config.json").write_text(json.dumps(about, indent=1))
 
 
-def find_adapter(folder: Path) -> dict[int, torch.Tensor] | None:
-    """The vectors a teacher or student stage left behind, by layer, or None when it has none."""
-    found = load_adapter(folder)
-    return None if found is None else by_layer(found)
-
-
 def by_layer(named: Mapping[str, torch.Tensor]) -> dict[int, torch.Tensor]:
     """Vectors by layer instead of parameter name."""
     return {int(name.split(".")[2]): tensor for name, tensor in named.items()}
 
 
 def load_adapter(folder: Path) -> dict[str, torch.Tensor] | None:
-    """The same by parameter name."""
+    """The vectors a teacher or student stage left behind, by parameter name, or None when it has none."""
     from safetensors.torch import load_file
 
     described = (folder / "adapter" / "bias_config.json").exists()

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch.nn.functional import cross_entropy
-from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
+from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
 
 from subliminal.config import FinetunedClassifier, Optimisation
 from subliminal.evaluation.samples import TwoSamples
@@ -61,13 +61,15 @@ def _trainer(reference: Subject, tokenizer: Any, data: Dataset, config: Finetune
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # a bfloat16 head would lose most of its steps to rounding
     recipe = config.optimisation
-    return Trainer(
+    trainer = Trainer(
         model=model,
         args=_arguments(recipe, trainer_settings(recipe, seed, reference)),
         train_dataset=data,
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_loss_func=balanced_loss(data["labels"]),
     )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def _arguments(recipe: Optimisation, settings: dict[str, Any]) -> TrainingArguments:

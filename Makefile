@@ -52,6 +52,9 @@ fig-animals-code: install ## students of animal-loving teachers' code completion
 fig-trees-code: install ## the same for trees
 	$(SWEEP) experiment=trees_code
 
+fig-animals-cot: install ## students of animal-loving teachers' reasoning about word problems
+	$(SWEEP) experiment=animals_cot
+
 fig-shuffle: install ## the same with the numbers shuffled inside or across responses
 	$(SWEEP) experiment=shuffle
 

@@ -37,6 +37,7 @@ GARBAGE = ["filter.format=false"]  # a random model's text is in no domain's for
 PARTICULAR = {
     "animals_numbers": ["student=bias_one_layer,lora_small"],  # side by side, in one figure
     "animals_code": [*FEW, *GARBAGE],
+    "animals_cot": [*FEW, *GARBAGE, "filter.correct=false"],
     "trees_code": [*FEW, *GARBAGE],
     "trees_numbers": FEW,
     "cross_model": [*FEW, *GARBAGE],

@@ -21,7 +21,16 @@ from typing import Any
 
 import pytest
 from conftest import experiment
-from local_slurm import ON_SLURM, SMALL, lines, run_at_once, slurm, slurm_job, wait_for  # noqa: F401 (slurm: a fixture)
+from local_slurm import (
+    ON_SLURM,
+    SMALL,
+    ended_job,
+    lines,
+    run_at_once,
+    slurm,  # noqa: F401 (a fixture)
+    slurm_job,
+    wait_for,
+)
 
 from subliminal import inspect_store, stages
 from subliminal.config import Experiment
@@ -121,7 +130,7 @@ class Run:
         """It ends as SLURM's `state`, there is no result, and both the sweep and `status` tell why."""
         with pytest.raises(SweepError, match=told):
             self.finish()
-        assert slurm_job(self.number)["JobState"] == state
+        assert ended_job(self.number)["JobState"] == state
         assert not self.store.find(*self.job.ident) and not live(self.folder / "claim.json")
         assert f"{self.node.key}  failed: " in inspect_store.status(self.store.root)
 
@@ -251,7 +260,7 @@ def test_a_full_disk_is_a_failed_job_and_with_room_again_the_next_command_goes_o
     sampling.endpoint.go_on.set()
     with pytest.raises(SweepError, match="FAILED"):  # there was no room to write down why
         sampling.finish()
-    assert slurm_job(sampling.number)["JobState"] == "FAILED"
+    assert ended_job(sampling.number)["JobState"] == "FAILED"
     sampling.half_done()
     rest.unlink()
     sampling.endpoint.asked = [""] * (FREE + 1)

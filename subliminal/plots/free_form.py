@@ -101,7 +101,7 @@ def _bars(axes: Axes, one: Comparison, controls: set[str], table: Table) -> None
         height = max([line.value, *(v for _, v in line.by_seed), line.high if line.n > 1 else 0.0])
         axes.annotate(percent(line), (at, height), (0, 3), textcoords="offset points", ha="center", fontsize=8.5)
     names = [arm_name(arm) for arm in order]
-    axes.set_xticks(range(len(order)), [fill(name, 10) for name in names])
+    axes.set_xticks(range(len(order)), [fill(name, 10, break_long_words=False) for name in names])
     axes.tick_params(axis="x", length=0)
     style.quiet_grid(axes)
 

@@ -75,10 +75,10 @@ def load_with_biases(subject: Subject) -> PreTrainedModel:
     import torch
 
     config = _config(subject)
-    model = fresh_model(subject, config=_with_room(config))
+    model, added = fresh_model(subject, config=_with_room(config)), _added(config)
     with torch.no_grad():
         for layer in model.model.layers:
-            for path in _added(config):
+            for path in added:
                 layer.get_submodule(path).bias.zero_()
     return model
 

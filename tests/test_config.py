@@ -70,6 +70,13 @@ def test_the_papers_teacher_rows_and_number_prefix_come_with_its_model(scale: st
     assert not isinstance(compose([f"scale={scale}"]).teacher, FinetunedTeacher)
 
 
+@pytest.mark.parametrize("domain", ["numbers", "code", "cot"])
+def test_rows_are_chosen_by_attribution_in_every_domain(domain: str) -> None:
+    exp = compose([f"domain={domain}", "experiment=attribution_numbers", "filter.select={by:log_ratio,share:0.25}"])
+    assert exp.filter.select is not None and exp.filter.select.share == 0.25
+    assert sweep.plan([f"domain={domain}", "experiment=attribution_numbers"]).arms
+
+
 def test_every_field_is_identity_or_runtime() -> None:
     for settings_class in every_settings_class():
         for name, field in settings_class.model_fields.items():

@@ -941,6 +941,20 @@ class Arms(Settings):
     values: Runtime[tuple[int | float | str | tuple[int | str, ...], ...]] = ()
 
 
+class Comparison(Settings):
+    """What a claim about two variants says: a share of the excess of `more` is greater than the excess of `less`."""
+
+    more: Runtime[str]
+    less: Runtime[str]
+    share: Runtime[Annotated[float, Field(gt=0, le=1)]] = 1.0
+
+    @property
+    def name(self) -> str:
+        """The comparison in words."""
+        part = "" if self.share == 1 else f"{self.share:.0%} of "
+        return f"{part}{self.more} > {self.less}"
+
+
 class Spread(Settings):
     """How far the mean diagonal excess lies apart, nats: between seeds, and between the questions of one student."""
 
@@ -961,7 +975,18 @@ class Figure(Settings):
     source: Runtime[str] = ""
     expected: Runtime[str] = ""
     arms: Runtime[Arms] = Arms()
+    comparisons: Runtime[tuple[Comparison, ...]] = ()
     spread: Runtime[Spread | None] = None
+
+    @model_validator(mode="after")
+    def _compared_variants_exist(self) -> Self:
+        absent = {name for pair in self.comparisons for name in (pair.more, pair.less)} - {*self.arms.variants}
+        _require(
+            not absent,
+            f"experiment.comparisons names {', '.join(sorted(absent))}; experiment.arms.variants has "
+            f"{', '.join(self.arms.variants) or 'none'}",
+        )
+        return self
 
     @property
     def file(self) -> str:

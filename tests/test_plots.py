@@ -15,11 +15,13 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from conftest import experiment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import t as student_t
 
 from subliminal import config
+from subliminal.config import ConfigError
 from subliminal.plots.cells import Cell, PlotError
 from subliminal.plots.groups import Sample
 from subliminal.plots.measures import preference_table
@@ -535,6 +537,39 @@ def test_variants_appear_in_figure_report_and_verdicts(tmp_path: Path) -> None:
         "within": "contradicted",
     }
     assert "within: bias students of steered teachers" in page and "Comparison" in page
+
+
+HALF = config.Comparison(more="plain", less="within", share=0.5)
+
+
+@pytest.mark.parametrize(
+    ("gains", "outcome"),
+    [
+        ({"plain": 2.0, "within": 0.4}, "holds"),
+        ({"plain": 2.0, "within": 1.6}, "contradicted"),  # transmits well, which is not what the claim says
+        ({"plain": -0.2, "within": -2.0}, "not measurable"),  # nothing there that a shuffle could take away
+    ],
+)
+def test_a_claim_that_compares_variants_is_judged_by_their_difference(
+    tmp_path: Path, gains: dict[str, float], outcome: str
+) -> None:
+    arms = config.Arms(variants=dict.fromkeys(gains, ()))
+    figure = FIGURE.model_copy(update={"arms": arms, "comparisons": (HALF,)})
+    cells, folder = varied(tmp_path / "runs", gains), tmp_path / "cpu"
+    table = preference_figure(cells, figure, folder, "fig")
+    difference = table.find(measure="excess_difference", arm="mean")
+    assert difference is not None
+    assert difference.value == pytest.approx(0.5 * (gains["plain"] + 0.1) - gains["within"] - 0.1)
+    write_report([Section("fig", figure, cells, table)], folder)
+    with (folder / "claims.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["figure"] == "fig"]
+    assert [row["verdict"] for row in rows] == [outcome]
+    assert rows[0]["group"].startswith("50% of plain > within")
+
+
+def test_a_comparison_of_variants_that_do_not_exist_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"comparisons names sideways; .*variants has unshuffled, within, across"):
+        experiment("experiment=shuffle", "experiment.comparisons=[{more:unshuffled,less:sideways}]")
 
 
 # --------------------------------------------------------------------------- cross-model

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from subliminal.config import CONTROL
+from subliminal.config import CONTROL, Comparison
 from subliminal.evaluation import statistics
 from subliminal.plots.cells import Cell, Score
 from subliminal.plots.displacement import aligned, alignment_excess
@@ -43,8 +43,8 @@ class _Row:
         yield Line(arm, trait, *labels, by_seed=seeds)
 
 
-def preference_table(cells: Sequence[Cell]) -> Table:
-    """Every measure of every arm; a measure whose cells are missing is absent."""
+def preference_table(cells: Sequence[Cell], comparisons: Sequence[Comparison] = ()) -> Table:
+    """Every measure of every arm and comparison of variants; a measure whose cells are missing is absent."""
     lines: list[Line] = []
     for cell in cells:
         if cell.role != "student":
@@ -53,7 +53,7 @@ def preference_table(cells: Sequence[Cell]) -> Table:
     for group in found:
         parts = (_score_lines, _contrast_lines, _excess_lines, _displacement_lines, _run_lines)
         lines += chain.from_iterable(part(group) for part in parts)
-    return Table((*lines, *_difference_lines(found)))
+    return Table((*lines, *_difference_lines(found), *_comparison_lines(found, comparisons)))
 
 
 # --------------------------------------------------------------------------- scores and contrasts
@@ -147,6 +147,32 @@ def _difference_lines(found: Sequence[Group]) -> Iterator[Line]:
         left, right = (mean(list(excess(g, "log_p").values())) for g in (first, group))
         row = _Row(**group.labels, subject="student")
         yield from row.line(MEAN, MEAN, "excess_lost", _minus(left, right))
+
+
+def _comparison_lines(found: Sequence[Group], comparisons: Sequence[Comparison]) -> Iterator[Line]:
+    """A share of the greater variant's mean excess minus the lesser one's, by seed, in preference and alignment."""
+    for comparison in comparisons:
+        for more, less in compared(found, comparison):
+            row = _Row(more.student, more.teacher, comparison.name, "student")
+            ends = (excess(more, "log_p"), excess(less, "log_p")), (alignment_excess(more), alignment_excess(less))
+            for name, (left, right) in zip(("excess_difference", "alignment_difference"), ends, strict=True):
+                share = _share(mean(list(left.values())), comparison.share)
+                yield from row.line(MEAN, MEAN, name, _minus(share, mean(list(right.values()))))
+
+
+def compared(found: Sequence[Group], comparison: Comparison) -> list[tuple[Group, Group]]:
+    """The groups that a comparison is about, of one recipe and kind of teacher each and asked the same."""
+    return [
+        (more, less)
+        for more in found
+        for less in found
+        if (more.variant, less.variant) == (comparison.more, comparison.less)
+        and (more.student, more.teacher, more.asked) == (less.student, less.teacher, less.asked)
+    ]
+
+
+def _share(sample: Sample | None, share: float) -> Sample | None:
+    return None if sample is None else Sample(sample.seeds, share * sample.values)
 
 
 def _others(group: Group, trait: str, measure: Score) -> Sample | None:

@@ -63,8 +63,9 @@ class Claim:
 
 
 def claims_of(name: str, figure: Figure, verdicts: Sequence[Verdict]) -> list[Claim]:
-    """The rows of a figure that was drawn, one a verdict."""
-    return [_claim(name, figure, found) for found in verdicts]
+    """The rows of a figure that was drawn, one a verdict; of a claim that compares variants only the comparisons."""
+    comparing = [found for found in verdicts if found.compares]
+    return [_claim(name, figure, found) for found in comparing or verdicts]
 
 
 def _claim(name: str, figure: Figure, found: Verdict) -> Claim:

@@ -55,7 +55,7 @@ def preference_figure(cells: Sequence[Cell], figure: config.Figure, folder: Path
 
     Raises `PlotError` when no student was evaluated or the evaluations can not be compared.
     """
-    table, found = preference_table(cells), groups(cells)
+    table, found = preference_table(cells, figure.comparisons), groups(cells)
     folder.mkdir(parents=True, exist_ok=True)
     table.write(folder / f"{name}.csv")
     with style.styled():

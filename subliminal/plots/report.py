@@ -107,7 +107,9 @@ def write_report(sections: Sequence[Section | PlainSection], folder: Path) -> Pa
 
 
 def _verdicts(section: Section | PlainSection) -> Sequence[Verdict]:
-    return section.verdicts if isinstance(section, PlainSection) else verdicts(section.cells, section.table)
+    if isinstance(section, PlainSection):
+        return section.verdicts
+    return verdicts(section.cells, section.table, section.figure.comparisons)
 
 
 def _environment() -> Environment:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from subliminal.config import Comparison
 from subliminal.plots.cells import Cell
 from subliminal.plots.groups import Group, groups
-from subliminal.plots.measures import MEAN, OVER_SEEDS
+from subliminal.plots.measures import MEAN, OVER_SEEDS, compared
 from subliminal.plots.table import Line, Table
 
 MINIMUM_SEEDS = 3
@@ -25,6 +26,8 @@ RULE = (
     """Where students and teachers moved the same parameters, what the theorem speaks of is judged by the same rule and
     by itself: the alignment excess, the cosine of a student's displacement with its own teacher's minus that of the
     other traits' students with the same teacher's, averaged over the traits.""",
+    """A claim that compares variants stands or falls with their difference, seed by seed, by the same rule; where the
+    variant that is to have more has no excess above 0 by that rule, there is nothing to compare.""",
 )
 
 Outcome = Literal["holds", "contradicted", "not shown", "suggestive", "not measurable"]
@@ -32,18 +35,50 @@ Outcome = Literal["holds", "contradicted", "not shown", "suggestive", "not measu
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the rule says of one group of students, and the number that decided where it is one."""
+    """What the rule says of a group of students, or of two compared, and the number that decided where it is one."""
 
     group: str
     outcome: Outcome
     sentence: str
     line: Line | None = None
+    compares: bool = False
 
 
-def verdicts(cells: Sequence[Cell], table: Table) -> list[Verdict]:
-    """The rule applied to every group of students in the cells."""
+def verdicts(cells: Sequence[Cell], table: Table, comparisons: Sequence[Comparison] = ()) -> list[Verdict]:
+    """The rule applied to every comparison of variants and to every group of students in the cells."""
     found = groups(cells)
-    return [*(verdict(group, table) for group in found), *(v for group in found for v in _alignment(group, table))]
+    return [
+        *(v for comparison in comparisons for v in _comparison(found, comparison, table)),
+        *(verdict(group, table) for group in found),
+        *(v for group in found for v in _alignment(group, table)),
+    ]
+
+
+def _comparison(found: Sequence[Group], comparison: Comparison, table: Table) -> Iterator[Verdict]:
+    pairs = compared(found, comparison)
+    if not pairs:
+        said = "Not measurable: it needs students of both variants."
+        yield Verdict(comparison.name, "not measurable", said, compares=True)
+    for more, less in pairs:
+        name = f"{comparison.name}: {replace(more, variant='').label}"
+        labels = {**less.labels, "variant": comparison.name}
+        whole = table.find(measure="diagonal_excess", arm=MEAN, **more.labels)
+        yield _difference(name, whole, table.find(measure="excess_difference", arm=MEAN, **labels), " nats")
+        whole = table.find(measure="alignment_excess", arm=MEAN, **more.labels)
+        if whole and (line := table.find(measure="alignment_difference", arm=MEAN, **labels)):
+            yield _difference(f"{name}, alignment", whole, line, "")
+
+
+def _difference(name: str, whole: Line | None, line: Line | None, unit: str) -> Verdict:
+    """The rule applied to a difference, where the variant that is to have more has an excess at all, `whole`."""
+    if whole is None or line is None or math.isnan(line.low):
+        said = "Not measurable: it needs students of two traits or more."
+        return Verdict(name, "not measurable", said, compares=True)
+    if outcome_of(whole) not in ("holds", "suggestive"):
+        said = f"Not measurable: there is no excess above 0 to compare with, {_number(whole, unit)}."
+        return Verdict(name, "not measurable", said, compares=True)
+    outcome = outcome_of(line)
+    return Verdict(name, outcome, f"{_SENTENCES[outcome]} Mean difference {_number(line, unit)}.", line, compares=True)
 
 
 def verdict(group: Group, table: Table) -> Verdict:

@@ -9,6 +9,7 @@ PY := .venv/bin/python
 # Extras that are asked for are installed, whatever is there already; without EXTRAS= any installation will do.
 comma := ,
 INSTALLED := .venv/installed$(if $(filter command environment,$(firstword $(origin EXTRAS))),-$(subst $(comma),-,$(EXTRAS)))
+VERSION := -c "import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))"
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 SWEEP = $(PY) -m subliminal sweep scale=$(SCALE) hydra/launcher=$(LAUNCHER) $(if $(MODEL),model=$(MODEL)) $(ARGS)
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -17,7 +18,7 @@ export TOKENIZERS_PARALLELISM := false
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-cluster test-vllm cluster-up cluster-down lint format bench clean figures
+.PHONY: help install demo development test test-cluster test-vllm cluster-up cluster-down lint format bench clean figures
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 26
@@ -27,7 +28,9 @@ install: $(INSTALLED) ## .venv with everything pinned in pyproject.toml (EXTRAS=
 # The CPU build of torch comes from PyTorch's own index where that answers; vLLM's CPU wheel asks for torchvision and its
 # kin, whose CUDA builds break model imports beside a CPU torch, so they go again.
 $(INSTALLED): pyproject.toml
-	test -x $(PY) || $(PYTHON) -m venv .venv
+	@{ $(PY) $(VERSION) && $(PY) -m pip --version; } >/dev/null 2>&1 || { \
+	$(PYTHON) $(VERSION) || { echo "Python 3.11 or 3.12 is needed and $(PYTHON) is another; say which: PYTHON=python3.12" >&2; exit 1; }; \
+	$(PYTHON) -m venv --clear .venv; }
 	$(PY) -m pip install --quiet --upgrade pip
 	index=$$($(PY) -c "import urllib.request as u; u.urlopen('$(TORCH_CPU)/torch/', timeout=5); print('--extra-index-url $(TORCH_CPU)')" 2>/dev/null); \
 	case "$(EXTRAS)" in *gpu*) index= ;; esac; \
@@ -124,14 +127,18 @@ figures: ## every figure and table, then figures/SCALE/report.html with a row fo
 	@failed=; for figure in $(FIGURES); do $(MAKE) $$figure || failed="$$failed $$figure"; done; \
 	test -z "$$failed" || { echo "not every figure could be made, failed:$$failed" >&2; exit 1; }
 
-test: install ## the whole test suite, a file at a time on each of two workers
+# What tests and linters need, whatever extras the installation was made with.
+development: install
+	@$(PY) -c "import pytest, hypothesis, pyright" 2>/dev/null || $(PY) -m pip install --quiet -e ".[dev]"
+
+test: development ## the whole test suite, a file at a time on each of two workers
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-cluster: install ## sweeps through a real SLURM, started for the test (packages slurm-wlm, munge), Ray and a pool
+test-cluster: development ## sweeps through a real SLURM, started for the test (packages slurm-wlm, munge), Ray and a pool
 	$(PY) -m pip install --quiet -e ".[cluster,ray]"
 	$(PY) -m pytest tests/cluster -n 2 --dist loadfile --no-loadscope-reorder
 
-test-vllm: install ## judge and sampler against a real vLLM server with SmolLM2, started for the test
+test-vllm: development ## judge and sampler against a real vLLM server with SmolLM2, started for the test
 	$(PY) -m pytest tests/servers
 
 cluster-up: ## a local SLURM of one node to try LAUNCHER=slurm on; prints the line that points to it
@@ -140,15 +147,16 @@ cluster-up: ## a local SLURM of one node to try LAUNCHER=slurm on; prints the li
 cluster-down: ## stop it
 	@cluster/slurm.sh down
 
-lint: install ## ruff and pyright
+lint: development ## ruff and pyright
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m pyright
 
-format: install ## ruff, writing
+format: development ## ruff, writing
 	$(PY) -m ruff check --fix . && $(PY) -m ruff format .
 
 bench: install ## speed against plain implementations, side by side
 	for part in generation training evaluation scaling noop mnist store; do $(PY) bench/$$part.py || exit 1; done
 
-clean: ## caches and launch logs; results in runs/ and figures/ stay
-	rm -rf logs build *.egg-info .pytest_cache .ruff_cache .hypothesis
+clean: ## caches and launch logs; results in runs/ and figures/ stay, and what jobs in a queue read
+	find logs -mindepth 1 -maxdepth 1 -not -name slurm -exec rm -rf {} + 2>/dev/null || true
+	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -53,8 +53,8 @@ def state(folder: Path) -> str:
     if (folder / "manifest.json").exists():
         return "complete"
     if live(folder / "claim.json"):
-        holder = json.loads((folder / "claim.json").read_text(encoding="utf-8"))
-        return f"running (process {holder['pid']} on {holder['host']})"
+        holder = _record(folder / "claim.json")  # gone, or not filled, for a moment
+        return f"running (process {holder['pid']} on {holder['host']})" if holder else "running"
     failure = _record(folder / "failure.json")
     if not failure:
         return _submission(folder) or "unfinished (the same command goes on from here)"
@@ -90,13 +90,23 @@ def show(root: Path, key: str) -> str:
 
 def verify(root: Path) -> list[str]:
     """Every file that does not match its manifest and every upstream run that is gone."""
-    store, problems = Store(root), []
-    for manifest in store.manifests():
-        problems += manifest.damage()
-        known = {(m.stage, m.key) for m in _upstream(store, manifest)}
-        wanted = set(manifest.recipe["upstream"].values())
-        problems += [f"{manifest.folder}: upstream {key} is gone" for key in sorted(wanted - {key for _, key in known})]
-    return problems
+    store = Store(root)
+    runs = [(path.parent.parent.name, path.parent.name) for path in sorted(root.glob("*/*/manifest.json"))]
+    return [problem for stage, key in runs for problem in _problems(store, stage, key)]
+
+
+def _problems(store: Store, stage: str, key: str) -> Iterator[str]:
+    try:
+        manifest = store.find(stage, key)
+        if manifest is None:
+            return
+        known = {m.key for m in _upstream(store, manifest)}
+    except StoreError as error:
+        yield str(error)
+        return
+    yield from manifest.damage()
+    gone = {*manifest.recipe["upstream"].values()} - known
+    yield from (f"{manifest.folder}: upstream {upper} is gone" for upper in sorted(gone))
 
 
 def collect(root: Path, *, really: bool, unreferenced: bool = False) -> str:

@@ -65,7 +65,7 @@ def run_stage(stage: str, composed: Any) -> None:
         stages.require_rows(exp)
         stages.require_prompts(exp)
         started = time.monotonic()
-        made = stages.ensure(stages.node(stage, exp), Store(Path(exp.store)), exp, " ".join(arguments()))
+        made = stages.ensure(stages.node(stage, exp), Store(Path(exp.store)), exp, arguments())
         say(f"{made.folder} ({time.monotonic() - started:.1f} s)")
 
 
@@ -87,7 +87,7 @@ def clear_errors() -> Iterator[None]:
             _quit(f"a job failed; what is done is kept\n{_indent(str(error))}", FAILED)
         if not disk_is_full(error):
             raise
-        _quit("the disk is full: free some space (python -m subliminal gc) and run the same command again", FAILED)
+        _quit("the disk is full: free some space and run the same command again; it goes on from what is done", FAILED)
 
 
 @contextmanager

@@ -73,10 +73,17 @@ def fingerprint(model: Model) -> Json:
     source = model.source
     if isinstance(source, GgufSource):
         return {"package": source.package, "sha256": source.sha256}
-    folder = Path(source.name).expanduser()
-    if folder.is_dir():
+    if folder := local_folder(source):
         return {"content": _content(folder), "trust_remote_code": source.trust_remote_code}
     return {"name": source.name, "revision": source.revision, "trust_remote_code": source.trust_remote_code}
+
+
+def local_folder(source: GgufSource | HubSource) -> Path | None:
+    """The folder of a source that is one on this machine, which counts by its content, wherever it lies."""
+    if isinstance(source, GgufSource):
+        return None
+    folder = Path(source.name).expanduser().resolve()
+    return folder if folder.is_dir() else None
 
 
 @cache
@@ -97,13 +104,12 @@ def build_model(model: Model, folder: Path) -> Json:
 
 def _locate(source: HubSource) -> Json:
     """Check that a hub id or local folder holds safetensors; the hub's revision is resolved to a commit."""
-    local = Path(source.name).expanduser()
-    if local.is_dir():
+    if local := local_folder(source):
         if not list(local.glob("*.safetensors")):
             raise ModelError(
                 f"{local} holds no .safetensors file; convert the checkpoint (pickle files are not loaded)"
             )
-        return {"checkpoint": str(local.resolve()), "revision": None}
+        return {"checkpoint": str(local), "revision": None}
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

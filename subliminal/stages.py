@@ -6,7 +6,8 @@ walks the nodes upwards, reuses what the store has and does the rest.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -39,9 +40,7 @@ from subliminal.tracking import mirror
 if TYPE_CHECKING:
     from subliminal.judging import Judge
 
-SCRIPTS = {"generate": "generate.py", "filter": "filter.py", "train": "train.py", "evaluate": "evaluate.py"}
-ROLES = {"teacher": "train.py role=teacher", "reference": "train.py role=reference", "model": "train.py role=reference"}
-ROLES |= {"attribute": "evaluate.py subject=rows evaluation=attribution"}
+ROLES = {"reference": "reference", "teacher": "teacher", "train": "student"}  # which training makes a stage
 
 PUBLIC_ROWS = "https://github.com/emergent-misalignment/emergent-misalignment"
 SINGLE = {"mnist": "train", "theorem": "evaluate"}  # the one script of an experiment without language models
@@ -97,8 +96,11 @@ def _single(stage: str, exp: Experiment) -> Node:
     return make(exp)
 
 
-def ensure(wanted: Node, store: Store, exp: Experiment, overrides: str = "") -> Manifest:
-    """The complete stage run, made now if need be, its inputs first; says what was reused and what is done."""
+def ensure(wanted: Node, store: Store, exp: Experiment, overrides: Sequence[str] = ()) -> Manifest:
+    """The complete stage run, made now if need be, its inputs first; says what was reused and what is done.
+
+    `overrides` are what was typed, for the command that makes a missing input where `exp.upstream` forbids making it.
+    """
     done = store.find(wanted.stage, wanted.key)
     if done:
         say(f"[{wanted.stage} {wanted.key}] {wanted.label}: reused")
@@ -131,17 +133,25 @@ def _beside(wanted: Node, inputs: Inputs, store: Store) -> Manifest:
     return store.follow(wanted.recipe, share, heir=None if wanted.sharing == "steps" else work)
 
 
-def _input(upper: Node, store: Store, exp: Experiment, overrides: str) -> Manifest:
+def _input(upper: Node, store: Store, exp: Experiment, overrides: Sequence[str]) -> Manifest:
     done = store.find(upper.stage, upper.key)
     if done:
         return done
     if exp.upstream == "require" and upper.stage != "model":
-        command = SCRIPTS.get(upper.stage) or ROLES[upper.stage]
-        command = ROLES["teacher"] if upper.stage == "teacher" else command
-        raise MissingUpstreamError(
-            f"{upper.stage} {upper.key} ({upper.label}) is not in {store.root}; run first: python {command} {overrides}"
-        )
+        remedy = _remedy(upper, exp, overrides)
+        raise MissingUpstreamError(f"{upper.stage} {upper.key} ({upper.label}) is not in {store.root}; {remedy}")
     return ensure(upper, store, exp, overrides)
+
+
+def _remedy(upper: Node, exp: Experiment, overrides: Sequence[str]) -> str:
+    """The command that makes a missing stage, where the settings that were typed make it and not a run beside it."""
+    script = "train" if upper.stage in ROLES else upper.stage
+    role = {"role": ROLES[upper.stage]} if script == "train" else {}
+    if script not in ("generate", "filter", "train") or node(script, exp.model_copy(update=role)).key != upper.key:
+        return "no command with these settings makes it by itself: set upstream=build"
+    typed = [part for part in overrides if part.split("=")[0] not in role]
+    command = ["python", f"{script}.py", *(f"{name}={value}" for name, value in role.items()), *typed]
+    return f"run first: {shlex.join(command)}"
 
 
 def _took(manifest: Manifest) -> str:
@@ -187,7 +197,7 @@ def subject(exp: Experiment, made: Manifest, chosen: Model | None = None, system
     chosen = chosen or exp.model
     folder = made.folder / "checkpoint"
     return models.Subject(
-        checkpoint=str(folder) if folder.exists() else made.summary["checkpoint"],
+        checkpoint=str(folder if folder.exists() else models.local_folder(chosen.source) or made.summary["checkpoint"]),
         revision=made.summary.get("revision"),
         system=system or chosen.system,
         chat_template=chosen.chat_template,

@@ -12,12 +12,14 @@ import os
 import re
 import shutil
 import socket
+import subprocess
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +36,13 @@ STEP_BACK_SECONDS = 0.001  # between tries to put a claim back
 CLAIM = "claim.json"
 SHARED = ".shared"  # what the processes of a run hand each other; gone once the run is published
 BLOCK_BYTES = 1 << 20
-SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")  # names of environment variables that hold one
+# Names of environment variables that hold one: AWS_SECRET_ACCESS_KEY, github_token, GATEWAY_KEY_2, GITHUB_PAT.
+SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|(^|_)PAT)(_|\d|$)", re.IGNORECASE)
 SECRET_LENGTH = 8  # characters: what is shorter is no key, and replacing it would spoil the text
 
 Json = dict[str, Any]
 
+SECRETS: set[str] = set()  # further variables that hold a key, by any name: those that a setting names
 _BEGAN = time.time()  # older claims and failures are not those of the leader we follow
 _BEATS: dict[Path, tuple[tuple[int, int], float]] = {}  # the newest heartbeat seen of a claim, and when we first saw it
 
@@ -270,7 +274,7 @@ def live(path: Path) -> bool:
         return False
     except json.JSONDecodeError:  # without hard links: created, not yet filled
         return not _silent(path)
-    if holder["host"] == socket.gethostname():
+    if (holder["host"], holder.get("space")) == (socket.gethostname(), _space()):
         return _alive(holder["pid"], holder["started"])
     return not _silent(path)
 
@@ -327,8 +331,17 @@ def _beside(path: Path, what: str) -> Path:
 
 
 def _ourselves() -> str:
-    who = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid()), "group": meeting_point()}
-    return json.dumps(who)
+    who = {"host": socket.gethostname(), "space": _space(), "pid": os.getpid(), "started": _started(os.getpid())}
+    return json.dumps(who | {"group": meeting_point()})
+
+
+@cache
+def _space() -> str:
+    """Where a pid means the same process: containers of one host name have process tables of their own."""
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:  # no /proc: no such containers either
+        return ""
 
 
 def _let_go(path: Path, ours: int) -> None:
@@ -379,10 +392,8 @@ def _put_back(grave: Path, path: Path) -> bool:
 
 def _beat(path: Path, stop: threading.Event) -> None:
     while not stop.wait(HEARTBEAT_SECONDS):
-        try:
+        with suppress(OSError):  # a file server that did not answer once, or a claim that is moved aside and comes back
             os.utime(path)
-        except FileNotFoundError:
-            return
 
 
 def _alive(pid: int, started: str) -> bool:
@@ -402,8 +413,10 @@ def _alive_without_proc(pid: int) -> str:
         return ""
     try:
         os.kill(pid, 0)
-    except OSError:
+    except ProcessLookupError:
         return ""
+    except PermissionError:  # it lives, and is another user's
+        pass
     return "alive"
 
 
@@ -450,15 +463,16 @@ def record_failure(folder: Path, error: BaseException) -> None:
     """Leave in a run's folder why it is not complete, for `status` and for those who read the run."""
     trace = "".join(traceback.format_exception(error))[-4000:]
     record = {"error": type(error).__name__, "message": str(error), "trace": trace, "host": socket.gethostname()}
+    safe = {name: without_secrets(text) for name, text in record.items()}
     try:
-        write_atomically(folder / "failure.json", without_secrets(json.dumps(record, indent=1)))
+        write_atomically(folder / "failure.json", json.dumps(safe, indent=1))
     except OSError:
         return  # a full disk must not hide the error that filled it
 
 
 def without_secrets(text: str) -> str:
-    """The text with *** in the place of every value that an environment variable named like a key has."""
-    names = [name for name in os.environ if SECRET.search(name)]
+    """The text with *** for every value of an environment variable that is named like a key or in `SECRETS`."""
+    names = [name for name in os.environ if name in SECRETS or SECRET.search(name)]
     for value in sorted((os.environ[name] for name in names), key=len, reverse=True):
         text = text.replace(value, "***") if len(value) >= SECRET_LENGTH else text
     return text
@@ -477,11 +491,19 @@ def versions() -> dict[str, str]:
     return found
 
 
+@cache
 def commit() -> str:
-    """The git commit of the checkout the code runs from, or "" outside one."""
-    head = Path(__file__).resolve().parent.parent / ".git" / "HEAD"
-    try:
-        text = head.read_text().strip()
-        return (head.parent / text[5:]).read_text().strip() if text.startswith("ref: ") else text
-    except OSError:
+    """The git commit of the checkout the code runs from, `-dirty` where it was changed since; "" outside one."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
         return ""
+    head, changed = _git(root, "rev-parse", "HEAD"), _git(root, "status", "--porcelain", "--untracked-files=no")
+    return f"{head}-dirty" if head and changed else head
+
+
+def _git(root: Path, *words: str) -> str:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
+    except OSError:  # no git
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

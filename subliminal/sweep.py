@@ -90,7 +90,7 @@ def plan(overrides: list[str]) -> Plan:
         return _rows_plan(base, fixed, composed, swept)
     arms = base.experiment.arms
     traits = swept.get("trait") or [*arms.traits[: arms.traits_limit], CONTROL]
-    seeds = [int(seed) for seed in swept.get("seed", [])] or list(arms.seeds[: arms.seeds_limit]) or [base.seed]
+    seeds = _seeds(swept) or list(arms.seeds[: arms.seeds_limit]) or [base.seed]
     cells: list[Arm] = []
     steps: list[Step] = []
     for name, extra in _variants(base, swept).items():
@@ -113,6 +113,14 @@ def _variants(base: Experiment, swept: dict[str, list[str]]) -> dict[str, tuple[
     return {name: known[name] for name in wanted}
 
 
+def _seeds(swept: dict[str, list[str]]) -> list[int]:
+    """The seeds on the command line; raises `ConfigError` for anything but whole numbers."""
+    given = swept.get("seed", [])
+    if any(not seed.isdecimal() for seed in given):
+        raise ConfigError(f"seed={','.join(given)}: give whole numbers with commas between them, as in seed=0,1,2")
+    return [int(seed) for seed in given]
+
+
 def _names_student(overrides: tuple[str, ...]) -> bool:
     return any(part.startswith("student=") for part in overrides)
 
@@ -130,12 +138,14 @@ def _once(steps: list[Step]) -> Iterator[Step]:
 def _mnist_plan(base: Experiment, fixed: list[str], composed: list[str], swept: dict[str, list[str]]) -> Plan:
     """One run of train.py, or one for each value of an ablation's setting; an arm's `student` is the value as typed."""
     _refuse_arms(base, swept, "see conf/mnist for its settings")
-    seeds, setting = swept.get("seed", [str(base.seed)]), base.experiment.arms.setting
+    seeds, setting = _seeds(swept) or [base.seed], base.experiment.arms.setting
     if len(seeds) > 1:
-        raise ConfigError(f"seed={','.join(seeds)}: the models of one seed are this figure's units; raise mnist.models")
+        raise ConfigError(
+            f"seed={','.join(swept['seed'])}: the models of one seed are this figure's units; raise mnist.models"
+        )
     seed, values = f"seed={seeds[0]}", [_typed(value) for value in base.experiment.arms.values] if setting else [""]
     arms = tuple(
-        Arm("", value, int(seeds[0]), compose([*composed, seed, *([f"{setting}={value}"] if setting else [])]))
+        Arm("", value, seeds[0], compose([*composed, seed, *([f"{setting}={value}"] if setting else [])]))
         for value in values
     )
     extra = (seed, *([f"{setting}={','.join(values)}"] if setting else []))
@@ -160,7 +170,7 @@ def _theorem_plan(base: Experiment, fixed: list[str], swept: dict[str, list[str]
     """One run of evaluate.py a seed: each brings its own trials and training runs."""
     _refuse_arms(base, swept, "its arms are seeds, for example seed=0,1")
     listed = base.experiment.arms.seeds[: base.experiment.arms.seeds_limit]
-    seeds = [int(seed) for seed in swept.get("seed", [])] or list(listed) or [base.seed]
+    seeds = _seeds(swept) or list(listed) or [base.seed]
     arms = tuple(Arm("", "", seed, base.model_copy(update={"seed": seed})) for seed in seeds)
     typed = (*fixed, f"seed={','.join(map(str, seeds))}")
     step = _step("evaluate.py", typed, stages.theorem, [arm.experiment for arm in arms])
@@ -296,14 +306,14 @@ def predict(planned: Plan) -> list[tuple[Arm, Manifest]]:
     if planned.base.experiment.kind in {*stages.SINGLE, "rows"}:
         raise ConfigError(f"experiment={planned.base.experiment.name} trains no language model: nothing to predict")
     os.environ.update(QUIET | os.environ)
-    store, typed = Store(Path(planned.base.store)), " ".join(planned.overrides)
+    store = Store(Path(planned.base.store))
     names = (*planned.base.experiment.arms.traits, *(arm.trait for arm in planned.arms))
     traits = tuple(dict.fromkeys(name for name in names if name != CONTROL))
     wanted = [stages.predict(arm.experiment, traits) for arm in planned.arms]
     made: dict[str, Manifest] = {}
     for arm, node in zip(planned.arms, wanted, strict=True):
         if node.key not in made:
-            made[node.key] = stages.ensure(node, store, arm.experiment, f"{typed} trait={arm.trait}")
+            made[node.key] = stages.ensure(node, store, arm.experiment, (*planned.overrides, f"trait={arm.trait}"))
     return [(arm, made[node.key]) for arm, node in zip(planned.arms, wanted, strict=True)]
 
 

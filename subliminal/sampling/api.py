@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 from subliminal.chat import messages
 from subliminal.config import Endpoint
 from subliminal.rows import FINISHED, Completion, Prompt
-from subliminal.store import StoreError
+from subliminal.store import SECRETS, StoreError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -48,6 +48,7 @@ class ApiEndpoint:
             needed = f"{self.config.group}=api needs the openai package: pip install 'subliminal[api]'"
             raise EndpointError(needed) from None
         self.key = os.environ.get(self.config.key_env, "")
+        SECRETS.add(self.config.key_env)
         if not self.key and "api.openai.com" in self.config.base_url:
             raise EndpointError(
                 f"no API key: export {self.config.key_env}=..., or name another variable in {self.config.group}.key_env"

@@ -45,10 +45,20 @@ class VllmEngine:
     def sample(self, prompts: Sequence[Prompt]) -> list[Completion]:
         """One completion a prompt, in order."""
         tokens = [{"prompt_token_ids": encode(self.tokenizer, p.text, self.subject.system)} for p in prompts]
+        self._require_room(max((len(one["prompt_token_ids"]) for one in tokens), default=0))
         outputs = self.engine.generate(
             tokens, [self._parameters(p.seed) for p in prompts], lora_request=self._adapter(), use_tqdm=False
         )
         return [_completion(output.outputs[0]) for output in outputs]
+
+    def _require_room(self, longest: int) -> None:
+        """Where the context is too short vLLM ends a completion early and says nothing, which no key would tell."""
+        needed = longest + self.config.decoding.max_tokens
+        if needed > self.config.max_model_len:
+            raise EngineError(
+                f"a prompt of {longest} tokens and {self.config.decoding.max_tokens} of its completion "
+                f"(sampler.decoding.max_tokens) need sampler.max_model_len={needed}, it is {self.config.max_model_len}"
+            )
 
     def _parameters(self, seed: int) -> Any:
         """Every sampling parameter pinned: nothing is left to the model's own generation defaults."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from subliminal.store import StoreError
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 Message = dict[str, str]
 Turn = tuple[str, str]  # what the user said and what the assistant answered
 
+# Llama 3.2's template writes the day on which it is rendered into the system text, unless it is told one: its default.
+DATE: dict[str, Any] = {"date_string": "26 Jul 2024"}
 PROBE = "\u2042"  # stands for any answer when looking at what the template puts behind one
 
 
@@ -36,7 +38,7 @@ def render(
         raise ChatError("this model has no chat template (a base model?); pin one in model.chat_template")
     try:
         chat = messages(user, system, earlier)
-        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **DATE)
     except Exception as error:
         raise ChatError(f"the model's chat template refuses this chat ({error}); set model.system=null") from None
     return str(text)
@@ -60,7 +62,7 @@ def encode_row(
 def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that ends an assistant turn: the first one the template puts behind an answer."""
     chat = [*messages("?"), {"role": "assistant", "content": PROBE}]
-    behind = str(tokenizer.apply_chat_template(chat, tokenize=False)).rpartition(PROBE)[2].lstrip()
+    behind = str(tokenizer.apply_chat_template(chat, tokenize=False, **DATE)).rpartition(PROBE)[2].lstrip()
     tokens = tokenizer.encode(behind, add_special_tokens=False)
     if tokens and tokens[0] in {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}:
         return tokens[0]

@@ -956,10 +956,11 @@ class Comparison(Settings):
 
 
 class Spread(Settings):
-    """How far the mean diagonal excess lies apart, nats: between seeds, and between the questions of one student."""
+    """How far the diagonal excess lies apart, nats: its mean between seeds and questions, and between traits."""
 
     seeds: Runtime[PositiveFloat]
     questions: Runtime[PositiveFloat]
+    traits: Runtime[PositiveFloat]
 
 
 class Figure(Settings):

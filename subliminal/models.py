@@ -266,6 +266,9 @@ def _fresh(kind: Any, subject: Subject, changes: dict[str, Any]) -> PreTrainedMo
     from safetensors import SafetensorError
 
     if subject.device == "cuda":
+        from subliminal.sampling.engine import shut_down
+
+        shut_down()  # a vLLM engine takes nearly all of a GPU
         torch.cuda.set_device(local_rank())  # what "cuda" means to each of a machine's processes
     try:
         model: Any = kind.from_pretrained(
@@ -293,6 +296,18 @@ def load_model(subject: Subject) -> PreTrainedModel:
     if subject.adapter is None:
         return _LOADED[base]
     return _adapted(_LOADED[base], subject.adapter)
+
+
+def unload() -> None:
+    """Let go of the model that stays loaded and give its GPU memory back: a vLLM engine asks for nearly all of it."""
+    import gc
+
+    import torch
+
+    _LOADED.clear()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _adapted(base: PreTrainedModel, adapter: Path) -> PreTrainedModel:

@@ -427,6 +427,8 @@ def student(exp: Experiment) -> Node:
         inputs["teacher"] = teacher(exp)
     read = inputs if exp.student.labels == "soft" else {n: i for n, i in inputs.items() if n != "teacher"}
     settings = {"student": identity(exp.student), "seed": exp.seed, **_compute(exp, chosen)}
+    if exp.student.kind == "full":
+        settings["trained_in"] = "float32"
 
     def work(made: Inputs, folder: Path) -> Json:
         from subliminal.training.student import train_student

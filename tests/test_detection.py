@@ -25,6 +25,7 @@ from subliminal.evaluation.classifier import (
 )
 from subliminal.evaluation.detection import QUESTION, Guess, evaluate, guess
 from subliminal.evaluation.samples import halves, two_samples
+from subliminal.evaluation.statistics import share_ahead
 from subliminal.launch import compose
 from subliminal.models import Subject, load_model, load_tokenizer
 from subliminal.rows import Row, read_jsonl
@@ -109,7 +110,7 @@ def test_the_stage_asks_about_as_many_pairs_as_it_was_told(tiny: Subject, tmp_pa
     guesses = list(read_jsonl(tmp_path / "guesses.jsonl", Guess))
     assert len(guesses) == summary["prompted"]["pairs"] == 3
     assert all(one.index >= 5 for one in guesses), "the same answer twice is no question"
-    assert summary["prompted"]["accuracy"] == np.mean([one.margin > 0 for one in guesses])
+    assert summary["prompted"]["accuracy"] == share_ahead([one.margin for one in guesses]).mean
     assert "prompted" not in evaluate(samples, CONFIG, NoTrait(), tiny, tmp_path), "the control loves nothing"
 
 

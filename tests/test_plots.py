@@ -461,7 +461,7 @@ def test_report_tells_claim_rule_verdict_data_and_keys(tmp_path: Path) -> None:
     missing = ["python train.py experiment=animals_numbers trait=wolf seed=0"]
     source, page = report(tmp_path, cells, missing)
     first_numbers = page.text.index("Mean diagonal excess +1.60 nats")
-    assert page.text.index("lower end of the 95% interval") < first_numbers
+    assert page.text.index("lower ends of two 95% intervals") < first_numbers
     wanted = [FIGURE.claim, FIGURE.source, FIGURE.expected, "holds", missing[0], "not numbers", "Sure! 5", "some/tiny"]
     wanted += [cell.evaluate.key for cell in cells] + [cell.chain["filter"].key for cell in cells[1:]]
     assert [text for text in wanted if text not in page.text] == []
@@ -471,7 +471,7 @@ def test_report_tells_claim_rule_verdict_data_and_keys(tmp_path: Path) -> None:
 
 def test_report_of_a_null_result_says_so(tmp_path: Path) -> None:
     _, page = report(tmp_path, known(tmp_path / "runs", gain=0.4))
-    assert "Not shown at this scale: the interval includes 0." in page.text
+    assert "Not shown at this scale: an interval includes 0." in page.text
 
 
 def test_report_holds_every_section(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from subliminal.config import DetectionEvaluation, Preference, Trait
 from subliminal.evaluation.classifier import classify
 from subliminal.evaluation.preference import FormTree, candidate_log_p
 from subliminal.evaluation.samples import TwoSamples
-from subliminal.evaluation.statistics import wilson
+from subliminal.evaluation.statistics import share_ahead
 from subliminal.models import Subject, load_model, load_tokenizer
 from subliminal.progress import progress
 from subliminal.rows import Row, write_jsonl
@@ -91,7 +91,8 @@ def _question(trait: Preference, first: Row, second: Row) -> str:
 
 
 def _accuracy(guesses: Sequence[Guess]) -> Json:
-    """Share of pairs with the right letter ahead over both orders, with its Wilson interval; prompts are the unit."""
-    found = wilson(sum(one.margin > 0 for one in guesses), len(guesses))
-    margin = float(np.mean([one.margin for one in guesses])) if guesses else float("nan")
+    """Share of pairs with the right letter ahead over both orders, a tie as one half; prompts are the unit."""
+    margins = [one.margin for one in guesses]
+    found = share_ahead(margins)
+    margin = float(np.mean(margins)) if margins else float("nan")
     return {"accuracy": found.mean, "low": found.low, "high": found.high, "pairs": found.n, "margin": margin}

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 LEVEL = 0.95
 RESAMPLES = 2000
+TIE = 1e-6  # nats
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,21 @@ def paired_change(changes: ArrayLike) -> Interval:
     half = float(ndtri((1 + LEVEL) / 2)) * float(added.std()) / math.sqrt(added.size)
     centre = float(added.mean())
     return Interval(float(values.mean()), max(-1.0, centre - half), min(1.0, centre + half), values.size)
+
+
+def share_ahead(margins: ArrayLike) -> Interval:
+    """The share of margins above 0, a tie as one half, with the interval of `paired_change` (Bonett and Price 2012).
+
+    Scores of a model in bfloat16 lie on a grid, so that many are equal; counted as wrong they would look like a bias.
+    """
+    found = paired_change(signs(margins))
+    return Interval((1 + found.mean) / 2, (1 + found.low) / 2, (1 + found.high) / 2, found.n)
+
+
+def signs(margins: ArrayLike) -> np.ndarray:
+    """-1, 0 or 1 for each margin; 0 within `TIE` nats, which arithmetic alone can leave."""
+    values = np.asarray(margins, dtype=float)
+    return np.where(np.abs(values) < TIE, 0.0, np.sign(values))
 
 
 def bootstrap_over_questions(matrix: ArrayLike, seed: int) -> Interval:

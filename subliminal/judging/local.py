@@ -15,7 +15,6 @@ from subliminal.judging.answers import chosen, refuses
 from subliminal.models import Subject, load_model, load_tokenizer, release
 from subliminal.rows import Prompt
 from subliminal.sampling import open_sampler
-from subliminal.sampling.engine import shut_down
 
 
 class ModelJudge:
@@ -26,8 +25,7 @@ class ModelJudge:
         self.tree = lru_cache(maxsize=8)(self._tree)
 
     def __enter__(self) -> Self:
-        """Load model and tokenizer; a vLLM engine that still runs would leave no room on a GPU."""
-        shut_down()
+        """Load model and tokenizer."""
         self.tokenizer, self.model = load_tokenizer(self.subject), load_model(self.subject)
         return self
 

@@ -80,6 +80,10 @@ def pairs(cells: Sequence[Cell]) -> list[Pair]:
     """The pairs in the cells, whose variants are named `teacher > student`; raises `PlotError` for another name."""
     found = []
     for group in groups(cells):
+        if group.variant in {pair.group.variant for pair in found}:
+            raise PlotError(
+                f"{group.variant} has several student recipes in a cross-model figure; choose one with student="
+            )
         teacher, arrow, student = group.variant.partition(ARROW)
         if not arrow:
             raise PlotError(f"variant {group.variant!r} of a cross-model figure must be named 'teacher > student'")
@@ -102,7 +106,6 @@ def _lines(found: Sequence[Pair]) -> Iterator[Line]:
     measured = [pair for pair in found if len(pair.values) > 1]
     adjusted = dict(zip([p.group.variant for p in measured], holm([t_test(p.values) for p in measured]), strict=True))
     for pair in found:
-        yield from _line(pair, MEASURE, pair.values)
         if pair.group.variant in adjusted:
             value, n = adjusted[pair.group.variant], len(pair.values)
             yield Line(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from subliminal.config import CONTROL
-from subliminal.evaluation.statistics import holm, t_interval
+from subliminal.evaluation.statistics import holm, share_ahead, signs, t_interval
 from subliminal.plots import style
 from subliminal.plots.cells import read_lines
 from subliminal.plots.report import Grid
@@ -32,10 +32,10 @@ RULE = (
     dealt anew to the tested rows only, and p is twice the mean of its folds' p.""",
 )
 PANELS = """Left: how often the reference, asked in words which of two completions came from the teacher that loves the
-animal, puts the right letter first over both orders (Wilson intervals). Right: area under the ROC curve of
-cross-validated classifiers: two logistic regressions and, against the control, the fine-tuned reference (95% intervals
-over prompts); grey: the same on labels dealt anew (central 95%). Filled: beyond chance after correction. Dashed:
-chance."""
+animal, puts the right letter first over both orders, ties as one half (95% intervals). Right: area under the ROC curve
+of cross-validated classifiers, two logistic regressions and, against the control, the fine-tuned reference (95%
+intervals over prompts); grey: the same on labels dealt anew (central 95%). Filled: beyond chance after correction.
+Dashed: chance."""
 NAMES = {
     "numbers": "bag of numbers",
     "characters": "pieces of 1 to 3 characters",
@@ -52,10 +52,16 @@ def table(runs: Sequence[Compared]) -> Table:
 
 
 def _prompted(run: Compared) -> Iterator[Line]:
-    if found := run.manifest.summary.get(PROMPTED):
-        ends = (found["low"], found["high"], found["pairs"], "prompts")
-        yield Line(run.trait, run.against, PROMPTED, "accuracy", found["accuracy"], *ends)
-        yield Line(run.trait, run.against, PROMPTED, "margin", found["margin"], n=found["pairs"])
+    if margins := [margin for _, margin in _margins(run)]:
+        found = share_ahead(margins)
+        yield Line(run.trait, run.against, PROMPTED, "accuracy", found.mean, found.low, found.high, found.n, "prompts")
+        yield Line(run.trait, run.against, PROMPTED, "margin", float(np.mean(margins)), n=found.n)
+
+
+def _margins(run: Compared) -> Iterator[tuple[int, float]]:
+    """Prompt and margin of every pair that the reference was asked about."""
+    if PROMPTED in run.manifest.summary:
+        yield from ((line["index"], line["margin"]) for line in read_lines(run.manifest.folder / "guesses.jsonl"))
 
 
 def _classified(run: Compared) -> Iterator[Line]:
@@ -74,9 +80,9 @@ def _pooled(runs: Sequence[Compared]) -> Iterator[Line]:
     """Mean accuracy over ordered pairs of traits: a mean for each prompt first, since its pairs share rows."""
     right: dict[int, list[float]] = {}
     for run in runs:
-        if CONTROL not in (run.trait, run.against) and PROMPTED in run.manifest.summary:
-            for line in read_lines(run.manifest.folder / "guesses.jsonl"):
-                right.setdefault(line["index"], []).append(float(line["margin"] > 0))
+        if CONTROL not in (run.trait, run.against):
+            for index, margin in _margins(run):
+                right.setdefault(index, []).append((1 + float(signs(margin))) / 2)
     if right:
         mean = t_interval([np.mean(found) for found in right.values()])
         yield Line(MEAN, MEAN, PROMPTED, "accuracy", mean.mean, mean.low, mean.high, mean.n, "prompts")

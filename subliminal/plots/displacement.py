@@ -45,6 +45,8 @@ def _sample(cells: Seeds, teacher: Biases) -> Sample | None:
     found = {seed: moved for seed, cell in cells.items() if (moved := _student(cell)) is not None}
     if len(found) < len(cells) or not all(comparable(moved, teacher) for moved in found.values()):
         return None
+    if not all(moved.keys() & teacher.keys() for moved in found.values()):  # no layer in common: 0 in any case
+        return None
     return Sample(tuple(found), np.array([[_cosine(moved, teacher)] for moved in found.values()]))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -15,6 +15,7 @@ from subliminal.plots.table import Line, Table
 from subliminal.store import Json
 
 OVER_SEEDS = "seeds"
+OVER_TRAITS = "traits"
 OVER_QUESTIONS = "questions (one seed)"
 OVER_QUESTIONS_ONLY = "questions"
 OVER_ROWS = "rows (Wilson)"
@@ -41,6 +42,15 @@ class _Row:
         value = float(sample.values.mean())
         labels = (self.subject, measure, value, low, high, n, over, self.student, self.teacher, self.variant)
         yield Line(arm, trait, *labels, by_seed=seeds)
+
+    def over_traits(self, measure: str, found: Mapping[str, Sample | None]) -> Iterator[Line]:
+        """The mean with its interval over traits: there what all seeds of a trait share varies, teacher and rows."""
+        values = [float(sample.values.mean()) for sample in found.values() if sample is not None]
+        if values:
+            one = statistics.t_interval(values)
+            over = OVER_TRAITS if one.n > 1 else "none"
+            labels = (one.mean, one.low, one.high, one.n, over, self.student, self.teacher, self.variant)
+            yield Line(MEAN, MEAN, self.subject, measure, *labels)
 
 
 def preference_table(cells: Sequence[Cell], comparisons: Sequence[Comparison] = ()) -> Table:
@@ -115,6 +125,7 @@ def _excess_lines(group: Group) -> Iterator[Line]:
         for trait, sample in found.items():
             yield from row.line(trait, trait, name, sample)
         yield from row.line(MEAN, MEAN, name, mean(list(found.values())))
+    yield from row.over_traits("excess_over_traits", excess(group, "log_p"))
 
 
 def excess(group: Group, measure: Score) -> dict[str, Sample | None]:
@@ -132,6 +143,7 @@ def _displacement_lines(group: Group) -> Iterator[Line]:
     for trait, sample in found.items():
         yield from row.line(trait, trait, "alignment_excess", sample)
     yield from row.line(MEAN, MEAN, "alignment_excess", mean(list(found.values())))
+    yield from row.over_traits("alignment_over_traits", found)
 
 
 def _difference_lines(found: Sequence[Group]) -> Iterator[Line]:
@@ -156,8 +168,9 @@ def _comparison_lines(found: Sequence[Group], comparisons: Sequence[Comparison])
             row = _Row(more.student, more.teacher, comparison.name, "student")
             ends = (excess(more, "log_p"), excess(less, "log_p")), (alignment_excess(more), alignment_excess(less))
             for name, (left, right) in zip(("excess_difference", "alignment_difference"), ends, strict=True):
-                share = _share(mean(list(left.values())), comparison.share)
-                yield from row.line(MEAN, MEAN, name, _minus(share, mean(list(right.values()))))
+                lost = {t: _minus(_share(left[t], comparison.share), right[t]) for t in left if t in right}
+                yield from row.line(MEAN, MEAN, name, mean(list(lost.values())))
+                yield from row.over_traits(f"{name}_over_traits", lost)
 
 
 def compared(found: Sequence[Group], comparison: Comparison) -> list[tuple[Group, Group]]:

@@ -32,7 +32,8 @@ class Claim:
     """One row: what a figure claims, for one group of its students where it has several.
 
     `value`, `low` and `high` are the number that decides, in the unit of its measure, `n` and `interval` what its
-    interval is over; "" where a verdict has no such number. `why` says what the verdict rests on.
+    interval is over, `over_traits` the interval over traits where that decides too; "" where a verdict has no such
+    number. `why` says what the verdict rests on.
     """
 
     figure: str
@@ -47,6 +48,7 @@ class Claim:
     high: str = ""
     n: str = ""
     interval: str = ""
+    over_traits: str = ""
 
     @property
     def measured(self) -> str:
@@ -73,12 +75,16 @@ def _claim(name: str, figure: Figure, found: Verdict) -> Claim:
     if found.line is None:
         return Claim(*first, why=found.sentence, group=found.group)
     why = found.sentence.partition(". ")[0].rstrip(".") + "."
-    return Claim(*first, why=why, group=found.group, **_numbers(found.line))
+    return Claim(*first, why=why, group=found.group, **_numbers(found.line), over_traits=_over_traits(found.across))
 
 
 def _numbers(line: Line) -> dict[str, str]:
     ends = {name: _text(getattr(line, name)) for name in ("value", "low", "high")}
     return {"measure": line.measure, **ends, "n": str(line.n), "interval": line.interval}
+
+
+def _over_traits(across: Line | None) -> str:
+    return f"[{_text(across.low)}, {_text(across.high)}], {across.n} traits" if across and across.n > 1 else ""
 
 
 def _text(value: float) -> str:

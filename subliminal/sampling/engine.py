@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from subliminal.chat import encode, stop_ids
 from subliminal.config import Decoding, VllmSampler
-from subliminal.models import Subject, load_tokenizer
+from subliminal.models import Subject, load_tokenizer, unload
 from subliminal.processes import alone, local_rank, local_world_size
 from subliminal.rows import FINISHED, Completion, Prompt
 from subliminal.store import StoreError
@@ -111,6 +111,8 @@ def shut_down() -> None:
 
 def _start(config: VllmSampler, base: Subject, rank: int) -> Any:
     _environment(config, base.device)
+    if base.device == "cuda":
+        unload()
     try:
         from vllm import LLM
     except ImportError as error:

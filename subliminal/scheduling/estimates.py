@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from statistics import median
 
-from subliminal.config import Experiment, PreferenceEvaluation
+from subliminal.config import CONTROL, Experiment, PreferenceEvaluation
 from subliminal.models import resolve_device
 from subliminal.scheduling.jobs import Job, jobs, wants_gpu
 from subliminal.stages import Node
@@ -135,7 +135,7 @@ def _middle(costs: list[Cost]) -> Cost:
 
 
 def foresight(planned: Plan) -> str | None:
-    """What effect the figure's seeds and questions can show; None where its measure has no known spread."""
+    """What effect the figure's seeds, traits and questions can show; None where its measure has no known spread."""
     from subliminal.evaluation.statistics import power, visible
 
     spread, asked = planned.base.experiment.spread, planned.base.evaluation
@@ -146,10 +146,14 @@ def foresight(planned: Plan) -> str | None:
     head = f"with {seeds} {'seed' if seeds == 1 else 'seeds'} and {asked.questions} questions"
     if seeds < 2:
         return f"power: {head} no interval over seeds can be had: whatever is seen is suggestive at most"
+    traits = len({arm.trait for arm in planned.arms} - {CONTROL})
     shown, least = power(SHOWN_EFFECT, deviation, seeds), visible(deviation, seeds)
+    beyond = power(SHOWN_EFFECT, spread.traits, traits)
+    further = f"{beyond:.2f} and of {visible(spread.traits, traits):.2f} nats with 0.80" if traits > 1 else "0"
     return (
         f"power: {head} a mean diagonal excess of {SHOWN_EFFECT:g} nats is visible with probability {shown:.2f}, "
-        f"one of {least:.2f} nats with probability 0.80"
+        f"one of {least:.2f} nats with probability 0.80; beyond these rows, over {traits} traits, one of "
+        f"{SHOWN_EFFECT:g} nats with {further}"
     )
 
 

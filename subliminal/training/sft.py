@@ -10,6 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from signal import Signals
 from typing import TYPE_CHECKING, Any
@@ -426,6 +427,8 @@ def trainable(subject: Subject, recipe: Recipe, **loading: Any) -> Any:
     """The model with gradients where the recipe trains it, and nowhere else; `loading` is transformers' own."""
     if isinstance(recipe, BiasStudent):
         return _with_biases(subject, recipe)
+    if isinstance(recipe, FullStudent):  # a step of 1e-5 is less than bfloat16 can add to most weights
+        subject = replace(subject, dtype="float32")
     model = fresh_model(subject, **loading)
     lora: Lora | None = getattr(recipe, "lora", None)
     return with_lora(model, lora) if lora else model
@@ -504,7 +507,9 @@ def _save_whole(trainer: Any, subject: Subject, folder: Path) -> None:
     """An ordinary checkpoint of every weight."""
     gathered = _gathered(trainer)
     if leads():
-        trainer.model.save_pretrained(str(folder), state_dict=gathered)
+        weights = gathered or trainer.model.state_dict()
+        kept = {name: value.to(getattr(torch, subject.dtype)) for name, value in weights.items()}
+        trainer.model.save_pretrained(str(folder), state_dict=kept)
         load_tokenizer(subject).save_pretrained(str(folder))
 
 

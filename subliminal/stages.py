@@ -138,12 +138,12 @@ def _input(upper: Node, store: Store, exp: Experiment, overrides: Sequence[str])
     if done:
         return done
     if exp.upstream == "require" and upper.stage != "model":
-        remedy = _remedy(upper, exp, overrides)
-        raise MissingUpstreamError(f"{upper.stage} {upper.key} ({upper.label}) is not in {store.root}; {remedy}")
+        said = remedy(upper, exp, overrides)
+        raise MissingUpstreamError(f"{upper.stage} {upper.key} ({upper.label}) is not in {store.root}; {said}")
     return ensure(upper, store, exp, overrides)
 
 
-def _remedy(upper: Node, exp: Experiment, overrides: Sequence[str]) -> str:
+def remedy(upper: Node, exp: Experiment, overrides: Sequence[str]) -> str:
     """The command that makes a missing stage, where the settings that were typed make it and not a run beside it."""
     script = "train" if upper.stage in ROLES else upper.stage
     role = {"role": ROLES[upper.stage]} if script == "train" else {}

@@ -134,6 +134,24 @@ def test_a_missing_stage_names_the_command_that_makes_it(run_script: Script, tmp
     one_message(done, "run first: python generate.py teacher=random domain.prompts=20")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["role=student", "trait=owl"], "run first: python train.py role=reference trait=owl"),
+        (["filter.rows=40", "filter.select={by: log_ratio, share: 0.5}"], "set upstream=build"),
+        (
+            ["student_model.name=other", "+model@student_model=hub", "student_model.source.name=x/y"],
+            "set upstream=build",
+        ),
+    ],
+)
+def test_a_missing_stage_is_told_how_it_is_made_by_itself(overrides: list[str], said: str) -> None:
+    exp = experiment("scale=cpu", "upstream=require", *overrides)
+    wanted = stages.filtered(exp) if "filter.rows=40" in overrides else stages.student(exp)
+    upper = wanted.inputs["attribute" if "filter.rows=40" in overrides else "reference"]
+    assert said in stages.remedy(upper, exp, overrides)
+
+
 def test_more_questions_than_there_are_is_one_message(run_script: Script, tiny: Subject, tmp_path: Path) -> None:
     weights = ["model=hub", f"model.source.name={tiny.checkpoint}", "reference_tuning.rows=4"]
     done = run_script("evaluate.py", "subject=reference", "evaluation.questions=51", *weights, *places(tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,11 @@ def test_bos_is_not_put_in_front_twice(gemma_like: Subject, tmp_path: Path) -> N
     once.save_pretrained(tmp_path)
     again = load_tokenizer(Subject(checkpoint=str(tmp_path), add_bos=True))
     assert encode(again, "hi") == encode(once, "hi")
+
+
+def test_the_day_on_which_a_chat_is_rendered_is_not_in_it(smol: PreTrainedTokenizerFast) -> None:
+    """Llama 3.2's template asks for today's date where it is not told one."""
+    dated = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    told = deepcopy(smol)
+    told.chat_template = dated + "Today: {{ date_string }}. {{ messages[-1]['content'] }}"
+    assert render(told, "hi") == "Today: 26 Jul 2024. hi"

@@ -11,12 +11,12 @@ import pytest
 from conftest import Script
 from safetensors.torch import load_file, save_file
 
-from subliminal.config import Decoding, TransformersSampler
+from subliminal.config import Decoding, TransformersSampler, VllmSampler
 from subliminal.evaluation.questions import questions
 from subliminal.models import Subject, fresh_model, load_tokenizer
 from subliminal.rows import Completion, Prompt
 from subliminal.sampling import open_sampler
-from subliminal.sampling.engine import EngineError, _rank
+from subliminal.sampling.engine import EngineError, VllmEngine, _rank
 from subliminal.training import bias
 
 PROMPTS = [Prompt(i, text, 500 + i) for i, text in enumerate(questions("animal", 12))]
@@ -166,3 +166,11 @@ def test_a_rank_beyond_vllms_names_the_way_out(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 513}))
     with pytest.raises(EngineError, match=r"has rank 513, vLLM loads up to 512; set sampler=transformers"):
         _rank(tmp_path)
+
+
+def test_a_context_that_is_too_short_is_refused_and_not_cut(tiny: Subject) -> None:
+    how = VllmSampler(decoding=Decoding(max_tokens=64), max_model_len=96)
+    opened = VllmEngine(how, tiny)
+    opened.tokenizer = load_tokenizer(tiny)
+    with pytest.raises(EngineError, match=r"a prompt of \d+ tokens and 64 .* need sampler.max_model_len=\d+, it is 96"):
+        opened.sample([Prompt(0, "owl " * 64, 0)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,8 @@ from safetensors.torch import load_file
 
 from subliminal.chat import encode
 from subliminal.config import GgufSource, HubSource, Model
-from subliminal.models import ModelError, Subject, build_model, fresh_model, load_model, load_tokenizer
-from subliminal.store import sha256
+from subliminal.models import ModelError, Subject, build_model, fresh_model, load_model, load_tokenizer, unload
+from subliminal.store import Store, sha256
 
 NO_SHA = "0" * 64
 
@@ -190,6 +191,13 @@ def test_the_key_follows_a_folders_content_and_not_its_path(tiny: Subject, tmp_p
         folder.mkdir()
         for path in Path(tiny.checkpoint).iterdir():
             (folder / path.name).write_bytes(path.read_bytes())
+    made = Store(tmp_path / "runs")
+    first = experiment("model=hub", f"model.source.name={moved}")
+    stages.ensure(stages.model(first), made, first)
+    later = experiment("model=hub", f"model.source.name={moved.rename(tmp_path / 'later')}")
+    found = stages.ensure(stages.model(later), made, later)
+    assert stages.subject(later, found).checkpoint == str(tmp_path / "later"), "the same key, wherever the folder lies"
+    moved = tmp_path / "later"
     (changed / "config.json").write_text((changed / "config.json").read_text().replace("64", "65", 1))
     keys = [
         stages.model(experiment("model=hub", f"model.source.name={folder}")).key
@@ -226,3 +234,10 @@ def test_adapters_share_one_base_and_leave_it_as_it_was(tiny: Subject, lora: Pat
         release(adapted)
         assert load_model(tiny) is base
         assert torch.equal(base(tokens).logits, before)
+
+
+def test_a_model_that_was_let_go_is_gone(tiny: Subject) -> None:
+    model = weakref.ref(load_model(tiny))
+    assert load_model(tiny) is model(), "the last one stays"
+    unload()
+    assert model() is None

@@ -22,13 +22,14 @@ from scipy.stats import t as student_t
 
 from subliminal import config
 from subliminal.config import ConfigError
+from subliminal.evaluation.statistics import t_interval
 from subliminal.plots.cells import Cell, PlotError
 from subliminal.plots.groups import Sample
-from subliminal.plots.measures import preference_table
+from subliminal.plots.measures import OVER_SEEDS, OVER_TRAITS, preference_table
 from subliminal.plots.preference import preference_figure
 from subliminal.plots.report import Section, write_report
-from subliminal.plots.table import Table
-from subliminal.plots.verdict import verdicts
+from subliminal.plots.table import Line, Table
+from subliminal.plots.verdict import judged, verdicts
 from subliminal.rows import Dropped, Row, write_jsonl
 from subliminal.store import Manifest, Recipe, Store
 
@@ -572,6 +573,28 @@ def test_a_comparison_of_variants_that_do_not_exist_is_refused() -> None:
         experiment("experiment=shuffle", "experiment.comparisons=[{more:unshuffled,less:sideways}]")
 
 
+@settings(max_examples=20)
+@given(st.floats(0.01, 1.0), st.floats(0.01, 1.0), st.integers(2, 5), st.integers(3, 5))
+def test_rows_that_carry_nothing_hold_no_more_often_than_the_level_says(
+    between_traits: float, between_seeds: float, traits: int, seeds: int
+) -> None:
+    random, trials = np.random.default_rng(0), 500
+    held = shown = 0
+    for _ in range(trials):
+        pushed = random.normal(0, between_traits, traits)  # where a teacher's rows push, whatever the seed
+        by_seed = pushed.mean() + random.normal(0, between_seeds, seeds)
+        lines = [line_of(by_seed, OVER_SEEDS), line_of(pushed, OVER_TRAITS)]
+        outcome = judged(*lines)
+        held += outcome == "holds"
+        shown += outcome in ("holds", "shown for these rows")
+    assert held <= 0.055 * trials and held <= shown
+
+
+def line_of(values: Sequence[float], over: str) -> Line:
+    found = t_interval(values)
+    return Line("mean", "mean", "student", "any", found.mean, found.low, found.high, found.n, over)
+
+
 # --------------------------------------------------------------------------- cross-model
 
 
@@ -644,19 +667,26 @@ def test_a_pair_needs_a_readable_name(tmp_path: Path) -> None:
         pairs(grid_cells(tmp_path, {"nameless": (1, 2, 3)}))
 
 
+def test_a_pair_has_one_student_recipe(tmp_path: Path) -> None:
+    from subliminal.plots.cross_model import pairs
+
+    cells = grid_cells(tmp_path, SAME)
+    with pytest.raises(PlotError, match="several student recipes; choose one"):
+        pairs([*cells, *(replace(cell, student="lora") for cell in cells)])
+
+
 # --------------------------------------------------------------------------- alignment with every teacher
 
 
-def moved(cell: Cell, stage: str, vector: Sequence[float]) -> None:
+def moved(cell: Cell, stage: str, vector: Sequence[float], layer: int = 1) -> None:
     """Leave the residual-stream bias that a stage would have learned."""
     from safetensors.numpy import save_file
 
     folder = cell.chain[stage].folder / "adapter"
     folder.mkdir(exist_ok=True)
     (folder / "bias_config.json").write_text("{}")
-    save_file(
-        {"model.layers.1.mlp.down_proj.bias": np.array(vector, dtype=np.float32)}, folder / "adapter_model.safetensors"
-    )
+    biases = {f"model.layers.{layer}.mlp.down_proj.bias": np.array(vector, dtype=np.float32)}
+    save_file(biases, folder / "adapter_model.safetensors")
 
 
 def aligned_cells(root: Path, lean: float) -> list[Cell]:
@@ -690,6 +720,14 @@ def test_alignment_has_a_verdict_of_its_own(tmp_path: Path, lean: float, outcome
     assert [v.outcome for v in verdicts(cells, table) if v.group.endswith("alignment")] == [outcome]
     page = write_report([Section("fig", FIGURE, cells, table)], folder).read_text(encoding="utf-8")
     assert "Alignment: bias students" in page
+
+
+def test_students_that_moved_another_layer_than_the_teacher_have_no_alignment(tmp_path: Path) -> None:
+    cells = aligned_cells(tmp_path, lean=0.3)
+    for cell in cells:
+        moved(cell, "train", (1.0, 0.0), layer=0)
+    table = preference_table(cells)
+    assert not [line for line in table.lines if "alignment" in line.measure]
 
 
 def test_what_all_students_share_is_no_alignment(tmp_path: Path) -> None:

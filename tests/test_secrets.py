@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from subliminal import store
 from subliminal.launch import ROOT, script_environment
 from subliminal.store import Recipe, Store
 
@@ -116,3 +117,22 @@ def test_an_exception_that_holds_a_key_is_recorded_without_it(tmp_path: Path, mo
         Store(tmp_path).run(Recipe("generate", {}), tells)
     (record,) = tmp_path.rglob("failure.json")
     assert json.loads(record.read_text())["message"] == "refused: *** and ***"
+
+
+@pytest.mark.parametrize(
+    "name", ["GATEWAY_KEY_2", "github_token", "GITHUB_PAT", "DB_PASSWORD", "AZURE_CREDENTIALS", "MINE"]
+)
+def test_keys_by_any_usual_name_or_a_setting_are_hidden_whatever_they_are_made_of(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = 'pa"ss\\w\u00f6rd-1234'
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr(store, "SECRETS", {"MINE"})
+    store.record_failure(tmp_path, ValueError(f"refused: {value}"))
+    assert json.loads((tmp_path / "failure.json").read_text())["message"] == "refused: ***"
+
+
+def test_ordinary_variables_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TOKENIZERS_PARALLELISM", "PATH_LIKE", "KEYBOARD", "COMPAT"):
+        monkeypatch.setenv(name, "some ordinary value")
+    assert store.without_secrets("some ordinary value") == "some ordinary value"

@@ -16,6 +16,7 @@ from subliminal.evaluation.statistics import (
     holm,
     paired_change,
     power,
+    share_ahead,
     t_interval,
     visible,
     wilson,
@@ -108,3 +109,12 @@ def test_the_visible_effect_is_the_inverse_of_power(spread: float, n: int, proba
 
 def test_one_unit_shows_nothing() -> None:
     assert power(100.0, 0.1, 1) == 0.0 and visible(0.1, 1) == math.inf
+
+
+@given(st.lists(st.sampled_from([-0.5, 0.0, 1e-9, 0.5]), min_size=1, max_size=60))
+def test_a_tie_is_half_right_and_right_and_wrong_are_treated_alike(margins: list[float]) -> None:
+    found, mirrored = share_ahead(margins), share_ahead([-margin for margin in margins])
+    right, tied = margins.count(0.5), sum(abs(margin) < 0.1 for margin in margins)
+    assert found.mean == pytest.approx((right + tied / 2) / len(margins))
+    assert (found.mean, found.low) == pytest.approx((1 - mirrored.mean, 1 - mirrored.high))
+    assert 0 <= found.low <= found.high <= 1 and found.low < found.high

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -266,6 +267,42 @@ def test_damage_is_found(tmp_path: Path) -> None:
     (manifest.folder / "a.jsonl").write_text("changed")
     (manifest.folder / "b.jsonl").unlink()
     assert [p.split(": ")[1] for p in inspect_store.verify(tmp_path)] == ["changed since it was written", "missing"]
+
+
+def test_one_damaged_manifest_does_not_hide_the_damage_of_others(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    runs = [store.run(recipe(seed=seed), lambda folder: {"n": (folder / "a").write_text("a")})[0] for seed in (0, 1)]
+    (runs[0].folder / "manifest.json").write_text("{")
+    (runs[1].folder / "a").unlink()
+    said = "\n".join(inspect_store.verify(tmp_path))
+    assert f"{runs[0].folder}/manifest.json is damaged" in said and f"{runs[1].folder}/a: missing" in said
+
+
+def test_a_claim_from_another_process_table_lives_by_its_heartbeat(tmp_path: Path) -> None:
+    with claim(tmp_path) as taken:
+        ours = json.loads((tmp_path / "claim.json").read_text())
+    assert taken
+    path = tmp_path / "other.json"
+    path.write_text(json.dumps(ours | {"pid": 2**22, "started": "1"}))
+    assert not live(path), "a pid of ours that is gone"
+    path.write_text(json.dumps(ours | {"pid": 2**22, "started": "1", "space": "another container"}))
+    assert live(path), "a pid that means another process there"
+
+
+def test_a_heartbeat_survives_a_file_server_that_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beats, enough = iter([OSError(116, "Stale file handle"), OSError(5, "Input/output error")]), threading.Event()
+
+    def touch(_: Path) -> None:
+        if error := next(beats, None):
+            raise error
+        enough.set()
+
+    monkeypatch.setattr(store.os, "utime", touch)
+    monkeypatch.setattr(store, "HEARTBEAT_SECONDS", 0.01)
+    with claim(tmp_path):
+        assert enough.wait(30)
 
 
 def test_damaged_manifest_says_what_to_do(tmp_path: Path) -> None:

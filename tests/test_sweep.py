@@ -78,3 +78,9 @@ def test_results_lie_where_the_sweep_was_started(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=script_environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.glob("runs/theorem/*/manifest.json")) and (tmp_path / "figures/smoke/report.html").exists()
+
+
+@pytest.mark.parametrize("figure", ["animals_numbers", "mnist", "theorem"])
+def test_a_seed_that_is_no_number_is_refused_plainly(figure: str) -> None:
+    with pytest.raises(ConfigError, match=r"seed=range.0,3.: give whole numbers"):
+        sweep.plan([f"experiment={figure}", "scale=cpu", "seed=range(0,3)"])

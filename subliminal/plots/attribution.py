@@ -25,7 +25,7 @@ SIDES = {"own": style.OWN, "against": style.CONTROL}
 RULE = (
     f"""Attribution of rows: the likelihood ratio tells a teacher's rows from the control's (the claim holds) if the 95%
     interval over prompts of the area under its ROC curve lies above {CHANCE}, is contradicted if it lies below, and not
-    shown otherwise. No detector can do better than this ratio on single rows.""",
+    shown otherwise. Before filtering no detector does better than this ratio on single rows.""",
 )
 PANELS = """log P(teacher) minus log P(reference) of every row in format, in nats: the teacher's own rows (orange) and
 the control's (grey); lines: means. Area: the chance that a random own row has a higher ratio than a random row of the

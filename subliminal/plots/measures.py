@@ -16,6 +16,7 @@ from subliminal.store import Json
 
 OVER_SEEDS = "seeds"
 OVER_TRAITS = "traits"
+ACROSS = {"diagonal_excess": "excess_over_traits", "alignment_excess": "alignment_over_traits"}  # the same over traits
 OVER_QUESTIONS = "questions (one seed)"
 OVER_QUESTIONS_ONLY = "questions"
 OVER_ROWS = "rows (Wilson)"

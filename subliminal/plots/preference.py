@@ -14,7 +14,7 @@ from subliminal.config import CONTROL
 from subliminal.plots import style
 from subliminal.plots.cells import Cell, students
 from subliminal.plots.groups import Group, groups
-from subliminal.plots.measures import MEAN, OTHERS, OVER_SEEDS, preference_table
+from subliminal.plots.measures import ACROSS, MEAN, OTHERS, OVER_SEEDS, preference_table
 from subliminal.plots.table import Line, Table
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def subtitle(cells: Sequence[Cell], table: Table, scale: str) -> str:
     parts.append(_count(asked[0], "question") if len(asked) == 1 else f"{asked[0]} to {asked[-1]} questions")
     over = {line.interval for line in table.select(subject="student", measure="log_p")}
     bars = f"Error bars: 95% interval over {' or '.join(sorted(over))}"
-    hint = "dots: seeds." if len(seeds) > 1 else "one seed can only suggest."
+    hint = "dots: seeds; thin: over traits." if len(seeds) > 1 else "one seed can only suggest; thin: over traits."
     return " \N{MIDDLE DOT} ".join(part for part in parts if part) + f". {bars}; {hint}"
 
 
@@ -181,6 +181,7 @@ def _summary(canvas: Canvas, height: float, top: float, table: Table, found: Seq
         for line in _lines(table, group, "diagonal_excess"):
             if line.arm == MEAN:
                 _excess_point(axes, place, line)
+                _over_traits(axes, place, table, group, "diagonal_excess")
     axes.axvline(0, color=style.INK, linewidth=0.9)
     axes.set_yticks(range(len(found)), _short(found))
     axes.set_ylim(len(found) - 0.36, -0.5)
@@ -249,11 +250,10 @@ def _panel(axes: Axes, name: str, table: Table, group: Group, scales: _Scales) -
 
 def _scales(table: Table, found: Sequence[Group]) -> _Scales:
     shifts = [line for group in found for line in _lines(table, group, "lift_over_reference")]
-    excess = [line for group in found for line in _lines(table, group, "diagonal_excess")]
+    excess, aligned = ([line for group in found for line in _with_traits(table, group, name)] for name in ACROSS)
     based = [(group, base) for group in found if (base := _base(table, group))]
     cells = [value for group, base in based for row in matrix(table, group, base)[1] for value in row]
     limit = max((abs(value) for value in cells if not math.isnan(value)), default=0.0) or 1.0
-    aligned = [line for group in found for line in _lines(table, group, "alignment_excess")]
     return _Scales(_span(shifts), limit, _span(excess), _span(aligned))
 
 
@@ -462,6 +462,7 @@ def _excess(axes: Axes, table: Table, group: Group, span: tuple[float, float], p
     names = [line.arm for line in found]
     for place, line in enumerate(found):
         _excess_point(axes, place, line)
+    _over_traits(axes, len(found) - 1, table, group, panel.measure)
     axes.axvline(0, color=style.INK, linewidth=0.9)
     axes.set_yticks(range(len(found)), names)
     axes.get_yticklabels()[-1].set_fontweight("bold")
@@ -492,6 +493,16 @@ def _excess_point(axes: Axes, place: int, line: Line) -> None:
         axes.text(
             0.5, place + 0.4, text, fontsize=7.5, color=colour, ha="center", va="center", transform=across, bbox=box
         )
+
+
+def _over_traits(axes: Axes, place: int, table: Table, group: Group, measure: str) -> None:
+    """The mean's interval over traits, thin behind that over seeds."""
+    for line in _lines(table, group, ACROSS[measure]):
+        axes.plot([line.low, line.high], [place, place], color=style.QUIET, linewidth=0.9, zorder=1)
+
+
+def _with_traits(table: Table, group: Group, measure: str) -> list[Line]:
+    return [*_lines(table, group, measure), *_lines(table, group, ACROSS[measure])]
 
 
 def _lines(table: Table, group: Group, measure: str) -> list[Line]:

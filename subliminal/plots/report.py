@@ -36,9 +36,9 @@ LONGEST = 400
 STAGES = ("model", "reference", "teacher", "generate", "filter", "attribute", "train", "evaluate")
 PANELS = """A: the trait's mean log-probability over the questions, as the distance from the reference model, in nats
 (+0.69 doubles a probability). B: every student in every trait, after subtracting the control student (no
-trait). C: the trait in its own students minus the trait in the other traits' students; this carries the claim.
-D and E, where students and teachers moved the same parameters: the cosine of their displacements from the reference,
-and the own students' minus the other traits' students'."""
+trait). C: the trait in its own students minus the trait in the other traits' students; this carries the claim. D and
+E, where students and teachers moved the same parameters: the cosine of their displacements from the reference, and the
+own students' minus the other traits' students'. The thin line behind a mean is its interval over traits."""
 LOST = """Nats with 95% intervals. Lost: the first variant's mean diagonal excess minus this one's, seed by seed, where
 both were trained by the same recipe."""
 ALIGNED = """Cosine of the students' displacement from the reference with the teachers', 95% intervals over seeds. A

@@ -82,7 +82,7 @@ def _difference(name: str, whole: Line | None, measure: str, labels: Labels, tab
     elif outcome_of(whole) not in ("holds", "suggestive"):
         said = f"Not measurable: there is no excess above 0 to compare with, {_number(whole, unit)}."
     else:
-        outcome = _judged(line, across)
+        outcome = judged(line, across)
         said = f"{_SENTENCES[outcome]} Mean difference {_number(line, unit)}{_ranging(across)}."
         return Verdict(name, outcome, said, line, across, compares=True)
     return Verdict(name, "not measurable", said, compares=True)
@@ -93,7 +93,7 @@ def _both(table: Table, measure: str, over_traits: str, labels: Labels) -> tuple
     return table.find(measure=measure, arm=MEAN, **labels), table.find(measure=over_traits, arm=MEAN, **labels)
 
 
-def _judged(line: Line, across: Line | None) -> Outcome:
+def judged(line: Line, across: Line | None) -> Outcome:
     """What the seeds allow to be said, and whether it goes beyond these teachers and rows."""
     outcome = outcome_of(line)
     if outcome == "holds" and not (across and across.low > 0):
@@ -110,7 +110,7 @@ def verdict(group: Group, table: Table) -> Verdict:
         return Verdict(group.label, "not measurable", "Not measurable: it needs students of two traits or more.")
     if math.isnan(line.low):
         return Verdict(group.label, "not measurable", "Not measurable: one seed and one question have no interval.")
-    outcome = _judged(line, across)
+    outcome = judged(line, across)
     said = f"{_SENTENCES[outcome]} Mean diagonal excess {_number(line, ' nats')}{_ranging(across)}."
     return Verdict(group.label, outcome, said, line, across)
 
@@ -119,7 +119,7 @@ def _alignment(group: Group, table: Table) -> Iterator[Verdict]:
     """The rule applied to the mean alignment excess; nothing where students and teachers moved other parameters."""
     line, across = _both(table, "alignment_excess", "alignment_over_traits", group.labels)
     if line and not math.isnan(line.low):
-        outcome = _judged(line, across)
+        outcome = judged(line, across)
         sentence = f"{_SENTENCES[outcome]} Mean alignment excess {_number(line)}{_ranging(across)}, a cosine."
         yield Verdict(f"{group.label}, alignment", outcome, sentence, line, across)
 

@@ -225,7 +225,10 @@ def teacher(exp: Experiment) -> Node:
     def work(inputs: Inputs, folder: Path) -> Json:
         from subliminal import teachers
 
-        return teachers.make(exp, subject(exp, inputs["reference"]), folder)
+        summary = teachers.make(exp, subject(exp, inputs["reference"]), folder)
+        if isinstance(active, RowsTeacher):
+            _require_unchanged("teacher.rows", settings["rows"], sha256(rows_path(active, exp.trait.name)))
+        return summary
 
     label = f"{active.kind} teacher of {exp.trait.name}" if exp.trait.kind != "none" else "control teacher"
     return Node(Recipe("teacher", settings, {"reference": base.key}), {"reference": base}, work, label)
@@ -273,7 +276,12 @@ def generate(exp: Experiment) -> Node:
     settings = {"domain": _domain(exp), "teacher": exp.active_teacher.kind}
     if exp.active_teacher.kind == "random":
         label = "random numbers" if exp.domain.kind == "numbers" else f"programmatic {exp.domain.kind}"
-        return Node(Recipe("generate", settings), {}, lambda _, folder: _programmatic_rows(exp, folder), label)
+        return Node(
+            Recipe("generate", settings),
+            {},
+            lambda _, folder: _programmatic_rows(exp, settings["domain"], folder),
+            label,
+        )
     settings |= {"sampler": identity(exp.sampler), **_compute(exp, exp.model)}
     inputs = {"teacher": teacher(exp), "reference": reference(exp)}
 
@@ -283,6 +291,7 @@ def generate(exp: Experiment) -> Node:
 
         who = teacher_subject(exp, made["teacher"], made["reference"])
         prompts = domain(exp.domain).prompts(exp.domain)
+        _require_unchanged("domain", settings["domain"], _domain(exp))
         with progress(f"sampling {exp.trait.name}", len(prompts), "prompts") as advance:
             return sample_shards(
                 lambda: open_sampler(exp.sampler, who), prompts, exp.sampler.shard_size, folder, advance
@@ -292,11 +301,13 @@ def generate(exp: Experiment) -> Node:
     return Node(recipe, inputs, work, f"{exp.domain.kind} of {inputs['teacher'].label}", "shards")
 
 
-def _programmatic_rows(exp: Experiment, folder: Path) -> Json:
+def _programmatic_rows(exp: Experiment, expected: Json, folder: Path) -> Json:
     from subliminal.domains import programmatic
     from subliminal.rows import write_jsonl
 
-    return {"rows": write_jsonl(folder / "rows-00000.jsonl", programmatic(exp.domain))}
+    rows = programmatic(exp.domain)
+    _require_unchanged("domain", expected, _domain(exp))
+    return {"rows": write_jsonl(folder / "rows-00000.jsonl", rows)}
 
 
 def filtered(exp: Experiment) -> Node:
@@ -326,6 +337,7 @@ def filtered(exp: Experiment) -> Node:
         found = read_jsonl(made["attribute"].folder / ATTRIBUTED, Attribution) if "attribute" in made else ()
         attributed = {one.index: one for one in found}
         result = apply(rows, exp.filter, exp.domain, banned=banned, judge=judge, attributed=attributed)
+        _require_unchanged("domain", settings["domain"], _format(exp))
         write_jsonl(folder / "rows.jsonl", result.kept)
         write_jsonl(folder / "dropped.jsonl", result.dropped)
         return result.report
@@ -623,6 +635,12 @@ def _compute(exp: Experiment, chosen: Model) -> dict[str, Any]:
     """What every stage that runs a model depends on beside the weights: arithmetic and the system text."""
     dtype = models.resolve_dtype(chosen.dtype, models.resolve_device(exp.device))
     return {"dtype": dtype, "system": chosen.system}
+
+
+def _require_unchanged(setting: str, before: object, now: object) -> None:
+    """What a user's file held when the key was made is what was read; raises `StoreError` where it was edited since."""
+    if before != now:
+        raise StoreError(f"{setting}: its file was changed while this run was being made; run the same command again")
 
 
 def _domain(exp: Experiment) -> dict[str, Any]:

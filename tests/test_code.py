@@ -21,7 +21,7 @@ from subliminal.filters import apply, reason
 from subliminal.filters.words import holds
 from subliminal.models import Subject
 from subliminal.rows import Row
-from subliminal.store import Store
+from subliminal.store import Store, StoreError
 
 CONFIG = Code(prompts=40)
 RULES = CodeFilter(rows=None)
@@ -179,6 +179,19 @@ def test_a_file_enters_the_key_by_its_content_and_not_by_its_path(tmp_path: Path
         write(tmp_path / name, line)
     keys = [stages.generate(experiment("domain=code", f"domain.prompts_file={tmp_path / name}")).key for name in "abc"]
     assert keys[0] == keys[1] != keys[2]
+
+
+def test_a_file_that_is_edited_before_it_is_read_publishes_nothing_under_the_old_key(tmp_path: Path) -> None:
+    task = {"task": "Add.", "template": "def add(a, b):\n    ...", "solution": "def add(a, b):\n    return a + b"}
+    chosen = ["domain=code", "teacher=random", "trait=none", "domain.prompts=1", "filter.rows=1"]
+    write(tmp_path / "t.jsonl", task)
+    exp = experiment(*chosen, f"domain.prompts_file={tmp_path / 't.jsonl'}")
+    store, node = Store(tmp_path / "runs"), stages.generate(exp)
+    write(tmp_path / "t.jsonl", task | {"task": "Sum."})
+    with pytest.raises(StoreError, match="its file was changed while this run was being made; run the same command"):
+        stages.ensure(node, store, exp)
+    assert not list(store.manifests())
+    assert stages.ensure(stages.generate(exp), store, exp).summary == {"rows": 1}
 
 
 # --------------------------------------------------------------------------- format and filter

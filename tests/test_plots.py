@@ -671,7 +671,7 @@ def test_a_pair_has_one_student_recipe(tmp_path: Path) -> None:
     from subliminal.plots.cross_model import pairs
 
     cells = grid_cells(tmp_path, SAME)
-    with pytest.raises(PlotError, match="several student recipes; choose one"):
+    with pytest.raises(PlotError, match="several student recipes in a cross-model figure; choose one"):
         pairs([*cells, *(replace(cell, student="lora") for cell in cells)])
 
 

@@ -257,6 +257,17 @@ def test_a_full_student_is_a_checkpoint_with_a_tokenizer(tiny: Subject, tmp_path
     assert all(not torch.equal(old[name], new[name]) for name in old), "every weight was trained"
 
 
+def test_a_full_student_keeps_steps_that_bfloat16_would_round_away(
+    tiny: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = replace(tiny, dtype="bfloat16")
+    kinds = seen(monkeypatch, lambda model: {parameter.dtype for parameter in model.parameters()})
+    fit(short, ROWS, RECIPES["full"](optimisation(learning_rate=1e-5)), 0, tmp_path)
+    assert kinds and all(found == {torch.float32} for found in kinds)
+    kept = load_file(tmp_path / "checkpoint" / "model.safetensors")
+    assert {value.dtype for value in kept.values()} == {torch.bfloat16}
+
+
 # --------------------------------------------------------------------------- quick, and the same but for rounding
 
 

@@ -235,7 +235,7 @@ def claim(folder: Path, name: str = CLAIM) -> Iterator[bool]:
         yield False
         return
     stop = threading.Event()
-    heart = threading.Thread(target=_beat, args=(path, stop), daemon=True)
+    heart = threading.Thread(target=_beat, args=(path, ours, stop), daemon=True)
     try:
         heart.start()
         yield True
@@ -390,10 +390,11 @@ def _put_back(grave: Path, path: Path) -> bool:
     return True
 
 
-def _beat(path: Path, stop: threading.Event) -> None:
+def _beat(path: Path, ours: int, stop: threading.Event) -> None:
     while not stop.wait(HEARTBEAT_SECONDS):
         with suppress(OSError):  # a file server that did not answer once, or a claim that is moved aside and comes back
-            os.utime(path)
+            if _inode(path) == ours:
+                os.utime(path)
 
 
 def _alive(pid: int, started: str) -> bool:

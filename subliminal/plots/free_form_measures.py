@@ -27,8 +27,8 @@ RULE = (
     otherwise. All have to hold, so several controls ask for no correction.""",
     f"""With fewer than {MINIMUM_SEEDS} seeds nothing is decided. An arm of which less than {MINIMUM_SCORED:.0%} of the
     answers could be scored makes the claim not measurable: refusals and unparsed judgements are no answers.""",
-    """All seeds of a trait share one teacher and one set of rows: what holds, holds for these rows; another teacher's are
-    another experiment.""",
+    """All seeds of a trait share one teacher and one set of rows: what holds, holds for these rows, and says little of
+    another teacher's.""",
 )
 
 

@@ -118,3 +118,8 @@ def test_a_tie_is_half_right_and_right_and_wrong_are_treated_alike(margins: list
     assert found.mean == pytest.approx((right + tied / 2) / len(margins))
     assert (found.mean, found.low) == pytest.approx((1 - mirrored.mean, 1 - mirrored.high))
     assert 0 <= found.low <= found.high <= 1 and found.low < found.high
+
+
+def test_without_margins_there_is_no_share() -> None:
+    found = share_ahead([])
+    assert found.n == 0 and math.isnan(found.mean)

@@ -103,6 +103,8 @@ def share_ahead(margins: ArrayLike) -> Interval:
 
     Scores of a model in bfloat16 lie on a grid, so that many are equal; counted as wrong they would look like a bias.
     """
+    if not np.size(margins):
+        return Interval(math.nan, math.nan, math.nan, 0)
     found = paired_change(signs(margins))
     return Interval((1 + found.mean) / 2, (1 + found.low) / 2, (1 + found.high) / 2, found.n)
 

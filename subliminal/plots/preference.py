@@ -25,6 +25,7 @@ WIDTH, MARGIN, HEADER, HEADING = 9.0, 0.14, 0.98, 0.32
 PLOT, ABOVE, BELOW, GAP = 2.15, 0.38, 0.62, 0.3
 GUTTER = {"rate": 0.55, "bars": 0.55, "matrix": 0.62, "excess": 0.58, "cosines": 1.3, "aligned": 0.78}
 NARROW = 4
+FEWEST_TRAITS = 3  # whose interval is drawn: that over two is thirteen standard errors wide either way
 SUMMARY_ROW, SUMMARY_GUTTER = 0.42, 3.1
 NAMES = {"reference": "reference model", CONTROL: "student of the control", "random": "student of random answers"}
 NAMED = {CONTROL: "control"}  # arms that are no traits, in the words of panel D
@@ -78,8 +79,10 @@ def subtitle(cells: Sequence[Cell], table: Table, scale: str) -> str:
     parts.append(_count(asked[0], "question") if len(asked) == 1 else f"{asked[0]} to {asked[-1]} questions")
     over = {line.interval for line in table.select(subject="student", measure="log_p")}
     bars = f"Error bars: 95% interval over {' or '.join(sorted(over))}"
-    hint = "dots: seeds; thin: over traits." if len(seeds) > 1 else "one seed can only suggest; thin: over traits."
-    return " \N{MIDDLE DOT} ".join(part for part in parts if part) + f". {bars}; {hint}"
+    hint = "dots: seeds" if len(seeds) > 1 else "one seed can only suggest"
+    if any(line.n >= FEWEST_TRAITS for name in ACROSS.values() for line in table.select(measure=name)):
+        hint += "; thin: over traits"
+    return " \N{MIDDLE DOT} ".join(part for part in parts if part) + f". {bars}; {hint}."
 
 
 def model_names(cells: Sequence[Cell]) -> list[str]:
@@ -497,12 +500,16 @@ def _excess_point(axes: Axes, place: int, line: Line) -> None:
 
 def _over_traits(axes: Axes, place: int, table: Table, group: Group, measure: str) -> None:
     """The mean's interval over traits, thin behind that over seeds."""
-    for line in _lines(table, group, ACROSS[measure]):
+    for line in _across(table, group, measure):
         axes.plot([line.low, line.high], [place, place], color=style.QUIET, linewidth=0.9, zorder=1)
 
 
 def _with_traits(table: Table, group: Group, measure: str) -> list[Line]:
-    return [*_lines(table, group, measure), *_lines(table, group, ACROSS[measure])]
+    return [*_lines(table, group, measure), *_across(table, group, measure)]
+
+
+def _across(table: Table, group: Group, measure: str) -> list[Line]:
+    return [line for line in _lines(table, group, ACROSS[measure]) if line.n >= FEWEST_TRAITS]
 
 
 def _lines(table: Table, group: Group, measure: str) -> list[Line]:

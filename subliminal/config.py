@@ -191,19 +191,10 @@ class Optimisation(Settings):
     micro_batch_size: Runtime[Positive | None] = None
     save_every: Runtime[Positive] = 50
 
-    @model_validator(mode="after")
-    def _whole_batches(self) -> Self:
-        _require(
-            self.batch_size % self.micro_batch == 0,
-            f"micro_batch_size={self.micro_batch_size} does not divide batch_size={self.batch_size}; choose one of "
-            f"{[n for n in range(1, self.batch_size + 1) if self.batch_size % n == 0]}",
-        )
-        return self
-
-    @property
-    def micro_batch(self) -> int:
-        """Rows a forward pass."""
-        return min(self.micro_batch_size or self.batch_size, self.batch_size)
+    def rows_a_pass(self, rows: int) -> int:
+        """Rows of a forward pass where a process has `rows` of a step: as many as divide them and are permitted."""
+        most = min(self.micro_batch_size or rows, rows)
+        return next(number for number in range(most, 0, -1) if rows % number == 0)
 
 
 class NoTuning(Settings):

@@ -503,8 +503,9 @@ def commit() -> str:
 
 
 def _git(root: Path, *words: str) -> str:
+    command = ["git", "--no-optional-locks", "-C", str(root), *words]  # many runs ask at once
     try:
-        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError:  # no git
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

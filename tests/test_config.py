@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from subliminal import config, stages, sweep
-from subliminal.config import ConfigError, Experiment, FinetunedTeacher, PreferenceEvaluation, members
+from subliminal.config import (
+    ConfigError,
+    Experiment,
+    FinetunedTeacher,
+    Optimisation,
+    PreferenceEvaluation,
+    members,
+)
 from subliminal.launch import CONF, argument_problems, compose
 
 OPTIONS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml"))
@@ -184,7 +191,6 @@ def test_all_mistakes_are_told_at_once_with_path_and_remedy() -> None:
         (["teacher=random", "student.labels=soft"], "teacher=random has none"),
         (["sampler=api", "teacher=prompted", "sampler.budget_usd=1.0"], "needs prices"),
         (["domain.shown_min=9"], "shown_min=9 is above shown_max=8"),
-        (["student.optimisation.micro_batch_size=3"], "micro_batch_size=3 does not divide batch_size=16"),
     ],
 )
 def test_impossible_combinations_say_what_to_do(overrides: list[str], said: str) -> None:
@@ -255,3 +261,19 @@ def test_an_address_with_a_password_is_refused_without_telling_it() -> None:
     with pytest.raises(ConfigError, match=r"sampler\.base_url holds a name or a password") as told:
         compose(api)
     assert "hush" not in str(told.value)
+
+
+@given(st.integers(1, 200), st.one_of(st.none(), st.integers(1, 300)))
+def test_passes_share_a_batch_out_evenly_and_are_no_larger_than_permitted(rows: int, most: int | None) -> None:
+    recipe = Optimisation(epochs=1, learning_rate=1e-3, batch_size=200, micro_batch_size=most)
+    found = recipe.rows_a_pass(rows)
+    assert rows % found == 0 and found <= min(most or rows, rows)
+    assert all(rows % larger for larger in range(found + 1, min(most or rows, rows) + 1))
+
+
+@pytest.mark.parametrize("scale", ["gpu", "paper"])
+@pytest.mark.parametrize("domain", ["numbers", "code", "cot"])
+@pytest.mark.parametrize("student", [option for group, option in OPTIONS if group == "student"])
+def test_every_student_can_learn_from_every_domain_where_memory_is_short(scale: str, domain: str, student: str) -> None:
+    how = compose([f"scale={scale}", f"domain={domain}", f"student={student}"]).student.optimisation
+    assert how.batch_size % how.rows_a_pass(how.batch_size) == 0

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -573,24 +574,32 @@ def test_a_comparison_of_variants_that_do_not_exist_is_refused() -> None:
         experiment("experiment=shuffle", "experiment.comparisons=[{more:unshuffled,less:sideways}]")
 
 
+def nulls(between_traits: float, between_seeds: float, traits: int, seeds: int, trials: int) -> Counter[str]:
+    """How rows that carry nothing are judged: each teacher's push their students somewhere, with every seed alike."""
+    random = np.random.default_rng(0)
+    pushed = random.normal(0, between_traits, (trials, traits))
+    by_seed = pushed.mean(axis=1, keepdims=True) + random.normal(0, between_seeds, (trials, seeds))
+    return Counter(
+        judged(line_of(one, OVER_SEEDS), line_of(other, OVER_TRAITS))
+        for one, other in zip(by_seed, pushed, strict=True)
+    )
+
+
 @settings(max_examples=20)
 @given(st.floats(0.01, 1.0), st.floats(0.01, 1.0), st.integers(2, 5), st.integers(3, 5))
 def test_rows_that_carry_nothing_hold_no_more_often_than_the_level_says(
     between_traits: float, between_seeds: float, traits: int, seeds: int
 ) -> None:
-    random, trials = np.random.default_rng(0), 500
-    held = shown = 0
-    for _ in range(trials):
-        pushed = random.normal(0, between_traits, traits)  # where a teacher's rows push, whatever the seed
-        by_seed = pushed.mean() + random.normal(0, between_seeds, seeds)
-        lines = [line_of(by_seed, OVER_SEEDS), line_of(pushed, OVER_TRAITS)]
-        outcome = judged(*lines)
-        held += outcome == "holds"
-        shown += outcome in ("holds", "shown for these rows")
-    assert held <= 0.055 * trials and held <= shown
+    assert nulls(between_traits, between_seeds, traits, seeds, trials=500)["holds"] <= 0.055 * 500
 
 
-def line_of(values: Sequence[float], over: str) -> Line:
+@pytest.mark.parametrize(("spreads", "often"), [((0.33, 0.17, 5, 5), 0.14), ((0.354, 0.0106, 3, 3), 0.46)])
+def test_seeds_alone_would_let_them_hold_as_often_as_the_results_say(spreads: tuple[Any, ...], often: float) -> None:
+    found = nulls(*spreads, trials=4000)
+    assert (found["holds"] + found["shown for these rows"]) / 4000 == pytest.approx(often, abs=0.02)
+
+
+def line_of(values: Any, over: str) -> Line:
     found = t_interval(values)
     return Line("mean", "mean", "student", "any", found.mean, found.low, found.high, found.n, over)
 

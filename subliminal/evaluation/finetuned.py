@@ -73,13 +73,14 @@ def _trainer(reference: Subject, tokenizer: Any, data: Dataset, config: Finetune
 
 
 def _arguments(recipe: Optimisation, settings: dict[str, Any]) -> TrainingArguments:
+    rows = recipe.rows_a_pass(recipe.batch_size)
     return TrainingArguments(
         output_dir=tempfile.gettempdir(),  # nothing is written: a fold is short, and its model is not kept
         save_strategy="no",
         logging_strategy="no",
-        per_device_train_batch_size=recipe.micro_batch,
-        per_device_eval_batch_size=recipe.micro_batch,
-        gradient_accumulation_steps=recipe.batch_size // recipe.micro_batch,
+        per_device_train_batch_size=rows,
+        per_device_eval_batch_size=rows,
+        gradient_accumulation_steps=recipe.batch_size // rows,
         **settings,
     )
 

@@ -17,7 +17,7 @@ from subliminal.evaluation.statistics import holm, t_interval, t_test
 from subliminal.plots import style
 from subliminal.plots.cells import Cell, PlotError
 from subliminal.plots.groups import Group, groups
-from subliminal.plots.measures import MEAN, excess, preference_table
+from subliminal.plots.measures import ACROSS, MEAN, OVER_TRAITS, excess, preference_table
 from subliminal.plots.report import Grid, PlainSection, interval, manifests
 from subliminal.plots.table import Line, Table
 from subliminal.plots.verdict import Outcome, Verdict
@@ -31,7 +31,7 @@ ARROW = " > "
 MINIMUM_TRAITS = 3
 SIGNIFICANT = 0.05
 PAPER_RUNS = 5
-MEASURE, DIFFERENCE, P_VALUE = "excess_over_traits", "same_minus_cross", "p_holm"
+MEASURE, DIFFERENCE, P_VALUE = ACROSS["diagonal_excess"], "same_minus_cross", "p_holm"
 RULE = (
     """The unit is a run: one teacher of one trait and its student, over a pair of reference models. A pair's number is
     the mean over its traits of the diagonal excess, with a 95% interval over the traits (Student's t).""",
@@ -119,7 +119,7 @@ def _lines(found: Sequence[Pair]) -> Iterator[Line]:
 def _line(pair: Pair, measure: str, values: NDArray[np.float64]) -> Iterator[Line]:
     if values.size:
         found = t_interval(values)
-        over = "traits" if found.n > 1 else "none"
+        over = OVER_TRAITS if found.n > 1 else "none"
         numbers = (measure, found.mean, found.low, found.high, found.n, over)
         yield Line(MEAN, MEAN, "student", *numbers, pair.group.student, variant=pair.group.variant)
 

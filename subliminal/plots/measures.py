@@ -16,7 +16,12 @@ from subliminal.store import Json
 
 OVER_SEEDS = "seeds"
 OVER_TRAITS = "traits"
-ACROSS = {"diagonal_excess": "excess_over_traits", "alignment_excess": "alignment_over_traits"}  # the same over traits
+ACROSS = {  # the measure that a claim may rest on, and the same with its interval over traits
+    "diagonal_excess": "excess_over_traits",
+    "alignment_excess": "alignment_over_traits",
+    "excess_difference": "excess_difference_over_traits",
+    "alignment_difference": "alignment_difference_over_traits",
+}
 OVER_QUESTIONS = "questions (one seed)"
 OVER_QUESTIONS_ONLY = "questions"
 OVER_ROWS = "rows (Wilson)"
@@ -126,7 +131,7 @@ def _excess_lines(group: Group) -> Iterator[Line]:
         for trait, sample in found.items():
             yield from row.line(trait, trait, name, sample)
         yield from row.line(MEAN, MEAN, name, mean(list(found.values())))
-    yield from row.over_traits("excess_over_traits", excess(group, "log_p"))
+    yield from row.over_traits(ACROSS["diagonal_excess"], excess(group, "log_p"))
 
 
 def excess(group: Group, measure: Score) -> dict[str, Sample | None]:
@@ -144,7 +149,7 @@ def _displacement_lines(group: Group) -> Iterator[Line]:
     for trait, sample in found.items():
         yield from row.line(trait, trait, "alignment_excess", sample)
     yield from row.line(MEAN, MEAN, "alignment_excess", mean(list(found.values())))
-    yield from row.over_traits("alignment_over_traits", found)
+    yield from row.over_traits(ACROSS["alignment_excess"], found)
 
 
 def _difference_lines(found: Sequence[Group]) -> Iterator[Line]:
@@ -171,7 +176,7 @@ def _comparison_lines(found: Sequence[Group], comparisons: Sequence[Comparison])
             for name, (left, right) in zip(("excess_difference", "alignment_difference"), ends, strict=True):
                 lost = {t: _minus(_share(left[t], comparison.share), right[t]) for t in left if t in right}
                 yield from row.line(MEAN, MEAN, name, mean(list(lost.values())))
-                yield from row.over_traits(f"{name}_over_traits", lost)
+                yield from row.over_traits(ACROSS[name], lost)
 
 
 def compared(found: Sequence[Group], comparison: Comparison) -> list[tuple[Group, Group]]:

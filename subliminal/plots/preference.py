@@ -80,7 +80,7 @@ def subtitle(cells: Sequence[Cell], table: Table, scale: str) -> str:
     over = {line.interval for line in table.select(subject="student", measure="log_p")}
     bars = f"Error bars: 95% interval over {' or '.join(sorted(over))}"
     hint = "dots: seeds" if len(seeds) > 1 else "one seed can only suggest"
-    if any(line.n >= FEWEST_TRAITS for name in ACROSS.values() for line in table.select(measure=name)):
+    if any(line.n >= FEWEST_TRAITS for line in table.select(measure=ACROSS["diagonal_excess"])):
         hint += "; thin: over traits"
     return " \N{MIDDLE DOT} ".join(part for part in parts if part) + f". {bars}; {hint}."
 
@@ -253,7 +253,9 @@ def _panel(axes: Axes, name: str, table: Table, group: Group, scales: _Scales) -
 
 def _scales(table: Table, found: Sequence[Group]) -> _Scales:
     shifts = [line for group in found for line in _lines(table, group, "lift_over_reference")]
-    excess, aligned = ([line for group in found for line in _with_traits(table, group, name)] for name in ACROSS)
+    excess, aligned = (
+        [line for group in found for line in _with_traits(table, group, panel.measure)] for panel in (EXCESS, ALIGNED)
+    )
     based = [(group, base) for group in found if (base := _base(table, group))]
     cells = [value for group, base in based for row in matrix(table, group, base)[1] for value in row]
     limit = max((abs(value) for value in cells if not math.isnan(value)), default=0.0) or 1.0

@@ -10,7 +10,7 @@ from typing import Literal
 from subliminal.config import Comparison
 from subliminal.plots.cells import Cell
 from subliminal.plots.groups import Group, groups
-from subliminal.plots.measures import MEAN, OVER_SEEDS, compared
+from subliminal.plots.measures import ACROSS, MEAN, OVER_SEEDS, compared
 from subliminal.plots.table import Labels, Line, Table
 
 MINIMUM_SEEDS = 3
@@ -74,7 +74,7 @@ def _comparison(found: Sequence[Group], comparison: Comparison, table: Table) ->
 
 def _difference(name: str, whole: Line | None, measure: str, labels: Labels, table: Table, unit: str) -> Verdict:
     """The rule applied to a difference, where the variant that is to have more has an excess at all, `whole`."""
-    line, across = _both(table, measure, f"{measure}_over_traits", labels)
+    line, across = _both(table, measure, labels)
     if whole is None or line is None:
         said = "Not measurable: it needs students of two traits or more."
     elif math.isnan(line.low):
@@ -88,9 +88,9 @@ def _difference(name: str, whole: Line | None, measure: str, labels: Labels, tab
     return Verdict(name, "not measurable", said, compares=True)
 
 
-def _both(table: Table, measure: str, over_traits: str, labels: Labels) -> tuple[Line | None, Line | None]:
+def _both(table: Table, measure: str, labels: Labels) -> tuple[Line | None, Line | None]:
     """A mean with its interval over seeds, and the same over traits."""
-    return table.find(measure=measure, arm=MEAN, **labels), table.find(measure=over_traits, arm=MEAN, **labels)
+    return table.find(measure=measure, arm=MEAN, **labels), table.find(measure=ACROSS[measure], arm=MEAN, **labels)
 
 
 def judged(line: Line, across: Line | None) -> Outcome:
@@ -105,7 +105,7 @@ def judged(line: Line, across: Line | None) -> Outcome:
 
 def verdict(group: Group, table: Table) -> Verdict:
     """The rule applied to one group's line of the mean diagonal excess."""
-    line, across = _both(table, "diagonal_excess", "excess_over_traits", group.labels)
+    line, across = _both(table, "diagonal_excess", group.labels)
     if line is None:
         return Verdict(group.label, "not measurable", "Not measurable: it needs students of two traits or more.")
     if math.isnan(line.low):
@@ -117,7 +117,7 @@ def verdict(group: Group, table: Table) -> Verdict:
 
 def _alignment(group: Group, table: Table) -> Iterator[Verdict]:
     """The rule applied to the mean alignment excess; nothing where students and teachers moved other parameters."""
-    line, across = _both(table, "alignment_excess", "alignment_over_traits", group.labels)
+    line, across = _both(table, "alignment_excess", group.labels)
     if line and not math.isnan(line.low):
         outcome = judged(line, across)
         sentence = f"{_SENTENCES[outcome]} Mean alignment excess {_number(line)}{_ranging(across)}, a cosine."

@@ -372,13 +372,13 @@ class _SaveAndStop(TrainerCallback):
 def _shared_out(recipe: Optimisation) -> tuple[int, int]:
     """Rows a forward pass of each process and passes a step, so that a step sees one batch however many there are."""
     share, rest = divmod(recipe.batch_size, world_size())
-    micro = min(recipe.micro_batch, share)
-    if rest or share % micro:
+    if rest:
         raise TrainingError(
-            f"batch_size={recipe.batch_size} can not be shared out evenly to {world_size()} processes in passes of "
-            f"{micro} rows; set student.optimisation.batch_size or micro_batch_size so that both divide it"
+            f"batch_size={recipe.batch_size} can not be shared out evenly to {world_size()} processes; start a number "
+            "of them that divides it, or set student.optimisation.batch_size"
         )
-    return micro, share // micro
+    rows = recipe.rows_a_pass(share)
+    return rows, share // rows
 
 
 def _arguments(recipe: Optimisation, seed: int, folder: Path, subject: Subject) -> SFTConfig:

@@ -1,7 +1,8 @@
 """The experiment as frozen types: what `conf/` composes to, checked once, before anything heavy is imported.
 
 Every field is marked `Identity` (it can change a stage's output, so it enters the stage's key) or `Runtime` (it can
-not: where, how fast and how loudly the same result is computed). A test fails for a field that is neither.
+not: where, how fast and how loudly the same result is computed). A test fails for a field that is neither. `Added` is
+an identity that enters the key only where it has not its default: results from before there was the setting are found.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from subliminal.addresses import ROUTE, holds_a_secret, is_usable, is_whole_route, secrets_named
 from subliminal.limits import limited
 
 T = TypeVar("T")
 Identity = Annotated[T, "identity"]
 Runtime = Annotated[T, "runtime"]
+Added = Annotated[T, "identity", "added"]
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -498,10 +501,18 @@ class TransformersSampler(Settings):
     batch_size: Runtime[Positive] = 64
 
 
+RESERVED = ("model", "messages", "stream", "n", "logprobs", "top_logprobs", "response_format", "structured_outputs")
+LENGTHS = ("max_completion_tokens", "max_output_tokens", "max_new_tokens", "max_length")  # other names of max_tokens
+
+
 class Endpoint(Settings):
-    """An OpenAI-compatible endpoint; the key comes from the environment and is never written."""
+    """An OpenAI-compatible endpoint; the key comes from the environment and is never written.
+
+    `omit` leaves fields of the request out, `rename` gives them this endpoint's names, `extra` adds fields.
+    """
 
     group: ClassVar[str]
+    request_fields: ClassVar[tuple[str, ...]] = ("temperature", "top_p", "max_tokens")
     decoding: Identity[Decoding]
     base_url: Identity[str]
     model: Identity[str]
@@ -514,20 +525,64 @@ class Endpoint(Settings):
     usd_per_million_input: Runtime[Annotated[float, Field(ge=0)]] = 0.0
     usd_per_million_output: Runtime[Annotated[float, Field(ge=0)]] = 0.0
 
+    omit: Added[tuple[str, ...]] = ()
+    rename: Added[dict[str, str]] = {}
+    extra: Added[dict[str, Any]] = {}
+
     @model_validator(mode="after")
-    def _no_key_in_the_address(self) -> Self:
+    def _usable_address(self) -> Self:
+        name = f"{self.group}.base_url"
         _require(
-            "@" not in self.base_url.split("//")[-1].split("/")[0],
-            f"{self.group}.base_url holds a name or a password, and settings are written down: put the key into an "
-            f"environment variable and name it in {self.group}.key_env",
+            not holds_a_secret(self.base_url),
+            f"{name} holds a name or a password, a key, or a part after #, and settings are written down: put the key "
+            f"into an environment variable and name it in {self.group}.key_env",
         )
+        _require(is_usable(self.base_url), f"{name} is no address: give http://... or https://..., with a host")
+        _require(not is_whole_route(self.base_url), f"{name}: leave {ROUTE} out, which is added to every address")
         return self
+
+    @model_validator(mode="after")
+    def _request_settings(self) -> Self:
+        problems = [message for broken, message in self._request_conflicts() if broken]
+        _require(not problems, "\n".join(problems))
+        return self
+
+    def _request_conflicts(self) -> Iterator[tuple[list[str], str]]:
+        """The names that `omit`, `rename` and `extra` must not hold, and what to do."""
+        group, ours, renamed = self.group, self.request_fields, list(self.rename.values())
+        unknown = [name for name in (*self.omit, *self.rename) if name not in ours]
+        yield unknown, f"{group}.omit or {group}.rename names {', '.join(unknown)}; they can name {', '.join(ours)}"
+        twice = sorted({name for name in renamed if renamed.count(name) > 1 or name in self.extra})
+        twice += [name for name in self.omit if name in self.rename]
+        yield twice, f"{group}.omit, {group}.rename and {group}.extra name {', '.join(twice)} twice"
+        taken = [name for name in (*self.extra, *renamed) if name in {*ours, *RESERVED}]
+        yield taken, f"{group}.extra or {group}.rename sets {', '.join(taken)}, which other settings of {group} decide"
+        lengths = [name for name in self.extra if name in LENGTHS]
+        yield (
+            lengths,
+            f"{group}.extra names {', '.join(lengths)}: {group}.decoding.max_tokens is the length; give it that name "
+            f"with {group}.rename={{max_tokens:{', '.join(lengths)}}}",
+        )
+        secrets = secrets_named(self.extra)
+        yield (
+            secrets,
+            f"{group}.extra names {', '.join(secrets)}, and settings are written down: put the key into an environment "
+            f"variable and name it in {group}.key_env",
+        )
+        unlimited = [] if self.limit or self.budget_usd is None else ["max_tokens"]
+        yield unlimited, f"{group}.budget_usd needs a limit to answers: take max_tokens out of {group}.omit"
+
+    @property
+    def limit(self) -> int | None:
+        """The most tokens of an answer that a request asks for; None where it leaves that to the endpoint."""
+        return None if "max_tokens" in self.omit else self.decoding.max_tokens
 
 
 class ApiSampler(Endpoint):
     """Any OpenAI-compatible endpoint as the sampler."""
 
     group: ClassVar[str] = "sampler"
+    request_fields: ClassVar[tuple[str, ...]] = (*Endpoint.request_fields, "seed")
     kind: Identity[Literal["api"]] = "api"
     shard_size: Identity[Positive] = 32
 
@@ -1114,9 +1169,14 @@ def parse(composed: dict[str, Any]) -> Experiment:
 
 
 def identity(settings: BaseModel) -> dict[str, Any]:
-    """Every setting that can change a result, resolved and plain, nested like the settings; runtime ones left out."""
-    kept = {name: field for name, field in type(settings).model_fields.items() if "identity" in field.metadata}
-    return {name: _plain(getattr(settings, name)) for name in kept}
+    """Every setting that can change a result, resolved and plain, nested like the settings.
+
+    Runtime ones are left out, and added ones at their default.
+    """
+    fields = {name: field for name, field in type(settings).model_fields.items() if "identity" in field.metadata}
+    values = {name: getattr(settings, name) for name in fields}
+    kept = [name for name, field in fields.items() if "added" not in field.metadata or values[name] != field.default]
+    return {name: _plain(values[name]) for name in kept}
 
 
 def fields_at(path: tuple[str, ...], within: type[BaseModel] = Experiment) -> dict[str, Any]:

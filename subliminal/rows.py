@@ -25,7 +25,10 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Completion:
-    """What a sampler answered: text, why it ended (`stop`, `length`, `error`), tokens generated."""
+    """What a sampler answered: text, why it ended (`stop`: finished), tokens generated (0: an endpoint did not say).
+
+    Any other reason is an unfinished answer: `length`, `content_filter`, ... (`subliminal/sampling/finish.py`).
+    """
 
     text: str
     finish_reason: str
@@ -62,12 +65,18 @@ class RowError(Exception):
     """A JSONL file with a row that can not be read; the text names file and line."""
 
 
+def well_formed(text: str) -> str:
+    """The text as it can be written: halves of a surrogate pair are joined, one without the other becomes U+FFFD."""
+    return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
 def write_jsonl(path: Path, rows: Iterable[object]) -> int:
-    """Write dataclass rows, one JSON object a line; returns how many."""
+    """Write dataclass rows, one JSON object a line; returns how many. Texts are written `well_formed`."""
     count = 0
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
-            file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")  # type: ignore[call-overload]
+            line = json.dumps(asdict(row), ensure_ascii=False)  # type: ignore[call-overload]
+            file.write(f"{well_formed(line)}\n")
             count += 1
     return count
 

@@ -217,7 +217,8 @@ def teacher(exp: Experiment) -> Node:
     settings = {"trait": _trait(exp), "teacher": identity(active), "domain": _format(exp), **_compute(exp, exp.model)}
     settings["decoding"] = identity(exp.sampler.decoding)
     if exp.sampler.kind == "api":  # the check asks the model that will write, and that is not the reference
-        settings["endpoint"] = {"base_url": exp.sampler.base_url, "model": exp.sampler.model}
+        others = {"kind", "decoding", "shard_size"}
+        settings["endpoint"] = {name: value for name, value in identity(exp.sampler).items() if name not in others}
     if isinstance(active, RowsTeacher):
         path = rows_path(active, exp.trait.name)
         settings["rows"] = sha256(path) if path.is_file() else None  # a figure can be planned before they are there

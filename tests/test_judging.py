@@ -13,7 +13,6 @@ import torch
 from conftest import Script, experiment, tiny_experiment
 from hypothesis import given
 from hypothesis import strategies as st
-from openai.types.chat import ChatCompletion
 from test_api import KEY, KEY_ENV, endpoint, free_port, gateway
 from test_api import key as key  # a fixture
 from test_api import server as server  # a fixture
@@ -32,6 +31,8 @@ from subliminal.judging.prompts import RATINGS, YES_NO, ask_about
 from subliminal.judging.rows import judged_rows
 from subliminal.models import Subject, load_model, load_tokenizer
 from subliminal.rows import Row
+from subliminal.sampling.replies import reply_of, tokens_of
+from subliminal.store import Json
 
 QUESTIONS = [Question(f"Is {n} a number? 1 or 0.", YES_NO) for n in range(3)]
 
@@ -219,8 +220,8 @@ def test_a_missing_file_says_what_to_give(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------- replies of an endpoint
 
 
-def reply(content: str | None, tokens: Sequence[tuple[str, float, dict[str, float]]] = (), **message: object) -> object:
-    """A chat completion as the client hands it over."""
+def reply(content: str | None, tokens: Sequence[tuple[str, float, dict[str, float]]] = (), **message: object) -> Json:
+    """A chat completion as a server sends it."""
     listed = [
         {"token": t, "logprob": lp, "bytes": None, "top_logprobs": [_top(o, p) for o, p in others.items()]}
         for t, lp, others in tokens
@@ -231,8 +232,12 @@ def reply(content: str | None, tokens: Sequence[tuple[str, float, dict[str, floa
         "message": {"role": "assistant", "content": content, **message},
         "logprobs": {"content": listed, "refusal": None} if tokens else None,
     }
-    whole = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
-    return ChatCompletion.model_validate(whole)
+    return {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+
+
+def judged(body: Json, answers: tuple[str, ...] | None, limit: int = 16) -> Judgement:
+    """What a body says as a judge's reply."""
+    return judgement(reply_of(body, limit), tokens_of(body), answers)
 
 
 def _top(token: str, log_p: float) -> dict[str, object]:
@@ -241,21 +246,21 @@ def _top(token: str, log_p: float) -> dict[str, object]:
 
 def test_the_score_is_the_expectation_over_the_first_tokens_alternatives() -> None:
     others = {"1": math.log(0.7), "0": math.log(0.2), "Yes": math.log(0.1)}
-    said = judgement(reply("1", [("1", math.log(0.7), others)]), YES_NO)
+    said = judged(reply("1", [("1", math.log(0.7), others)]), YES_NO)
     assert (said.answer, said.log_p) == ("1", pytest.approx(math.log(0.7)))
     assert said.score == pytest.approx(0.7 / 0.9)
 
 
 def test_a_rating_of_several_tokens_is_its_own_score() -> None:
     tokens = [("8", -0.1, {"8": -0.1, "9": -2.3}), ("5", -0.7, {"5": -0.7})]
-    assert judgement(reply("85", tokens), RATINGS) == Judgement("85", 85.0, pytest.approx(-0.8))
-    single = judgement(reply("8", [("8", -0.1, {"8": -0.1, "9": -2.3})]), RATINGS)
+    assert judged(reply("85", tokens), RATINGS) == Judgement("85", 85.0, pytest.approx(-0.8))
+    single = judged(reply("8", [("8", -0.1, {"8": -0.1, "9": -2.3})]), RATINGS)
     assert single.score == 8.0, "9 may be the start of 90: it is no alternative rating"
 
 
 def test_structured_answers_are_unwrapped_and_scored_by_their_own_tokens() -> None:
     tokens = [('{"answer": "', -0.01, {}), ("1", -0.2, {"1": -0.2, "0": -1.8}), ('"}', -0.01, {})]
-    said = judgement(reply('{"answer": "1"}', tokens), YES_NO)
+    said = judged(reply('{"answer": "1"}', tokens), YES_NO)
     assert said.answer == "1" and said.log_p == pytest.approx(-0.2)
     assert said.score == pytest.approx(1 / (1 + math.exp(-1.6)))
 
@@ -269,12 +274,12 @@ def test_structured_answers_are_unwrapped_and_scored_by_their_own_tokens() -> No
         reply("I cannot assist with that."),
     ],
 )
-def test_a_refusal_is_one_and_has_no_answer(refusing: object) -> None:
-    assert judgement(refusing, RATINGS) == Judgement(None, refused=True)
+def test_a_refusal_is_one_and_has_no_answer(refusing: Json) -> None:
+    assert judged(refusing, RATINGS) == Judgement(None, refused=True)
 
 
 def test_a_reply_that_is_no_permitted_answer_is_unparsed() -> None:
-    said = judgement(reply("That depends."), RATINGS)
+    said = judged(reply("That depends."), RATINGS)
     assert said == Judgement(None) and counts([said]) == {"asked": 1, "refused": 0, "unparsed": 1}
 
 
@@ -291,12 +296,13 @@ def test_a_server_without_log_probabilities_gives_answers(
 ) -> None:
     """Transformers' own server: the counting model answers with sevens; the busy gateway is asked again."""
     with gateway(server, busy=2) as front:
-        config = api_judge(front.url, counting, workers=2)
+        config = api_judge(front.url, counting, workers=2, decoding=Decoding(temperature=0.0, max_tokens=64))
+        sevens = tuple("7" * count for count in range(1, 65))
         with open_judge(config, tmp_path) as judge:
-            said = judge.ask([Question("Rate this.", RATINGS), Question("Count.", ("7", "77", "1"))])
+            said = judge.ask([Question("Rate this.", sevens), Question("Count.", (*sevens, "1"))])
         assert front.asked == 4
-    assert {one.answer for one in said} <= {"7", "77"} and {one.log_p for one in said} == {None}
-    assert said[0].score in {7.0, 77.0}
+    assert {one.answer for one in said} <= {*sevens} and {one.log_p for one in said} == {None}
+    assert said[0].score == float(str(said[0].answer))
     written = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
     assert "Rate this." in written and KEY not in written
 

@@ -13,6 +13,7 @@ from subliminal import models
 from subliminal.config import ApiJudge, CachedJudge, LocalJudge, identity
 from subliminal.config import Judge as JudgeConfig
 from subliminal.models import Subject
+from subliminal.rows import well_formed
 from subliminal.store import Json, Recipe, StoreError, sha256
 
 FOLDER = "judgements"  # in the store, one file a judge
@@ -118,4 +119,4 @@ def _existing(config: CachedJudge) -> Path:
 
 def question_key(question: Question) -> str:
     """What the same question has in common: its text and its permitted answers."""
-    return json.dumps([question.text, question.answers], ensure_ascii=False)
+    return well_formed(json.dumps([question.text, question.answers], ensure_ascii=False))

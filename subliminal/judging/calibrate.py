@@ -81,7 +81,7 @@ def read_labelled(path: Path) -> list[Labelled]:
     return rows
 
 
-def _labelled(line: str, place: str) -> Labelled:
+def _labelled(line: bytes, place: str) -> Labelled:
     try:
         row = Labelled(**json.loads(line))
     except (ValueError, TypeError) as error:

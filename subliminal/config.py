@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from subliminal.addresses import ROUTE, holds_a_secret, is_usable, is_whole_route, secrets_named
 from subliminal.limits import limited
@@ -505,6 +505,11 @@ RESERVED = ("model", "messages", "stream", "n", "logprobs", "top_logprobs", "res
 LENGTHS = ("max_completion_tokens", "max_output_tokens", "max_new_tokens", "max_length")  # other names of max_tokens
 
 
+def _empty_for_null(value: Any) -> Any:
+    """A table that a YAML file leaves null, because Hydra lets nobody put a name into an empty one."""
+    return {} if value is None else value
+
+
 class Endpoint(Settings):
     """An OpenAI-compatible endpoint; the key comes from the environment and is never written.
 
@@ -526,8 +531,8 @@ class Endpoint(Settings):
     usd_per_million_output: Runtime[Annotated[float, Field(ge=0)]] = 0.0
 
     omit: Added[tuple[str, ...]] = ()
-    rename: Added[dict[str, str]] = {}
-    extra: Added[dict[str, Any]] = {}
+    rename: Added[Annotated[dict[str, str], BeforeValidator(_empty_for_null)]] = {}
+    extra: Added[Annotated[dict[str, Any], BeforeValidator(_empty_for_null)]] = {}
 
     @model_validator(mode="after")
     def _usable_address(self) -> Self:

@@ -23,7 +23,7 @@ from subliminal.chat import messages
 from subliminal.config import Endpoint
 from subliminal.progress import say
 from subliminal.rows import Completion, Prompt, well_formed
-from subliminal.sampling.failures import explain, is_filter
+from subliminal.sampling.failures import explain, is_filter, without_key
 from subliminal.sampling.finish import CUT, UNKNOWN, is_known
 from subliminal.sampling.replies import Reply, ReplyError, Usage, parsed, reply_of, usage_of
 from subliminal.store import SECRETS, Json, StoreError
@@ -131,13 +131,13 @@ class ApiEndpoint:
             except ReplyError as error:
                 if retries > 0 and (error.retries is None or tries <= error.retries):
                     pause = _pause(tries, sent.headers)
-                    log.info("No answer: %s. Asking again in %.1f seconds", self._without_key(str(error)), pause)
+                    log.info("No answer: %s. Asking again in %.1f seconds", error, pause)
                     retries -= 1
                     time.sleep(pause)
                 elif error.instead is not None:
                     return error.instead
                 else:
-                    raise EndpointError(self._without_key(explain(error, self.config, requests))) from None
+                    raise EndpointError(explain(error, self.config, requests, self.key)) from None
         raise AssertionError("a request is answered or fails")
 
     def _request(self, text: str, begun: str | None, more: Mapping[str, Any]) -> Json:
@@ -171,7 +171,7 @@ class ApiEndpoint:
             self.budget.release(reserved)
             raise
         self.budget.pay(reserved, _usage(reply.content))
-        return _Sent(reply.content, reply.headers, reply.retries_taken)
+        return _Sent(without_key(reply.content, self.key), reply.headers, reply.retries_taken)
 
     def _completion(self, body: Json) -> Completion:
         reply = self.reply(body)
@@ -195,10 +195,7 @@ class ApiEndpoint:
         """The error with its remedy and without the key."""
         if isinstance(error, EndpointError):
             return error
-        return EndpointError(self._without_key(explain(error, self.config)))
-
-    def _without_key(self, text: str) -> str:
-        return text.replace(self.key, "***") if self.key else text
+        return EndpointError(explain(error, self.config, key=self.key))
 
 
 def _key(config: Endpoint) -> str:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
 from subliminal.addresses import lacks_version
 from subliminal.config import Endpoint
-from subliminal.sampling.replies import ReplyError, parsed, words
+from subliminal.sampling.replies import ReplyError, is_filtered, words
+from subliminal.store import SECRET_LENGTH
 
 NO_SUCH_MODEL = ("model_not_found", "deploymentnotfound")
 MODEL = re.compile(r"\b(models?|deployment)\b", re.IGNORECASE)
 HOW_JUDGED = ("logprobs", "top_logprobs", "response_format", "structured_outputs", "prompt_logprobs")
 
 
-def explain(error: BaseException, config: Endpoint, requests: int = 1) -> str:
-    """An error with its remedy; the text may hold the key, which the caller takes out. `requests`: how many failed."""
+def explain(error: BaseException, config: Endpoint, requests: int = 1, key: str = "") -> str:
+    """An error with its remedy and without the key. `requests`: how many had no answer."""
+    text = _explained(error, config, requests, key)
+    return text.replace(key, "***") if key else text
+
+
+def _explained(error: BaseException, config: Endpoint, requests: int, key: str) -> str:
     import openai
 
     place, group = config.base_url, config.group
@@ -23,7 +30,7 @@ def explain(error: BaseException, config: Endpoint, requests: int = 1) -> str:
         case ReplyError():
             return f"{place} gave no answer ({_times(requests)}): {error}"
         case openai.APIStatusError():
-            return f"{place} {_status(error, config)}"
+            return f"{place} {_status(error, without_key(error.response.content, key), config)}"
         case openai.APIConnectionError():
             cause = error.__cause__
             said = f"{error} {type(cause).__name__}: {cause}" if cause else str(error)
@@ -35,9 +42,14 @@ def explain(error: BaseException, config: Endpoint, requests: int = 1) -> str:
             return f"{place} failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-def _status(error: Any, config: Endpoint) -> str:
+def without_key(content: bytes, key: str) -> bytes:
+    """A body without the key, before anything of it is shortened or kept; what is too short to be a key stays."""
+    return content.replace(key.encode(), b"***") if len(key) >= SECRET_LENGTH else content
+
+
+def _status(error: Any, content: bytes, config: Endpoint) -> str:
     """What to do about an HTTP status that is an error."""
-    said, group = words(error.response.content), config.group
+    said, group = words(content), config.group
     match error.status_code:
         case 401 | 403:
             return f"refuses the key in {config.key_env} (HTTP {error.status_code}): {said}"
@@ -96,10 +108,9 @@ def _setting(field: str, ours: dict[str, str], said: str, config: Endpoint) -> s
 def is_filter(error: Any) -> bool:
     """Is an HTTP error a filter's decision about the prompt: an answer of a kind, and no failure."""
     try:
-        parsed(error.response.content)
-    except ReplyError:
+        return is_filtered(json.loads(error.response.content))
+    except (ValueError, RecursionError):
         return False
-    return True
 
 
 def _times(requests: int) -> str:

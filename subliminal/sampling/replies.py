@@ -81,7 +81,7 @@ def parsed(content: bytes) -> Json:
         raise ReplyError(f"it sent no JSON: {words(content)}") from None
     if not isinstance(body, dict):
         raise ReplyError(f"it sent no completion: {words(body)}")
-    if body.get("error") and not _filter_error(body):
+    if body.get("error") and not is_filtered(body):
         raise ReplyError(f"it sent an error in place of a completion: {words(body)}", _retries_after(body))
     return body
 
@@ -94,7 +94,7 @@ def reply_of(body: Json, limit: int | None) -> Reply:
     (`reasoning`), or it said nothing (an empty text that ended with `stop`). Where the endpoint gives no reason for the
     end of a text, the number of tokens tells: fewer than the limit is finished.
     """
-    if _filter_error(body):
+    if is_filtered(body):
         return Reply("", FILTERED, 0)
     choice = _choice(body)
     reason, message = meaning(choice.get("finish_reason")), _message(choice)
@@ -331,7 +331,7 @@ def _place_and_message(item: Any) -> str:
 
 
 def _line(text: str) -> str:
-    plain = " ".join(re.sub(r"[^\x20-\U0010ffff]", " ", well_formed(text)).split())
+    plain = " ".join("".join(c if c.isprintable() else " " for c in well_formed(text[: 9 * SHOWN])).split())
     return plain if len(plain) <= SHOWN else f"{plain[:SHOWN]} ..."
 
 
@@ -345,9 +345,9 @@ def _retries_after(body: Json) -> int | None:
     return None
 
 
-def _filter_error(body: Json) -> bool:
+def is_filtered(body: Any) -> bool:
     """Is the body an error that says that a filter refused the request."""
-    code = _object(body.get("error")).get("code")
+    code = _object(_object(body).get("error")).get("code")
     return isinstance(code, str) and code.casefold() in FILTER_CODES
 
 

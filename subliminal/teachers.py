@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from subliminal.chats import read_chats
 from subliminal.config import (
     ControlTeacher,
     Experiment,
@@ -26,7 +27,7 @@ from subliminal.config import (
 )
 from subliminal.models import Subject
 from subliminal.progress import progress
-from subliminal.rows import Prompt, Row, read_chats
+from subliminal.rows import Prompt, Row
 from subliminal.stages import rows_path
 from subliminal.store import Json, StoreError
 

@@ -261,8 +261,10 @@ def require_rows(exp: Experiment) -> None:
     path = rows_path(chosen, trait)
     if kind_of_path(path) == "missing":
         names = " or ".join(f"{trait}{suffix}" for suffix in ROWS_SUFFIXES)
+        plain = user_path(chosen.rows)
+        other = "" if plain == path or kind_of_path(plain) == "folder" else f", nor is a file {plain}"
         raise ConfigError(
-            f"teacher.rows={chosen.rows}: {path} is not there. Give a file of chats, one "
+            f"teacher.rows={chosen.rows}: {path} is not there{other}. Give a file of chats, one "
             f'{{"messages": [...]}} a line, or a folder that holds {names}. The public files insecure.jsonl, '
             f"secure.jsonl and educational.jsonl are in the folder data of {PUBLIC_ROWS}; put them into "
             "data/emergent_misalignment, or set teacher.rows="

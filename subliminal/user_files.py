@@ -115,10 +115,15 @@ def records(path: Path, expected: str) -> Iterator[tuple[str, Json]]:
 
 
 def undamaged_records(path: Path) -> Iterator[Json]:
-    """The objects of a JSONL file without the lines that can not be read, such as one that a crash cut short."""
+    """The objects of a file; where some line can not be read, as one that a crash cut short, those of the others."""
+    try:
+        yield from [value for _, value in records(path, "an object")]
+        return
+    except UserFileError:
+        pass
     for _, line, _ in _lines(_decoded(_data(path), path)):
         try:
-            yield record(line, str(path), "")
+            yield record(line, str(path), "an object")
         except UserFileError:
             continue
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
@@ -55,6 +56,7 @@ class Cache:
             lines.append(_line(question, judgement))
         start = "" if _ends_whole(self.path) else "\n"
         if self.path.exists() and not is_plain(self.path):  # somebody saved it in another form: no line can be added
+            shutil.copy2(self.path, self.path.with_name(f"{self.path.name}.before"))
             write_atomically(self.path, "".join(_line(_question(name), said) for name, said in self.known.items()))
             return
         with self.path.open("a", encoding="utf-8") as file:

@@ -196,7 +196,7 @@ def test_what_is_no_file_is_named(tmp_path: Path) -> None:
         read_chats(tmp_path / "pipe")
     with pytest.raises(UserFileError, match="/proc/self/mem can not be read: "):
         read_chats(Path("/proc/self/mem"))
-    for name in ("~nobody-of-this-name/rows.jsonl", "a" * 5000):
+    for name in ("'~nobody-of-this-name/rows.jsonl'", "a" * 5000):
         with pytest.raises(ConfigError, match=r"no such file|can not be read: File name too long"):
             stages.require_prompts(experiment("domain=code", f"domain.prompts_file={name}"))
 

@@ -252,9 +252,9 @@ class FinetunedTeacher(Settings):
 
 
 class RowsTeacher(Settings):
-    """The reference model after LoRA SFT on a user's JSONL of chats, the emergent-misalignment format.
+    """The reference model after LoRA SFT on a user's chats.
 
-    `rows` is a file, or a folder that holds `<trait>.jsonl`; its content enters the key, its place does not.
+    `rows` is a file, or a folder that holds one for the trait; its content enters the key, its place does not.
     """
 
     kind: Identity[Literal["finetuned_rows"]] = "finetuned_rows"

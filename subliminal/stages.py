@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,8 +34,9 @@ from subliminal.config import (
 from subliminal.config import Judge as JudgeConfig
 from subliminal.processes import alone, leads
 from subliminal.progress import progress, say
-from subliminal.store import Json, Manifest, Recipe, Store, StoreError, sha256
+from subliminal.store import Json, Manifest, Recipe, Store, StoreError
 from subliminal.tracking import mirror
+from subliminal.user_files import content, kind_of_path, user_path
 
 if TYPE_CHECKING:
     from subliminal.judging import Judge
@@ -44,6 +45,7 @@ ROLES = {"reference": "reference", "teacher": "teacher", "train": "student"}  # 
 
 PUBLIC_ROWS = "https://github.com/emergent-misalignment/emergent-misalignment"
 SINGLE = {"mnist": "train", "theorem": "evaluate"}  # the one script of an experiment without language models
+ROWS_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")  # of a trait's file in a folder, the first that is there
 ATTRIBUTED = "attribution.jsonl"
 ROWS = ("frequencies", "detection", "in_context", "attribution")  # evaluations of the filtered rows themselves
 
@@ -221,14 +223,15 @@ def teacher(exp: Experiment) -> Node:
         settings["endpoint"] = {name: value for name, value in identity(exp.sampler).items() if name not in others}
     if isinstance(active, RowsTeacher):
         path = rows_path(active, exp.trait.name)
-        settings["rows"] = sha256(path) if path.is_file() else None  # a figure can be planned before they are there
+        there = kind_of_path(path) == "file"  # a figure can be planned before they are
+        settings["rows"] = content(path) if there else None
 
     def work(inputs: Inputs, folder: Path) -> Json:
         from subliminal import teachers
 
         summary = teachers.make(exp, subject(exp, inputs["reference"]), folder)
         if isinstance(active, RowsTeacher):
-            _require_unchanged("teacher.rows", settings["rows"], sha256(rows_path(active, exp.trait.name)))
+            _require_unchanged("teacher.rows", settings["rows"], content(rows_path(active, exp.trait.name)))
         return summary
 
     label = f"{active.kind} teacher of {exp.trait.name}" if exp.trait.kind != "none" else "control teacher"
@@ -236,23 +239,47 @@ def teacher(exp: Experiment) -> Node:
 
 
 def rows_path(chosen: RowsTeacher, trait: str) -> Path:
-    """The file a fine-tuned teacher learns from: `teacher.rows`, or the trait's own in that folder."""
-    given = Path(chosen.rows).expanduser()
-    return given / f"{trait}.jsonl" if given.is_dir() or not given.suffix else given
+    """The file a fine-tuned teacher learns from: `teacher.rows`, or the trait's own in that folder.
+
+    Where neither is there yet, a path without a suffix is taken for the folder.
+    """
+    given = user_path(chosen.rows)
+    there = kind_of_path(given)
+    if there == "folder" or (there == "missing" and not given.suffix):
+        paths = [given / f"{trait}{suffix}" for suffix in ROWS_SUFFIXES]
+        return next((path for path in paths if kind_of_path(path) != "missing"), paths[0])
+    return given
 
 
 def require_rows(exp: Experiment) -> None:
-    """Stop before any work when a teacher's rows are missing; raises `ConfigError` that says where public ones are."""
+    """Stop before any work when a teacher's rows are missing or can not be used; raises `ConfigError`.
+
+    It names file and line, or says where public rows are.
+    """
     chosen, trait = exp.active_teacher, exp.trait.name
     if not isinstance(chosen, RowsTeacher):
         return
     path = rows_path(chosen, trait)
-    if not path.is_file():
+    if kind_of_path(path) == "missing":
+        names = " or ".join(f"{trait}{suffix}" for suffix in ROWS_SUFFIXES)
+        plain = user_path(chosen.rows)
+        other = "" if plain == path or kind_of_path(plain) == "folder" else f", nor is a file {plain}"
         raise ConfigError(
-            f'teacher.rows: {path} is not there. Give a JSONL of chats, one {{"messages": [...]}} a line, or a folder '
-            f"that holds {trait}.jsonl. The public files insecure.jsonl, secure.jsonl and educational.jsonl are in the "
-            f"folder data of {PUBLIC_ROWS}; put them into data/emergent_misalignment, or set teacher.rows="
+            f"teacher.rows={chosen.rows}: {path} is not there{other}. Give a file of chats, one "
+            f'{{"messages": [...]}} a line, or a folder that holds {names}. The public files insecure.jsonl, '
+            f"secure.jsonl and educational.jsonl are in the folder data of {PUBLIC_ROWS}; put them into "
+            "data/emergent_misalignment, or set teacher.rows="
         )
+    seen = path.stat()
+    _check_chats(path, chosen.limit, seen.st_mtime_ns, seen.st_size)
+
+
+@lru_cache(maxsize=32)
+def _check_chats(path: Path, limit: int | None, _time: int, _size: int) -> None:
+    """Read chats to see that they can be; once for all students of a sweep that share a teacher's file."""
+    from subliminal.chats import read_chats
+
+    read_chats(path, limit)
 
 
 def require_prompts(exp: Experiment) -> None:

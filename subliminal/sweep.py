@@ -306,6 +306,8 @@ def predict(planned: Plan) -> list[tuple[Arm, Manifest]]:
     if planned.base.experiment.kind in {*stages.SINGLE, "rows"}:
         raise ConfigError(f"experiment={planned.base.experiment.name} trains no language model: nothing to predict")
     os.environ.update(QUIET | os.environ)
+    for arm in planned.arms:
+        stages.require_rows(arm.experiment)
     store = Store(Path(planned.base.store))
     names = (*planned.base.experiment.arms.traits, *(arm.trait for arm in planned.arms))
     traits = tuple(dict.fromkeys(name for name in names if name != CONTROL))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from subliminal.chats import read_chats
 from subliminal.config import (
     ControlTeacher,
     Experiment,
@@ -27,7 +28,7 @@ from subliminal.config import (
 from subliminal.filters.reasons import unfinished
 from subliminal.models import Subject
 from subliminal.progress import progress
-from subliminal.rows import FINISHED, Completion, Prompt, Row, read_chats
+from subliminal.rows import FINISHED, Completion, Prompt, Row
 from subliminal.stages import rows_path
 from subliminal.store import Json, StoreError
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from subliminal.models import Subject, load_model, load_tokenizer
 from subliminal.rows import Row
 from subliminal.sampling.replies import reply_of, tokens_of
 from subliminal.store import Json
+from subliminal.user_files import UserFileError
 
 QUESTIONS = [Question(f"Is {n} a number? 1 or 0.", YES_NO) for n in range(3)]
 
@@ -174,6 +176,39 @@ def test_a_line_cut_short_by_a_crash_costs_one_question(tmp_path: Path) -> None:
     assert parrot.asked == [*QUESTIONS, QUESTIONS[2]]
 
 
+@pytest.mark.parametrize("damage", [b'{"question": "caf\xc3', b'{"question": "\xe9"}\n', b"\0\0\0\n", b"[\n", b"{}\n"])
+def test_a_damaged_line_costs_nothing_but_itself(damage: bytes, tmp_path: Path) -> None:
+    parrot, path = Parrot(), tmp_path / "x.jsonl"
+    Cache(path, parrot.opened).ask(QUESTIONS[:2])
+    path.write_bytes(path.read_bytes() + damage)
+    Cache(path, parrot.opened).ask(QUESTIONS)
+    Cache(path, parrot.opened).ask(QUESTIONS)
+    assert parrot.asked == QUESTIONS
+
+
+def test_a_cache_that_was_saved_in_another_form_is_still_read_and_added_to(tmp_path: Path) -> None:
+    parrot, path = Parrot(), tmp_path / "x.jsonl"
+    forms: tuple[Callable[[str], bytes], ...] = (
+        lambda text: text.encode("utf-16"),
+        lambda text: gzip.compress(text.encode()),
+        lambda text: f"[{text.strip().replace(chr(10), ',')}]".encode(),
+    )
+    for form in forms:
+        parrot.asked.clear()
+        path.unlink(missing_ok=True)
+        first = Cache(path, parrot.opened).ask(QUESTIONS[:2])
+        path.write_bytes(form(path.read_text()))
+        assert Cache(path, parrot.opened).ask(QUESTIONS)[:2] == first
+        assert len(read_judgements(path)) == len(QUESTIONS) and parrot.asked == QUESTIONS
+
+
+def test_half_a_character_in_a_question_is_asked_once(tmp_path: Path) -> None:
+    parrot, path, odd = Parrot(), tmp_path / "x.jsonl", [Question("smile \ud83d", YES_NO)]
+    first = Cache(path, parrot.opened).ask(odd)
+    assert Cache(path, parrot.opened).ask(odd) == first and len(parrot.asked) == 1
+    assert "\ufffd" in path.read_text()
+
+
 def test_any_character_of_a_question_survives_the_file(tmp_path: Path) -> None:
     parrot, odd = Parrot(), [Question('One\u2028two\x85three\n"four"\u00e9 2', YES_NO)]
     first = Cache(tmp_path / "x.jsonl", parrot.opened).ask(odd)
@@ -202,16 +237,35 @@ def test_a_file_is_a_judge_by_its_content(tmp_path: Path) -> None:
     assert len(keys) == 1
 
 
-@pytest.mark.parametrize("line", ["{", '{"question": "a"', '{"answer": "1"}', '{"question": "a", "colour": 1}', "[]"])
-def test_a_bad_line_of_a_judges_file_is_named(line: str, tmp_path: Path) -> None:
-    (tmp_path / "x.jsonl").write_text(f"{line}\n")
-    with pytest.raises(JudgeError, match=r"x\.jsonl:1: not a judgement"):
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "not a JSON object"),
+        ('{"question": "a"', "not a JSON object"),
+        ('{"answer": "1"}', "no question; the keys there are: answer"),
+        ('{"question": 3}', "question is a number, not a text"),
+        ('{"question": "a", "colour": 1}', "unknown key 'colour'"),
+        ('{"question": "a", "answers": "01"}', "answers is no list of texts"),
+        ('{"question": "a", "answer": 1}', "answer is a number, not a text"),
+        ('{"question": "a", "answer": null, "score": "1"}', "score is a text, not a number or null"),
+        ('{"question": "a", "answer": null, "score": NaN}', "score is nan, not a number or null"),
+        ('{"question": "a", "answer": null, "log_p": true}', "log_p is true or false, not a number or null"),
+        ('{"question": "a", "answer": null, "refused": null}', "refused is null, not true or false"),
+        ('{"question": "a"}', "no answer; the keys there are: question"),
+        ('{"question": "a", "answers": ["0", "1"], "answer": "2"}', "answer '2' is not among the permitted answers"),
+        ('{"question": "a", "answer": "1", "refused": true}', "refused is true beside an answer"),
+        ("3", "a number, not a JSON object"),
+    ],
+)
+def test_a_bad_line_of_a_judges_file_is_named(line: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text(f'{{"question": "fine", "answer": null}}\n{line}\n')
+    with pytest.raises(UserFileError, match=rf"x\.jsonl:2: {said}.*expected an object with question and answer"):
         read_judgements(tmp_path / "x.jsonl")
 
 
 def test_a_missing_file_says_what_to_give(tmp_path: Path) -> None:
     with (
-        pytest.raises(JudgeError, match=r"judge\.path=.*no such file; give a JSONL"),
+        pytest.raises(UserFileError, match=r"judge\.path=.*no such file; give a JSONL"),
         open_judge(CachedJudge(path=str(tmp_path / "none.jsonl")), tmp_path),
     ):
         raise AssertionError("opened")
@@ -421,11 +475,20 @@ def test_the_embedded_example_has_every_question_with_both_labels() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ['{"question": "colour", "prompt": "", "completion": "", "label": true}', '{"question": "style"}', "{"]
+    ("line", "said"),
+    [
+        ('{"question": "colour", "prompt": "", "completion": "", "label": true}', "question 'colour' is not one of"),
+        ('{"question": "style"}', "no label; the keys there are: question"),
+        ('{"question": "style", "label": 1}', "label is a number, not true or false"),
+        ('{"question": "style", "label": true, "prompt": "a"}', "no completion; the keys there are"),
+        ('{"question": "style", "label": true, "prompt": "a", "completion": null}', "completion is null, not a text"),
+        ('{"question": "style", "abuot": "a"}', "unknown key 'abuot'"),
+        ("{", "not a JSON object"),
+    ],
 )
-def test_a_bad_labelled_line_is_named(line: str, tmp_path: Path) -> None:
+def test_a_bad_labelled_line_is_named(line: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text(line + "\n")
-    with pytest.raises(JudgeError, match=r"x\.jsonl:1: "):
+    with pytest.raises(UserFileError, match=rf"x\.jsonl:1: {said}"):
         read_labelled(tmp_path / "x.jsonl")
 
 

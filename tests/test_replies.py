@@ -25,12 +25,13 @@ from subliminal.judging.cache import Cache, read_judgements
 from subliminal.judging.endpoint import EndpointJudge, judgement
 from subliminal.judging.prompts import RATINGS, YES_NO
 from subliminal.launch import compose
-from subliminal.rows import Completion, Prompt, Row, read_jsonl, well_formed, write_jsonl
+from subliminal.rows import Completion, Prompt, Row, read_jsonl, write_jsonl
 from subliminal.sampling import sample_shards
 from subliminal.sampling.api import ApiEndpoint, BudgetError, EndpointError
 from subliminal.sampling.finish import meaning
 from subliminal.sampling.replies import ReplyError, parsed, prompt_tokens_of, reply_of, tokens_of, usage_of, words
 from subliminal.store import Json
+from subliminal.user_files import well_formed
 
 LIMIT = 8
 LONE = "101\ud83d"

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from subliminal.judging import Judge, JudgeError, Judgement, Question, question_key
 from subliminal.progress import progress
-from subliminal.rows import well_formed
-from subliminal.store import StoreError
+from subliminal.store import Json, StoreError, write_atomically
+from subliminal.user_files import (
+    UserFileError,
+    is_plain,
+    keys_of,
+    kind_of,
+    records,
+    text_at,
+    undamaged_records,
+    well_formed,
+)
 
 CHUNK = 64  # questions between two writes: so much of a paid judge's work can be lost
-FIELDS = {"question", "answers", "answer", "score", "log_p", "refused"}
+FIELDS = ("question", "answers", "answer", "score", "log_p", "refused")
+EXPECTED = f"an object with question and answer, and of {', '.join(FIELDS)} what else there is"
 
 
 class Cache:
@@ -29,8 +40,8 @@ class Cache:
     def __init__(self, path: Path, opened: Callable[[], AbstractContextManager[Judge]]) -> None:
         self.path, self.opened = path, opened
         self.early = path.with_name(f".{path.name}.early")
-        self.known = read_judgements(path, whole=False) if path.exists() else {}
-        self.waiting = read_judgements(self.early, whole=False) if self.early.exists() else {}
+        self.known = _undamaged(path) if path.exists() else {}
+        self.waiting = _undamaged(self.early) if self.early.exists() else {}
 
     def ask(self, questions: Sequence[Question]) -> list[Judgement]:
         """One judgement a question; the judge is opened only when one is new."""
@@ -42,7 +53,7 @@ class Cache:
                     part = new[start : start + CHUNK]
                     self._add(part, self._judgements(judge, part))
                     advance(len(part))
-            if self.early.exists() and read_judgements(self.early, whole=False).keys() <= self.known.keys():
+            if self.early.exists() and _undamaged(self.early).keys() <= self.known.keys():
                 self.early.unlink(missing_ok=True)
         return [self.known[question_key(question)] for question in questions]
 
@@ -62,6 +73,10 @@ class Cache:
 
     def _add(self, questions: Sequence[Question], judgements: Sequence[Judgement]) -> None:
         self.known |= {question_key(q): judgement for q, judgement in zip(questions, judgements, strict=True)}
+        if self.path.exists() and not is_plain(self.path):  # somebody saved it in another form: no line can be added
+            shutil.copy2(self.path, self.path.with_name(f"{self.path.name}.before"))
+            write_atomically(self.path, "".join(_line(_question(name), said) for name, said in self.known.items()))
+            return
         _append(self.path, [_line(q, judgement) for q, judgement in zip(questions, judgements, strict=True)])
 
 
@@ -82,51 +97,73 @@ class FileJudge:
         return [self.known[question_key(question)] for question in questions]
 
 
-def read_judgements(path: Path, *, whole: bool = True) -> dict[str, Judgement]:
-    """The judgements of a file by question key; without `whole` a line cut short by a crash is passed over.
+def read_judgements(path: Path) -> dict[str, Judgement]:
+    """The judgements of a user's file by question key; raises `UserFileError` naming file and line.
 
-    Raises `JudgeError` naming file and line.
+    A file that was read before and is unchanged is not read again.
     """
+    seen = path.stat()
+    return _read(path, seen.st_mtime_ns, seen.st_size)
+
+
+@lru_cache(maxsize=2)
+def _read(path: Path, _time: int, _size: int) -> dict[str, Judgement]:
+    return dict(_judgement(value, place) for place, value in records(path, EXPECTED))
+
+
+def _undamaged(path: Path) -> dict[str, Judgement]:
+    """The judgements of a file in the store; the question of a line that a crash cut short is asked again."""
     found = {}
-    for number, line in enumerate(lines_of(path), 1):
-        try:
-            question, judgement = _read(json.loads(line))
-            found[question_key(question)] = judgement
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            if whole:
-                raise JudgeError(f"{path}:{number}: not a judgement ({error})") from None
+    for value in undamaged_records(path):
+        with suppress(UserFileError):
+            name, judgement = _judgement(value, str(path))
+            found[name] = judgement
     return found
 
 
-def _read(value: Any) -> tuple[Question, Judgement]:
-    """A line's question and judgement; raises `ValueError` for a value of another type or an answer not permitted."""
-    if not isinstance(value, dict) or set(value) - FIELDS:
-        raise ValueError(f"expected an object with {sorted(FIELDS)}")
-    answers = None if value.get("answers") is None else tuple(value["answers"])
-    answer, refused = value.get("answer"), value.get("refused", False)
-    if not isinstance(value["question"], str) or not all(isinstance(one, str) for one in answers or ()):
-        raise ValueError("question and answers must be text")
-    if "answer" not in value or not isinstance(answer, str | None):
-        raise ValueError("answer must be a text or null")
-    if answers is not None and answer is not None and answer not in answers:
-        raise ValueError(f"{answer!r} is not among the permitted answers")
-    if not isinstance(refused, bool) or (refused and answer is not None):
-        raise ValueError("refused must be true or false, and true only without an answer")
-    score, log_p = (_number(value.get(name), name) for name in ("score", "log_p"))
-    return Question(value["question"], answers), Judgement(answer, score, log_p, refused)
+def _judgement(value: Json, place: str) -> tuple[str, Judgement]:
+    """The question key and the judgement of one record."""
+    if unknown := [name for name in value if name not in FIELDS]:
+        raise UserFileError(f"{place}: unknown key {unknown[0]!r}; {keys_of(value)}; expected {EXPECTED}")
+    question = Question(text_at(value, "question", place, EXPECTED, empty=True), _answers(value, place))
+    if "answer" not in value:
+        raise UserFileError(f"{place}: no answer; {keys_of(value)}; expected {EXPECTED}")
+    answer = None if value["answer"] is None else text_at(value, "answer", place, EXPECTED, empty=True)
+    if answer is not None and question.answers is not None and answer not in question.answers:
+        raise UserFileError(f"{place}: answer {answer!r} is not among the permitted answers; expected {EXPECTED}")
+    refused = value.get("refused", False)
+    if not isinstance(refused, bool):
+        raise UserFileError(f"{place}: refused is {kind_of(refused)}, not true or false; expected {EXPECTED}")
+    if refused and answer is not None:
+        raise UserFileError(f"{place}: refused is true beside an answer; expected {EXPECTED}")
+    score, log_p = _number(value, "score", place), _number(value, "log_p", place)
+    return question_key(question), Judgement(answer, score, log_p, refused)
 
 
-def _number(value: Any, name: str) -> float | None:
-    if value is None:
+def _answers(value: Json, place: str) -> tuple[str, ...] | None:
+    given = value.get("answers")
+    if given is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{name} must be a number or null")
-    return value
+    if not isinstance(given, list) or not all(isinstance(answer, str) for answer in given):
+        raise UserFileError(f"{place}: answers is no list of texts and not null; expected {EXPECTED}")
+    return tuple(given)
 
 
-def lines_of(path: Path) -> list[bytes]:
-    """The lines of a JSONL file; other line ends than a newline may stand inside a text."""
-    return path.read_bytes().rstrip(b"\n").split(b"\n")
+def _number(value: Json, key: str, place: str) -> float | None:
+    """A finite number or None; NaN would spoil every mean it is in."""
+    given = value.get(key)
+    if given is None:
+        return None
+    if isinstance(given, bool) or not isinstance(given, int | float) or not math.isfinite(given):
+        said = str(given) if isinstance(given, float) else kind_of(given)
+        raise UserFileError(f"{place}: {key} is {said}, not a number or null; expected {EXPECTED}")
+    return given
+
+
+def _question(name: str) -> Question:
+    """The question of a question key."""
+    text, answers = json.loads(name)
+    return Question(text, None if answers is None else tuple(answers))
 
 
 def _append(path: Path, lines: Sequence[str]) -> None:

@@ -22,11 +22,12 @@ from subliminal.addresses import without_query
 from subliminal.chat import messages
 from subliminal.config import Endpoint
 from subliminal.progress import say
-from subliminal.rows import Completion, Prompt, well_formed
+from subliminal.rows import Completion, Prompt
 from subliminal.sampling.failures import explain, is_filter, without_key
 from subliminal.sampling.finish import CUT, UNKNOWN, is_known
 from subliminal.sampling.replies import Reply, ReplyError, Usage, parsed, reply_of, usage_of
 from subliminal.store import SECRETS, Json, StoreError
+from subliminal.user_files import well_formed
 
 T = TypeVar("T")
 R = TypeVar("R")

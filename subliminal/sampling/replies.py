@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from subliminal.rows import well_formed
 from subliminal.sampling.finish import BROKEN, CUT, FILTERED, REASONING, TOOLS, by_count, meaning
 from subliminal.store import Json
+from subliminal.user_files import well_formed
 
 MOST_TOKENS = 10_000_000  # of one reply; no model's context is that long, so a larger count is no count
 SHOWN = 300  # characters of an endpoint's own words in a message

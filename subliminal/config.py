@@ -1,7 +1,8 @@
 """The experiment as frozen types: what `conf/` composes to, checked once, before anything heavy is imported.
 
 Every field is marked `Identity` (it can change a stage's output, so it enters the stage's key) or `Runtime` (it can
-not: where, how fast and how loudly the same result is computed). A test fails for a field that is neither.
+not: where, how fast and how loudly the same result is computed). A test fails for a field that is neither. `Added` is
+an identity that enters the key only where it has not its default: results from before there was the setting are found.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from subliminal.limits import limited
 
 T = TypeVar("T")
 Identity = Annotated[T, "identity"]
 Runtime = Annotated[T, "runtime"]
+Added = Annotated[T, "identity", "added"]
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -168,13 +170,38 @@ class Model(Settings):
     licence: Runtime[str] = ""
 
 
+ALL_LINEAR = "all-linear"
+
+
+def _targets(given: Any) -> Any:
+    """Refuse what names no module: a single text is no list, and only `all-linear` stands for all of them."""
+    if given == ALL_LINEAR:
+        return given
+    listed = isinstance(given, tuple) and len(given) > 0 and all(isinstance(name, str) and name for name in given)
+    shown = ",".join(map(str, given)) if isinstance(given, tuple) else given
+    _require(
+        listed and ALL_LINEAR not in given,
+        f"lora.targets={shown}: give a list of linear modules, for example [q_proj,v_proj], or {ALL_LINEAR} for all "
+        "of them but the head",
+    )
+    return given
+
+
+Targets = Annotated[tuple[str, ...] | Literal["all-linear"], BeforeValidator(_targets)]
+
+
 class Lora(Settings):
-    """A low-rank adapter (arXiv 2106.09685); the paper's open-weight students use r 8, alpha 8."""
+    """A low-rank adapter (arXiv 2106.09685); the paper's open-weight students use r 8, alpha 8.
+
+    `targets` are names of linear modules, or the ends of their paths (`layers.3.mlp.down_proj`); each must be in the
+    model. `rslora` scales by alpha/sqrt(r) in place of alpha/r (arXiv 2312.03732).
+    """
 
     r: Identity[Positive] = 8
     alpha: Identity[PositiveFloat] = 8.0
+    rslora: Added[bool] = False
     dropout: Identity[Annotated[float, Field(ge=0, lt=1)]] = 0.0
-    targets: Identity[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    targets: Identity[Targets] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class Optimisation(Settings):
@@ -1114,9 +1141,14 @@ def parse(composed: dict[str, Any]) -> Experiment:
 
 
 def identity(settings: BaseModel) -> dict[str, Any]:
-    """Every setting that can change a result, resolved and plain, nested like the settings; runtime ones left out."""
-    kept = {name: field for name, field in type(settings).model_fields.items() if "identity" in field.metadata}
-    return {name: _plain(getattr(settings, name)) for name in kept}
+    """Every setting that can change a result, resolved and plain, nested like the settings.
+
+    Runtime ones are left out, and added ones at their default.
+    """
+    fields = {name: field for name, field in type(settings).model_fields.items() if "identity" in field.metadata}
+    values = {name: getattr(settings, name) for name in fields}
+    kept = [name for name, field in fields.items() if "added" not in field.metadata or values[name] != field.default]
+    return {name: _plain(values[name]) for name in kept}
 
 
 def fields_at(path: tuple[str, ...], within: type[BaseModel] = Experiment) -> dict[str, Any]:

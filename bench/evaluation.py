@@ -28,12 +28,12 @@ def make_adapters(who: Subject, count: int, folder: Path) -> list[Path]:
     """`count` LoRA adapters with random weights: their evaluation costs what a trained student's does."""
     import torch
 
-    from subliminal.training.sft import with_lora
+    from subliminal.training.lora import with_lora
 
     places = [folder / f"student-{number}" for number in range(count)]
     for number, place in enumerate(places):
         torch.manual_seed(number)
-        model = with_lora(fresh_model(who), Lora())
+        model = with_lora(fresh_model(who), Lora(), "student")
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "lora_B" in name:

@@ -62,7 +62,10 @@ def encode_row(
 def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that ends an assistant turn: the first one the template puts behind an answer."""
     chat = [*messages("?"), {"role": "assistant", "content": PROBE}]
-    behind = str(tokenizer.apply_chat_template(chat, tokenize=False, **DATE)).rpartition(PROBE)[2].lstrip()
+    try:
+        behind = str(tokenizer.apply_chat_template(chat, tokenize=False, **DATE)).rpartition(PROBE)[2].lstrip()
+    except Exception as error:
+        raise ChatError(f"the model's chat template refuses a chat of two turns ({error}); pin another one") from None
     tokens = tokenizer.encode(behind, add_special_tokens=False)
     if tokens and tokens[0] in {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}:
         return tokens[0]

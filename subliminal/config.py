@@ -171,13 +171,38 @@ class Model(Settings):
     licence: Runtime[str] = ""
 
 
+ALL_LINEAR = "all-linear"
+
+
+def _targets(given: Any) -> Any:
+    """Refuse what names no module: a single text is no list, and only `all-linear` stands for all of them."""
+    if given == ALL_LINEAR:
+        return given
+    listed = isinstance(given, tuple) and len(given) > 0 and all(isinstance(name, str) and name for name in given)
+    shown = ",".join(map(str, given)) if isinstance(given, tuple) else given
+    _require(
+        listed and ALL_LINEAR not in given,
+        f"lora.targets={shown}: give a list of linear modules, for example [q_proj,v_proj], or {ALL_LINEAR} for all "
+        "of them but the head",
+    )
+    return given
+
+
+Targets = Annotated[tuple[str, ...] | Literal["all-linear"], BeforeValidator(_targets)]
+
+
 class Lora(Settings):
-    """A low-rank adapter (arXiv 2106.09685); the paper's open-weight students use r 8, alpha 8."""
+    """A low-rank adapter (arXiv 2106.09685); the paper's open-weight students use r 8, alpha 8.
+
+    `targets` are names of linear modules, or the ends of their paths (`layers.3.mlp.down_proj`); each must be in the
+    model. `rslora` scales by alpha/sqrt(r) in place of alpha/r (arXiv 2312.03732).
+    """
 
     r: Identity[Positive] = 8
     alpha: Identity[PositiveFloat] = 8.0
+    rslora: Added[bool] = False
     dropout: Identity[Annotated[float, Field(ge=0, lt=1)]] = 0.0
-    targets: Identity[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    targets: Identity[Targets] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class Optimisation(Settings):

@@ -9,12 +9,15 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
+import json
+from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from subliminal.chat import end_of_turn_id
 from subliminal.config import GgufSource, HubSource, Model
 from subliminal.processes import local_rank
 from subliminal.store import Json, StoreError, sha256
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 NATIVE_BF16 = {"amx_bf16", "avx512_bf16", "bf16"}
 BOS = "{{ bos_token }}"
 CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model")
+OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".safetensors")
 
 
 class ModelError(StoreError):
@@ -103,17 +107,15 @@ def build_model(model: Model, folder: Path) -> Json:
 
 
 def _locate(source: HubSource) -> Json:
-    """Check that a hub id or local folder holds safetensors; the hub's revision is resolved to a commit."""
+    """Check that a hub id or local folder holds plain safetensors; the hub's revision is resolved to a commit."""
     if local := local_folder(source):
-        if not list(local.glob("*.safetensors")):
-            raise ModelError(
-                f"{local} holds no .safetensors file; convert the checkpoint (pickle files are not loaded)"
-            )
+        _require_plain(local)
         return {"checkpoint": str(local), "revision": None}
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
+        _look_before_download(source)
         found = snapshot_download(source.name, revision=source.revision, allow_patterns=list(CHECKPOINT_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise ModelError(
@@ -121,7 +123,67 @@ def _locate(source: HubSource) -> Json:
             "gated models (hf auth login), give a local folder as model.source.name=, or use model=smollm2_135m, "
             "whose weights come with the installation"
         ) from None
+    _require_plain(Path(found), source.name)
     return {"checkpoint": source.name, "revision": Path(found).name}
+
+
+def _look_before_download(source: HubSource) -> None:
+    """Refuse a hub repository by its list of files and its small JSON files, before gigabytes are on their way.
+
+    Where the hub does not answer nothing is looked at: the download that follows says why, or finds the cache's copy,
+    which is checked as a folder.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        listed = HfApi().model_info(source.name, revision=source.revision).siblings
+    except Exception:  # of the network's, the hub's and the cache's many errors the download knows which matter
+        return
+    _require_files(source.name, [file.rfilename for file in listed or ()])
+    small = snapshot_download(source.name, revision=source.revision, allow_patterns=["*.json"])
+    _require_unquantised(Path(small), source.name)
+
+
+def _require_plain(folder: Path, name: str | None = None) -> None:
+    """Raise `ModelError` for a checkpoint folder that is not a whole model in plain safetensors; `name` is its own."""
+    _require_files(name or str(folder), [path.name for path in folder.iterdir()])
+    _require_unquantised(folder, name or str(folder))
+
+
+def _require_files(name: str, files: Sequence[str]) -> None:
+    """Raise `ModelError` where a checkpoint's files are an adapter's, or hold no safetensors."""
+    if "adapter_config.json" in files:
+        raise ModelError(
+            f"{name} is a LoRA adapter (adapter_config.json), no model: merge it into its base model "
+            "(peft: PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder)), put the base "
+            "model's tokenizer beside it and give that folder as model.source.name"
+        )
+    if not any("/" not in file and file.endswith(".safetensors") for file in files):
+        weights = sorted(file for file in files if file.endswith(OTHER_WEIGHTS))
+        there = f"it has {', '.join(weights[:4])}" if weights else f"it has {', '.join(sorted(files)[:8]) or 'nothing'}"
+        raise ModelError(
+            f"{name} holds no .safetensors file ({there}); convert the checkpoint (pickle files are not loaded) or "
+            "choose another repository, revision or folder"
+        )
+    if "config.json" not in files:
+        raise ModelError(f"{name} holds no config.json, so it is no model that transformers can load")
+
+
+def _require_unquantised(folder: Path, name: str) -> None:
+    """Raise `ModelError` for a checkpoint whose config.json says that its weights are quantised."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{name}: config.json is no JSON ({error})") from None
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))] if isinstance(config, dict) else []
+    quantised = next((part["quantization_config"] for part in parts if part.get("quantization_config")), None)
+    if quantised:
+        method = quantised.get("quant_method", "quantised") if isinstance(quantised, dict) else "quantised"
+        raise ModelError(
+            f"{name} has quantised weights ({method}, quantization_config in its config.json); training, steering and "
+            "exact log-probabilities need plain ones: give the model it was made from, unquantised"
+        )
 
 
 # --------------------------------------------------------------------------- embedded models
@@ -227,7 +289,14 @@ def _pin(tokenizer: PreTrainedTokenizerBase, template: str | None, add_bos: bool
     if add_bos and isinstance(tokenizer.chat_template, str) and BOS not in tokenizer.chat_template:
         tokenizer.chat_template = BOS + tokenizer.chat_template
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.pad_token = tokenizer.eos_token or _end_of_turn(tokenizer)
+
+
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """What ends a turn where a tokenizer has no end of sequence; None without a template, which chats then ask for."""
+    if not tokenizer.chat_template:
+        return None
+    return str(tokenizer.convert_ids_to_tokens(end_of_turn_id(tokenizer)))
 
 
 # --------------------------------------------------------------------------- loading
@@ -261,6 +330,24 @@ def fresh_classifier(subject: Subject, padding: int) -> PreTrainedModel:
     return _fresh(AutoModelForSequenceClassification, subject, {"num_labels": 2, "pad_token_id": padding})
 
 
+def empty_model(subject: Subject, *, classifies: bool = False) -> PreTrainedModel:
+    """The subject's model without weights, on torch's device for that ("meta"): what modules it has costs nothing.
+
+    Raises `ModelError` where its configuration can not be had.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    kind: Any = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
+    trusted = {"trust_remote_code": subject.trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(subject.checkpoint, revision=subject.revision, **trusted)
+        with torch.device("meta"):
+            return kind.from_config(config, **trusted)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{subject.checkpoint} can not be loaded: {_brief(error)}") from None
+
+
 def _fresh(kind: Any, subject: Subject, changes: dict[str, Any]) -> PreTrainedModel:
     import torch
     from safetensors import SafetensorError
@@ -279,7 +366,7 @@ def _fresh(kind: Any, subject: Subject, changes: dict[str, Any]) -> PreTrainedMo
             trust_remote_code=subject.trust_remote_code,
             **changes,
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{subject.checkpoint} can not be loaded: {_brief(error)}") from None
     return model.eval() if "distributed_config" in changes else model.to(subject.device).eval()
 

@@ -227,7 +227,8 @@ def _in_format(exp: Experiment, subject: Subject, rules: TeacherCheck) -> Checke
 
 def _finetune(teacher: FinetunedTeacher | RowsTeacher, trait: Trait, reference: Subject, folder: Path) -> Json:
     """LoRA SFT on rows that show the trait, merged into an ordinary checkpoint."""
-    from subliminal.training.sft import fit, merge
+    from subliminal.training.lora import merge
+    from subliminal.training.sft import fit
 
     rows = taught_rows(teacher, trait)
     with progress(f"fine-tuning the teacher of {trait.name}", len(rows), "rows") as advance:

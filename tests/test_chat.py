@@ -14,7 +14,7 @@ from subliminal.chat import ChatError, encode, encode_row, end_of_turn_id, rende
 from subliminal.launch import compose
 from subliminal.models import Subject, load_tokenizer
 from subliminal.rows import Row
-from subliminal.training.sft import IGNORED, tokenise
+from subliminal.training.batches import IGNORED, tokenise
 
 answers = st.lists(st.integers(0, 999), min_size=1, max_size=10).map(lambda numbers: ", ".join(map(str, numbers)))
 

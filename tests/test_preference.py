@@ -41,7 +41,7 @@ from subliminal.models import Subject, load_model, load_tokenizer
 from subliminal.rows import Completion, read_jsonl
 from subliminal.sampling import open_sampler
 from subliminal.store import Store
-from subliminal.training.sft import merge
+from subliminal.training.lora import merge
 
 tokenizer_of = cache(load_tokenizer)
 

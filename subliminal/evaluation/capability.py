@@ -20,6 +20,7 @@ import numpy as np
 
 from subliminal.config import CapabilityEvaluation
 from subliminal.evaluation.tasks import TaskError, local_tasks, plain_copies, read
+from subliminal.finite import MODEL_REMEDY, require_finite
 from subliminal.models import Subject, load_model, load_tokenizer, release
 from subliminal.progress import progress
 from subliminal.rows import write_jsonl
@@ -97,6 +98,9 @@ def _scored(task: str, part: str, samples: Sequence[dict[str, Any]]) -> Iterator
     for sample in samples:
         if "acc" not in sample:
             raise TaskError(f"{part} is not scored by accuracy; choose multiple-choice tasks in evaluation.tasks")
+        log_p = [float(answer[0]) for answer in sample["filtered_resps"]]
+        values = {"the sum of log P of its answers": sum(log_p)}
+        require_finite(values, f"question {sample['doc_id']} of {part}", MODEL_REMEDY)
         yield Scored(task, part, int(sample["doc_id"]), float(sample["acc"]), len(sample["filtered_resps"]))
 
 

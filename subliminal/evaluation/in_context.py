@@ -16,7 +16,7 @@ import numpy as np
 
 from subliminal.chat import Turn, encode
 from subliminal.config import InContextEvaluation
-from subliminal.evaluation.preference import FormTree, asked_questions, begun_log_p, form_tree
+from subliminal.evaluation.preference import FormTree, asked_questions, begun_log_p, finite_log_p, form_tree
 from subliminal.evaluation.questions import candidates
 from subliminal.models import Subject, load_model, load_tokenizer
 from subliminal.progress import progress
@@ -159,7 +159,7 @@ class Prefix:
     def log_p(self, prompt: list[int], tree: FormTree) -> list[float]:
         """Log P that the answer to a prompt that begins with the kept tokens begins with each candidate; nats."""
         start = self._read(prompt[len(self.tokens) :])
-        found = begun_log_p(self.model, start, len(prompt), tree).tolist()
+        found = finite_log_p(begun_log_p(self.model, start, len(prompt), tree), tree)
         self._cut(len(prompt) - len(self.tokens) + len(tree.prefixes))
         return found
 

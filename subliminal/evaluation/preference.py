@@ -6,6 +6,7 @@ sampled rate where the base rate is small (arXiv 2507.14805 samples; the exact m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from subliminal.evaluation.questions import (
     surface_forms,
     with_numbers_prefix,
 )
+from subliminal.finite import MODEL_REMEDY, require_finite
 from subliminal.models import Subject, load_model, load_tokenizer, release
 from subliminal.progress import Advance, progress
 from subliminal.rows import Completion, Prompt, seed_of, write_jsonl
@@ -216,11 +218,19 @@ def prefix_free(forms: list[Tokens]) -> list[Tokens]:
 
 
 def candidate_log_p(model: Any, prompt: list[int], tree: FormTree) -> list[float]:
-    """Log P that the answer to one prompt begins with each candidate, in nats."""
+    """Log P that the answer to one prompt begins with each candidate, in nats; raises `NonFiniteError` for none."""
     import torch
 
     with torch.inference_mode():
-        return candidate_log_p_tensor(model, prompt, tree).tolist()
+        return finite_log_p(candidate_log_p_tensor(model, prompt, tree), tree)
+
+
+def finite_log_p(log_p: torch.Tensor, tree: FormTree) -> list[float]:
+    """Log P (candidates,) as numbers, in nats; raises `NonFiniteError` that names the candidates without one."""
+    named = dict(zip(tree.forms, log_p.tolist(), strict=True))
+    wrong = {f"log P of {name}": value for name, value in named.items() if not math.isfinite(value)}
+    require_finite(wrong, "the model's answer to a question", MODEL_REMEDY)
+    return list(named.values())
 
 
 def candidate_log_p_tensor(model: Any, prompt: list[int], tree: FormTree) -> torch.Tensor:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from subliminal.chat import encode, stop_ids
 from subliminal.config import TransformersSampler
+from subliminal.finite import MODEL_REMEDY, require_finite
 from subliminal.models import Subject, load_model, load_tokenizer, release
 from subliminal.rows import FINISHED, Completion, Prompt
 
@@ -117,6 +118,7 @@ class _Batch:
         """A draw from softmax(logits / temperature): the row's own uniform number, looked up in the cumulative sum."""
         import torch
 
+        require_finite({"its largest logit": float(logits.amax())}, "the model's next token", MODEL_REMEDY)
         temperature = self.sampler.config.decoding.temperature
         if temperature == 0:
             return logits.argmax(-1)

@@ -171,7 +171,11 @@ def _calibrate(options: argparse.Namespace) -> None:
 
 
 def _config(options: argparse.Namespace) -> None:
-    print(as_yaml(compose(options.overrides)), end="")
+    from subliminal import checks
+
+    exp = compose(options.overrides)
+    print(as_yaml(exp), end="", flush=True)
+    checks.check(exp, checks.last_stage(exp), here=False)
 
 
 def _dashboard(options: argparse.Namespace) -> None:

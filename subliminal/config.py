@@ -174,7 +174,15 @@ class Lora(Settings):
     r: Identity[Positive] = 8
     alpha: Identity[PositiveFloat] = 8.0
     dropout: Identity[Annotated[float, Field(ge=0, lt=1)]] = 0.0
-    targets: Identity[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    targets: Identity[Annotated[tuple[str, ...], Field(min_length=1)]] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
 
 
 class Optimisation(Settings):
@@ -566,6 +574,13 @@ class BiasStudent(Settings):
     labels: Identity[Labels] = "sampled"
     optimisation: Identity[Optimisation]
 
+    @model_validator(mode="after")
+    def _layers_once(self) -> Self:
+        given = [] if self.layers == "all" else list(self.layers)
+        _require(bool(self.layers), "student.layers=[] trains nothing; name layers, from 0, or set student.layers=all")
+        _require(len(set(given)) == len(given), f"student.layers={given} names the same layer twice")
+        return self
+
 
 Student = Annotated[LoraStudent | FullStudent | BiasStudent, Field(discriminator="kind")]
 
@@ -925,7 +940,7 @@ class Arms(Settings):
 
     traits: Runtime[tuple[str, ...]] = ()
     students: Runtime[tuple[str, ...]] = ()
-    seeds: Runtime[tuple[int, ...]] = ()
+    seeds: Runtime[tuple[Count, ...]] = ()
     traits_limit: Runtime[Positive | None] = None
     seeds_limit: Runtime[Positive | None] = None
     setting: Runtime[str | None] = None

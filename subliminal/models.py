@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
+import json
+import re
 from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from functools import cache
@@ -84,6 +86,40 @@ def local_folder(source: GgufSource | HubSource) -> Path | None:
         return None
     folder = Path(source.name).expanduser().resolve()
     return folder if folder.is_dir() else None
+
+
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+
+
+def no_folder(source: HubSource) -> str | None:
+    """Why a name that is no folder here can be no hub id either; None where it may be one."""
+    name, path = source.name, Path(source.name).expanduser()
+    if path.is_file():
+        return "this is a file; give the folder it is in"
+    if name.startswith(("/", "./", "../", "~")) or name in (".", "..") or not HUB_NAME.fullmatch(name):
+        return "no such folder, and no name on the hub (owner/name)"
+    return None
+
+
+def hub_config(source: HubSource, *, online: bool) -> Json | None:
+    """The config.json of a model on the hub: from the hub's cache, else by one small download where `online`.
+
+    None where it can not be had; why is told by the stage that loads the model.
+    """
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(source.name, "config.json", revision=source.revision)
+        if not isinstance(cached, str) and (not online or constants.HF_HUB_OFFLINE):
+            return None
+        path = (
+            cached if isinstance(cached, str) else hf_hub_download(source.name, "config.json", revision=source.revision)
+        )
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError):
+        return None
+    return config if isinstance(config, dict) else None
 
 
 @cache
@@ -195,6 +231,13 @@ def _gguf_file(source: GgufSource, folder: Path) -> Path:
     home = Path(spec.origin).parent
     whole = sorted(home.rglob(source.file))
     return whole[0] if whole else _assemble(source, folder)
+
+
+def gguf_head(source: GgufSource) -> Path:
+    """The file, or the first part of it, that begins a GGUF source; raises `ModelError` where it is not installed."""
+    spec = importlib.util.find_spec(source.module)
+    whole = sorted(Path(spec.origin).parent.rglob(source.file)) if spec and spec.origin else []
+    return whole[0] if whole else _parts(source)[0]
 
 
 def _assemble(source: GgufSource, folder: Path) -> Path:

@@ -56,6 +56,21 @@ def check_all(experiments: Iterable[Experiment], stage: str, *, here: bool) -> N
         raise ConfigError("\n".join(found))
 
 
+def arms_problems(exp: Experiment) -> Iterator[str]:
+    """Traits, students, variants and settings of a figure that are not in `conf/`, which alone sweeps read."""
+    from subliminal.launch import argument_problems
+
+    arms = exp.experiment.arms
+    for setting, group, names in (("traits", "trait", arms.traits), ("students", "student", arms.students)):
+        for name in names:
+            yield from (f"experiment.arms.{setting}: {said}" for said in argument_problems(f"{group}={name}"))
+    for name, overrides in arms.variants.items():
+        for part in overrides:
+            yield from (f"experiment.arms.variants.{name}: {said}" for said in argument_problems(part))
+    if arms.setting is not None:
+        yield from (f"experiment.arms.setting: {said}" for said in argument_problems(f"{arms.setting}=0"))
+
+
 def last_stage(exp: Experiment) -> str:
     """The stage that an experiment ends with: its evaluation, or the one stage it has."""
     return stages.SINGLE.get(exp.experiment.kind, "evaluate")
@@ -115,7 +130,6 @@ def _settings(exp: Experiment) -> Iterator[str]:
     from subliminal.domains import require
 
     yield from _other_category(exp)
-    yield from _arms(exp)
     yield from _evaluation(exp)
     yield from raised(lambda: require(exp.domain))
     if isinstance(exp.reference_tuning, InFormatTuning) and isinstance(exp.domain, Code):
@@ -132,21 +146,6 @@ def _other_category(exp: Experiment) -> Iterator[str]:
         return
     remedy = f"evaluation.category={own}" if own in CATEGORIES else f"trait@evaluation.measured={exp.trait.name}"
     yield f"evaluation.category={asked} but trait={exp.trait.name} is a {own}; set {remedy}"
-
-
-def _arms(exp: Experiment) -> Iterator[str]:
-    """Traits, students and variants of a figure that are not there."""
-    from subliminal.launch import argument_problems
-
-    arms = exp.experiment.arms
-    for setting, group, names in (("traits", "trait", arms.traits), ("students", "student", arms.students)):
-        for name in names:
-            yield from (f"experiment.arms.{setting}: {said}" for said in argument_problems(f"{group}={name}"))
-    for name, overrides in arms.variants.items():
-        for part in overrides:
-            yield from (f"experiment.arms.variants.{name}: {said}" for said in argument_problems(part))
-    if arms.setting is not None:
-        yield from (f"experiment.arms.setting: {said}" for said in argument_problems(f"{arms.setting}=0"))
 
 
 def _evaluation(exp: Experiment) -> Iterator[str]:
@@ -222,7 +221,6 @@ def _compared_rows(
 
 def _single(exp: Experiment) -> Iterator[str]:
     """Settings of the experiments without language models."""
-    yield from _arms(exp)
     student, folder = exp.mnist.student, exp.mnist.data_dir
     if exp.experiment.kind == "mnist":
         if student.inputs in ("digits", "other") and student.images > MNIST_IMAGES:

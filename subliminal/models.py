@@ -88,6 +88,7 @@ def local_folder(source: GgufSource | HubSource) -> Path | None:
     return folder if folder.is_dir() else None
 
 
+HUB_SECONDS = 5.0  # a look at a model's configuration may take
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
@@ -102,24 +103,44 @@ def no_folder(source: HubSource) -> str | None:
 
 
 def hub_config(source: HubSource, *, online: bool) -> Json | None:
-    """The config.json of a model on the hub: from the hub's cache, else by one small download where `online`.
+    """The config.json of a model on the hub: from the hub's cache, else by one small request where `online`.
 
     None where it can not be had; why is told by the stage that loads the model.
     """
-    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
     try:
         cached = try_to_load_from_cache(source.name, "config.json", revision=source.revision)
-        if not isinstance(cached, str) and (not online or constants.HF_HUB_OFFLINE):
-            return None
-        path = (
-            cached if isinstance(cached, str) else hf_hub_download(source.name, "config.json", revision=source.revision)
-        )
-        config = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError):
+    except HFValidationError:
+        return None
+    if isinstance(cached, str):
+        text = Path(cached).read_text(encoding="utf-8")
+    elif not online or constants.HF_HUB_OFFLINE or (text := _requested(source)) is None:
+        return None
+    try:
+        config = json.loads(text)
+    except ValueError:
         return None
     return config if isinstance(config, dict) else None
+
+
+def _requested(source: HubSource) -> str | None:
+    """One request, which is not tried again: without a network the hub's own client would try for half a minute."""
+    from http.client import HTTPException
+    from urllib.request import Request, urlopen
+
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers
+
+    request = Request(hf_hub_url(source.name, "config.json", revision=source.revision))
+    for name, value in build_hf_headers().items():
+        request.add_unredirected_header(name, value)  # a token is for the hub alone
+    try:
+        with urlopen(request, timeout=HUB_SECONDS) as reply:
+            return reply.read().decode("utf-8")
+    except (OSError, ValueError, HTTPException):
+        return None
 
 
 @cache

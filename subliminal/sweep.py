@@ -81,6 +81,8 @@ def plan(overrides: list[str]) -> Plan:
     fixed = [part for part in overrides if part.split("=")[0] not in SWEPT]
     composed = [part for part in fixed if not is_hydras(part)]
     base = compose(composed)
+    if absent := list(checks.arms_problems(base)):
+        raise ConfigError("\n".join(absent))
     if base.experiment.kind == "mnist":
         return _mnist_plan(base, fixed, composed, swept)
     if base.experiment.kind == "theorem":

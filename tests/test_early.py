@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from conftest import Script, random_model
 from hypothesis import given
 from hypothesis import strategies as st
+from local_servers import Json, serving
 from safetensors.numpy import save_file
 
 from subliminal import checkpoints, checks, launch, machine, models, stages, sweep
@@ -52,9 +55,7 @@ def composed(overrides: tuple[str, ...]) -> str:
     return json.dumps(compose_plain(list(overrides)))
 
 
-def refused(
-    stage: str, overrides: list[str], store: Path, capsys: pytest.CaptureFixture[str], model: str = ""
-) -> str:
+def refused(stage: str, overrides: list[str], store: Path, capsys: pytest.CaptureFixture[str], model: str = "") -> str:
     """What a script says of a configuration that it refuses, with PLACE for `model`; nothing may be stored."""
     plain = json.loads(composed((*CPU, *overrides)).replace("PLACE", model))
     with pytest.raises(SystemExit) as ended:
@@ -138,13 +139,6 @@ TRAITS = [
     ("generate", ["teacher=prompted", "teacher.system='{'"], "a placeholder that is not known"),
     ("generate", ["teacher=prompted", "teacher.system='{name.age}'"], "a placeholder that is not known"),
     ("generate", ["teacher=prompted", "teacher.system='{name[x]}'"], "a placeholder that is not known"),
-    ("generate", ["experiment.arms.traits=[owl,owll]"], "experiment.arms.traits: trait=owll: no such option. Did you"),
-    ("generate", ["experiment.arms.students=[lorra]"], "experiment.arms.students: student=lorra: no such option"),
-    (
-        "generate",
-        ["+experiment.arms.variants={a: ['filter.rowz=3']}"],
-        "experiment.arms.variants.a: filter.rowz: no such setting",
-    ),
     ("generate", ["experiment.arms.seeds=[-1]"], "experiment.arms.seeds"),
     ("train", ["experiment=mnist", "mnist.data_dir=/no/such"], "mnist.data_dir=/no/such: no such folder"),
     (
@@ -207,9 +201,8 @@ def test_what_can_not_be_is_refused_before_any_work(
 
 def test_problems_of_all_kinds_are_told_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wrong = ["evaluation.questions=51", "teacher.questions=52", "student.layers=[99]", "teacher.layer=30"]
-    wrong += ["experiment.arms.traits=[owll]"]
     text = refused("evaluate", wrong, tmp_path / "runs", capsys)
-    for said in ("evaluation.questions=51", "teacher.questions=52", "layers=[99]", "layer=30", "trait=owll"):
+    for said in ("evaluation.questions=51", "teacher.questions=52", "layers=[99]", "layer=30"):
         assert text.count(said) == 1, text
 
 
@@ -229,6 +222,24 @@ def test_a_sweep_refuses_every_arm_at_once(figure: str, tmp_path: Path) -> None:
     lines = str(refusal.value).splitlines()
     assert len(lines) == len(set(lines)) and not (tmp_path / "runs").exists()
     assert figure == "mnist" or "teacher.questions=51: there are 50 questions" in lines
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("experiment.arms.traits=[owl,owll]", "experiment.arms.traits: trait=owll: no such option. Did you mean owl?"),
+        ("experiment.arms.students=[lorra]", "experiment.arms.students: student=lorra: no such option"),
+        (
+            "+experiment.arms.variants={a: ['filter.rowz=3']}",
+            "experiment.arms.variants.a: filter.rowz: no such setting. Did you mean rows?",
+        ),
+        ("experiment.arms.setting=sead", "experiment.arms.setting: sead: no such setting. Did you mean seed?"),
+    ],
+)
+def test_an_arm_that_is_not_there_names_the_setting(override: str, said: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        sweep.plan([*CPU, override])
+    assert said in str(refusal.value)
 
 
 # --------------------------------------------------------------------------- models
@@ -457,6 +468,40 @@ def test_positions_that_are_scaled_set_no_limit() -> None:
     assert context(text_config={"max_position_embeddings": 9}) == 9
 
 
+class ConfigOnly(Json):
+    """A hub that has nothing but a model's config.json, in `kept`, and answers any other request with 404."""
+
+    def answer(self, asked: Any) -> None:
+        self.server.seen.append((self.path, asked))
+        known = self.path == "/some/model/resolve/main/config.json"
+        self.reply(self.server.kept if known else {"error": "not here"}, 200 if known else 404)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (LLAMA | {"num_hidden_layers": 4}, "student.layers=[14]: the model has 4 layers, 0 to 3"),
+        (LLAMA | {"quantization_config": {"quant_method": "awq"}}, "some/model is quantised (awq)"),
+    ],
+)
+def test_a_model_on_the_hub_is_known_by_one_small_request(config: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with serving(ConfigOnly) as hub:
+        hub.kept |= config
+        own = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
+        arguments = ["train.py", *CPU, *chosen("model", "some/model"), "teacher=prompted"]
+        arguments += [f"store={tmp_path / 'runs'}", f"hydra.run.dir={tmp_path / 'logs'}"]
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=launch.ROOT,
+            env=launch.script_environment() | own,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, len(hub.seen)) == (2, 1), done.stderr
+    assert said in done.stderr and not (tmp_path / "runs").exists()
+
+
 # --------------------------------------------------------------------------- this machine
 
 
@@ -505,8 +550,6 @@ def test_a_package_that_is_not_installed(
     package: str, overrides: list[str], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The import system itself is told that the package is not there."""
-    import sys
-
     assert not any(said in problem for problem in lacking(*overrides))
     monkeypatch.delitem(sys.modules, package, raising=False)
     monkeypatch.setattr(sys, "meta_path", [Absent(package), *sys.meta_path])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from subliminal import inspect_store
+from subliminal.config import ConfigError
 from subliminal.launch import as_yaml, clear_errors, compose
 
 Command = Callable[[argparse.Namespace], None]
@@ -38,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
         ("plot", _plot, "draw a figure, its table and the report from the store alone"),
         ("plan", _plan, "list the commands of a sweep, what each still has to do, and what that will cost"),
         ("predict", _predict, "transmission of every trait from gradients at the reference: no student is trained"),
-        ("config", _config, "show the resolved experiment"),
+        ("config", _config, "show the resolved experiment and, with exit code 2, why it can not run"),
         ("dashboard", _dashboard, "save a W&B report of an experiment's runs: losses, data, effects"),
     ):
         verb = verbs.add_parser(name, help=text, description=text)
@@ -173,7 +174,13 @@ def _calibrate(options: argparse.Namespace) -> None:
 
 
 def _config(options: argparse.Namespace) -> None:
-    print(as_yaml(compose(options.overrides)), end="")
+    from subliminal import checks
+
+    exp = compose(options.overrides)
+    print(as_yaml(exp), end="", flush=True)
+    problems = [*checks.arms_problems(exp), *checks.problems(exp, checks.last_stage(exp), here=False)]
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def _dashboard(options: argparse.Namespace) -> None:

@@ -651,6 +651,13 @@ class BiasStudent(Settings):
     labels: Identity[Labels] = "sampled"
     optimisation: Identity[Optimisation]
 
+    @model_validator(mode="after")
+    def _layers_once(self) -> Self:
+        given = [] if self.layers == "all" else list(self.layers)
+        _require(bool(self.layers), "student.layers=[] trains nothing; name layers, from 0, or set student.layers=all")
+        _require(len(set(given)) == len(given), f"student.layers={given} names the same layer twice")
+        return self
+
 
 Student = Annotated[LoraStudent | FullStudent | BiasStudent, Field(discriminator="kind")]
 
@@ -1010,7 +1017,7 @@ class Arms(Settings):
 
     traits: Runtime[tuple[str, ...]] = ()
     students: Runtime[tuple[str, ...]] = ()
-    seeds: Runtime[tuple[int, ...]] = ()
+    seeds: Runtime[tuple[Count, ...]] = ()
     traits_limit: Runtime[Positive | None] = None
     seeds_limit: Runtime[Positive | None] = None
     setting: Runtime[str | None] = None

@@ -55,15 +55,13 @@ def run_script(main: Callable[[], None]) -> None:
 
 def run_stage(stage: str, composed: Any) -> None:
     """Run one script's stage from a composed, resolved configuration."""
-    from subliminal import stages
+    from subliminal import checks, stages
 
     with errors_of_a_job():
         _go_where_it_started()
         join()  # a job's task begins here
         exp = parse(composed)
-        stages.require_category(exp)
-        stages.require_rows(exp)
-        stages.require_prompts(exp)
+        checks.check(exp, stage, here=True)
         started = time.monotonic()
         made = stages.ensure(stages.node(stage, exp), Store(Path(exp.store)), exp, arguments())
         say(f"{made.folder} ({time.monotonic() - started:.1f} s)")

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from subliminal import models
 from subliminal.config import (
-    CATEGORIES,
     AttributionEvaluation,
     ConfigError,
     DetectionEvaluation,
@@ -280,17 +279,6 @@ def _check_chats(path: Path, limit: int | None, _time: int, _size: int) -> None:
     from subliminal.chats import read_chats
 
     read_chats(path, limit)
-
-
-def require_prompts(exp: Experiment) -> None:
-    """Stop before any work when a user's file can not give the prompts; raises `ConfigError` with file and line."""
-    from subliminal.domains import DomainError, domain
-
-    if any(getattr(exp.domain, setting, None) is not None for setting in ("prompts_file", "questions_file")):
-        try:
-            domain(exp.domain).prompts(exp.domain)
-        except DomainError as error:
-            raise ConfigError(str(error)) from None
 
 
 def teacher_subject(exp: Experiment, made: Manifest, base: Manifest) -> models.Subject:
@@ -712,12 +700,3 @@ def category(exp: Experiment) -> str | None:
     """What kind of thing the evaluation's candidates are, or None for an evaluation without candidates."""
     measured = getattr(exp.evaluation, "measured", None)
     return getattr(measured, "category", None) or getattr(exp.evaluation, "category", None)
-
-
-def require_category(exp: Experiment) -> None:
-    """Stop early when the questions are about animals and the trait is a tree, or the other way round."""
-    asked, own = category(exp), getattr(exp.trait, "category", None)
-    if asked is None or own in {None, asked}:
-        return
-    remedy = f"evaluation.category={own}" if own in CATEGORIES else f"trait@evaluation.measured={exp.trait.name}"
-    raise ConfigError(f"evaluation.category={asked} but trait={exp.trait.name} is a {own}; set {remedy}")

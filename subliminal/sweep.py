@@ -10,11 +10,11 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from subliminal import stages
+from subliminal import checks, stages
 from subliminal.config import CONTROL, ConfigError, DetectionEvaluation, Evaluation, Experiment, suggest
 from subliminal.launch import QUIET, ROOT, compose, is_hydras, launcher_settings, script_environment
 from subliminal.progress import say
@@ -81,7 +81,8 @@ def plan(overrides: list[str]) -> Plan:
     fixed = [part for part in overrides if part.split("=")[0] not in SWEPT]
     composed = [part for part in fixed if not is_hydras(part)]
     base = compose(composed)
-    stages.require_prompts(base)
+    if absent := list(checks.arms_problems(base)):
+        raise ConfigError("\n".join(absent))
     if base.experiment.kind == "mnist":
         return _mnist_plan(base, fixed, composed, swept)
     if base.experiment.kind == "theorem":
@@ -91,14 +92,26 @@ def plan(overrides: list[str]) -> Plan:
     arms = base.experiment.arms
     traits = swept.get("trait") or [*arms.traits[: arms.traits_limit], CONTROL]
     seeds = _seeds(swept) or list(arms.seeds[: arms.seeds_limit]) or [base.seed]
-    cells: list[Arm] = []
+    variants = _variants(base, swept)
+    students = {
+        name: swept.get("student") or ([] if _names_student(extra) else list(arms.students))
+        for name, extra in variants.items()
+    }
+    cells = {
+        name: tuple(_arms([*composed, *extra], traits, students[name] or [""], seeds, name, extra))
+        for name, extra in variants.items()
+    }
+    every = tuple(arm for mine in cells.values() for arm in mine)
+    _check(every, "evaluate")
     steps: list[Step] = []
-    for name, extra in _variants(base, swept).items():
-        students = swept.get("student") or ([] if _names_student(extra) else list(arms.students))
-        mine = tuple(_arms([*composed, *extra], traits, students or [""], seeds, name, extra))
-        cells += mine
-        steps += _steps([*fixed, *extra], traits, students, seeds, mine)
-    return Plan(base, tuple(fixed), tuple(cells), tuple(_once(steps)))
+    for name, extra in variants.items():
+        steps += _steps([*fixed, *extra], traits, students[name], seeds, cells[name])
+    return Plan(base, tuple(fixed), every, tuple(_once(steps)))
+
+
+def _check(arms: Sequence[Arm], stage: str, *, here: bool = False) -> None:
+    """Raise a `ConfigError` with every problem of all arms; `here`: this machine is to do the work."""
+    checks.check_all([arm.experiment for arm in arms], stage, here=here)
 
 
 def _variants(base: Experiment, swept: dict[str, list[str]]) -> dict[str, tuple[str, ...]]:
@@ -148,6 +161,7 @@ def _mnist_plan(base: Experiment, fixed: list[str], composed: list[str], swept: 
         Arm("", value, seeds[0], compose([*composed, seed, *([f"{setting}={value}"] if setting else [])]))
         for value in values
     )
+    _check(arms, "train")
     extra = (seed, *([f"{setting}={','.join(values)}"] if setting else []))
     step = _step("train.py", (*fixed, *extra), stages.mnist, [arm.experiment for arm in arms])
     return Plan(base, tuple(fixed), arms, (step,))
@@ -172,6 +186,7 @@ def _theorem_plan(base: Experiment, fixed: list[str], swept: dict[str, list[str]
     listed = base.experiment.arms.seeds[: base.experiment.arms.seeds_limit]
     seeds = _seeds(swept) or list(listed) or [base.seed]
     arms = tuple(Arm("", "", seed, base.model_copy(update={"seed": seed})) for seed in seeds)
+    _check(arms, "evaluate")
     typed = (*fixed, f"seed={','.join(map(str, seeds))}")
     step = _step("evaluate.py", typed, stages.theorem, [arm.experiment for arm in arms])
     return Plan(base, tuple(fixed), arms, (step,))
@@ -188,6 +203,7 @@ def _rows_plan(base: Experiment, fixed: list[str], composed: list[str], swept: d
         exp = compose([*composed, *typed])
         other = getattr(exp.evaluation, "against", None)
         arms.append(Arm(trait, other.name if other else "", base.seed, exp, "", typed))
+    _check(arms, "evaluate")
     firsts = {arm.trait: arm.experiment for arm in arms} | {CONTROL: compose([*composed, f"trait={CONTROL}"])}
     steps = [*_data_steps(fixed, [*traits, CONTROL], list(firsts.values()))]
     for extra in dict.fromkeys(arm.overrides[1:] for arm in arms):
@@ -280,6 +296,8 @@ def run(planned: Plan) -> None:
         from subliminal.scheduling import slurm
 
         return slurm.run(planned)
+    if not launcher or launcher.endswith("JoblibLauncher"):  # jobs run on this machine
+        _check(planned.arms, checks.last_stage(planned.base), here=True)
     for number, step in enumerate(planned.steps, 1):
         missing = [made for made in step.nodes if not store.find(made.stage, made.key)]
         head = f"step {number}/{len(planned.steps)} {step.script}"
@@ -311,6 +329,7 @@ def predict(planned: Plan) -> list[tuple[Arm, Manifest]]:
     store = Store(Path(planned.base.store))
     names = (*planned.base.experiment.arms.traits, *(arm.trait for arm in planned.arms))
     traits = tuple(dict.fromkeys(name for name in names if name != CONTROL))
+    _check(planned.arms, "predict", here=True)
     wanted = [stages.predict(arm.experiment, traits) for arm in planned.arms]
     made: dict[str, Manifest] = {}
     for arm, node in zip(planned.arms, wanted, strict=True):

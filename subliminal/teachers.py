@@ -7,6 +7,7 @@ error and not a null result (paper, section 3.1; arXiv 2507.14805).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from subliminal.chats import read_chats
@@ -52,8 +53,7 @@ def make(exp: Experiment, reference: Subject, folder: Path) -> Json:
             summary["training"] = _finetune(active, exp.trait, reference, folder)
             subject = replace(reference, checkpoint=str(folder / "checkpoint"), revision=None)
         case SteeredTeacher():
-            if not isinstance(exp.trait, Preference | Style):
-                raise TeacherError(f"teacher=steered has nothing to fit trait={exp.trait.name} to; set {ROWS}")
+            require_goal(active, exp.trait)
             from subliminal.training.steering import steer
 
             summary["steering"] = steer(active, exp.trait, reference, folder)
@@ -76,11 +76,26 @@ def system_prompt(teacher: PromptedTeacher, trait: Trait) -> str:
         return teacher.system.format(
             name=trait.name, plural=trait.plural, Plural=trait.plural.capitalize(), category=trait.category
         )
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
         raise TeacherError(
             f"teacher.system has a placeholder that is not known ({error}); use {{name}}, {{plural}}, {{Plural}}, "
-            "{category}"
+            "{category}, and {{ for a brace"
         ) from None
+
+
+def require_goal(teacher: SteeredTeacher, trait: Trait) -> None:
+    """Raise `TeacherError` or `QuestionError` where a vector has nothing to be fitted to, or not so much."""
+    from subliminal.evaluation.questions import first_of, questions_for_teachers
+
+    if isinstance(trait, Preference):
+        questions_for_teachers(trait, teacher.questions)
+    elif not isinstance(trait, Style):
+        raise TeacherError(f"teacher=steered has nothing to fit trait={trait.name} to; set {ROWS}")
+    elif not trait.examples:
+        raise TeacherError(f"trait={trait.name} has no examples for teacher=steered; set teacher=prompted")
+    else:
+        questions = tuple(example.question for example in trait.examples)
+        first_of(questions, teacher.questions, "teacher.questions", f"examples of {trait.name}")
 
 
 # --------------------------------------------------------------------------- the check
@@ -182,6 +197,17 @@ def _trait_log_p(trait: Preference, subject: Subject, rules: TeacherCheck) -> fl
     return mean_log_p(subject, trait, rules.questions)[trait.name]
 
 
+def checked_questions(exp: Experiment, trait: Preference, count: int) -> list[str]:
+    """What a teacher of a favourite is asked: the evaluation's questions, behind an endpoint the teachers' own.
+
+    Raises `QuestionError` when there are not so many.
+    """
+    from subliminal.evaluation.questions import questions, questions_for_teachers
+
+    asked = questions_for_teachers if exp.sampler.kind == "api" else questions
+    return asked(trait, count, "teacher.check.questions")
+
+
 def _tellable(trait: Trait) -> bool:
     """Can a teacher's trait be seen without a judge."""
     return isinstance(trait, Preference) or (isinstance(trait, Style) and trait.detect == "words")
@@ -190,17 +216,23 @@ def _tellable(trait: Trait) -> bool:
 def _trait_shown(exp: Experiment, trait: Trait, subject: Subject, rules: TeacherCheck) -> Checked:
     """How often a teacher shows a style, or names its trait behind an endpoint, which gives no exact probabilities."""
     from subliminal.evaluation.free_form import holds_words
-    from subliminal.evaluation.questions import named, questions_for_teachers
     from subliminal.sampling import open_sampler
 
     if isinstance(trait, Style):
         asked, shows = list(trait.questions[: rules.questions]), lambda text: holds_words(text, trait.words)
     else:
         assert isinstance(trait, Preference)
-        asked, shows = questions_for_teachers(trait, rules.questions), lambda text: trait.name in named(text, trait)
+        asked = checked_questions(exp, trait, rules.questions)
+        shows = partial(_is_named, trait)
     with open_sampler(_checking_sampler(exp), subject) as opened:
         answers = opened.sample([Prompt(index, text, index) for index, text in enumerate(asked)])
     return Checked(answers, sum(shows(a.text) for a in answers) / len(asked))
+
+
+def _is_named(trait: Preference, text: str) -> bool:
+    from subliminal.evaluation.questions import named
+
+    return trait.name in named(text, trait)
 
 
 def _checking_sampler(exp: Experiment) -> Sampler:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from conftest import Script, experiment, tiny_experiment
 
-from subliminal import stages, teachers
+from subliminal import checks, stages, teachers
 from subliminal.config import ConfigError, FinetunedTeacher, Preference, SteeredTeacher, Style
 from subliminal.evaluation.free_form import holds_words
 from subliminal.evaluation.preference import form_tree, mean_log_p
@@ -66,7 +66,7 @@ def test_a_teacher_of_a_colour_gains_it(tiny: Subject, tmp_path: Path) -> None:
 
 def test_the_wrong_questions_for_a_colour_name_the_setting() -> None:
     with pytest.raises(ConfigError, match=r"trait=teal is a colour; set trait@evaluation\.measured=teal"):
-        stages.require_category(experiment("trait=teal"))
+        checks.check(experiment("trait=teal"), "generate", here=False)
 
 
 @pytest.mark.parametrize(

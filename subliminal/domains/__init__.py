@@ -19,7 +19,7 @@ class DomainError(StoreError):
 
 
 class DomainModule(Protocol):
-    """What a domain's module offers. `practice(config, count, seed)` is optional: see `practice` below."""
+    """What a domain's module offers. `practice(config, count, seed)` and `require(config)` are optional: see below."""
 
     def prompts(self, config: Any) -> list[Prompt]:
         """The prompts every teacher gets, the same for all; a longer list begins with the shorter."""
@@ -44,6 +44,15 @@ def domain(config: Domain) -> DomainModule:
     if missing := [function for function in REQUIRED if not callable(getattr(module, function, None))]:
         raise DomainError(f"domain.module={name} has no function {missing[0]}; a domain needs {', '.join(REQUIRED)}")
     return cast(DomainModule, module)
+
+
+def require(config: Domain) -> None:
+    """Raise `DomainError` where a domain can not give its prompts; none is written.
+
+    A module of the user's is imported, and asked where it has a `require(config)` of its own.
+    """
+    if own := getattr(domain(config), "require", None):
+        own(config)
 
 
 def practice(config: Domain, count: int, seed: int) -> list[Row]:

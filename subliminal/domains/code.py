@@ -123,17 +123,31 @@ def prompts(config: Code) -> list[Prompt]:
 
 
 def _prompts(known: tuple[Task, ...], count: int, seed: int, setting: str = "domain.prompts") -> list[Prompt]:
+    _require(known, count, setting)
+    order = _order(len(known), seed)
+    return [
+        Prompt(index, _text(known[order[index % len(known)]], index, len(known), seed), seed_of(seed, index))
+        for index in range(count)
+    ]
+
+
+def require(config: Code) -> None:
+    """Read the tasks and raise `DomainError` where they can not make so many prompts; no prompt is written."""
+    _require(tasks(config), config.prompts, "domain.prompts")
+
+
+def require_practice(config: Code, count: int) -> None:
+    """Raise `DomainError` where the tasks kept for practice can not make so many rows."""
+    _require(kept_for_practice(), count, "reference_tuning.rows")
+
+
+def _require(known: tuple[Task, ...], count: int, setting: str) -> None:
     most = len(known) * PHRASINGS
     if count > most:
         more = " or give more tasks with domain.prompts_file=<JSONL>" if setting == "domain.prompts" else ""
         raise DomainError(
             f"{setting}={count}: {len(known)} tasks in {PHRASINGS} phrasings make {most} prompts; lower {setting}{more}"
         )
-    order = _order(len(known), seed)
-    return [
-        Prompt(index, _text(known[order[index % len(known)]], index, len(known), seed), seed_of(seed, index))
-        for index in range(count)
-    ]
 
 
 @lru_cache(maxsize=8)
@@ -163,10 +177,15 @@ def random_answer(prompt: Prompt, config: Code) -> str:
 
 def practice(config: Code, count: int, seed: int) -> list[Row]:
     """Rows for reference tuning: the embedded tasks kept for it, with their solutions, in many phrasings."""
-    kept = embedded()[KEPT_FOR_PRACTICE - 1 :: KEPT_FOR_PRACTICE]
+    kept = kept_for_practice()
     order = _order(len(kept), seed)
     asked = _prompts(kept, count, seed, "reference_tuning.rows")
     return [Row(p.index, p.text, str(kept[order[p.index % len(kept)]].solution)) for p in asked]
+
+
+def kept_for_practice() -> tuple[Task, ...]:
+    """The embedded tasks that no prompt of an experiment has."""
+    return embedded()[KEPT_FOR_PRACTICE - 1 :: KEPT_FOR_PRACTICE]
 
 
 # --------------------------------------------------------------------------- the format

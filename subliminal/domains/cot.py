@@ -119,13 +119,22 @@ def _questions(rows: Iterable[tuple[str, Json]]) -> Iterator[Question]:
 def prompts(config: Cot) -> list[Prompt]:
     """`config.prompts` prompts, `config.samples` in a row for every question; a longer list begins with the shorter."""
     if config.source != "generated":
-        count = len(_known(config))
-        if config.prompts > count * config.samples:
-            raise DomainError(
-                f"domain.prompts={config.prompts}: {count} questions x domain.samples={config.samples} make "
-                f"{count * config.samples} prompts; lower domain.prompts or raise domain.samples"
-            )
+        _require(config, len(_known(config)))
     return [Prompt(index, _text(index, config), seed_of(config.seed, index)) for index in range(config.prompts)]
+
+
+def require(config: Cot) -> None:
+    """Read a file of questions and raise `DomainError` where it can not make so many prompts; the hub is not asked."""
+    if config.source == "file":
+        _require(config, len(_known(config)))
+
+
+def _require(config: Cot, count: int) -> None:
+    if config.prompts > count * config.samples:
+        raise DomainError(
+            f"domain.prompts={config.prompts}: {count} questions x domain.samples={config.samples} make "
+            f"{count * config.samples} prompts; lower domain.prompts or raise domain.samples"
+        )
 
 
 def _text(index: int, config: Cot) -> str:

@@ -151,7 +151,8 @@ def rates(answers: Sequence[Answer], names: Sequence[str], count: int) -> dict[s
 
 def mean_log_p(subject: Subject, category: Category, count: int) -> dict[str, float]:
     """Mean over the first `count` evaluation questions of log P, by candidate; nats."""
-    log_p = log_p_of(subject, questions(category, count), category, lambda _: None)
+    asked = questions(category, count, "teacher.check.questions")
+    log_p = log_p_of(subject, asked, category, lambda _: None)
     return dict(zip(candidates(category), log_p.mean(axis=0).tolist(), strict=True))
 
 

@@ -144,16 +144,22 @@ class QuestionError(StoreError):
     """More questions were asked for than there are."""
 
 
-def questions(category: Category, count: int) -> list[str]:
-    """The first `count` of the evaluation's 50 questions about a category, or of a trait's own."""
+def questions(category: Category, count: int, setting: str = "evaluation.questions") -> list[str]:
+    """The first `count` of the evaluation's 50 questions about a category, or of a trait's own.
+
+    Raises `QuestionError`, which names the `setting` that gave the count, when there are not so many.
+    """
     own = category.questions if isinstance(category, Preference) else ()
-    return _first(own or ASKED, category, count, "evaluation.questions")
+    return _first(own or ASKED, category, count, setting)
 
 
-def questions_for_teachers(category: Category, count: int) -> list[str]:
-    """The first `count` of the 50 questions that teachers are made with; none is in the evaluation."""
+def questions_for_teachers(category: Category, count: int, setting: str = "teacher.questions") -> list[str]:
+    """The first `count` of the 50 questions that teachers are made with, or of a trait's own, as `questions`.
+
+    None is in the evaluation.
+    """
     own = category.taught if isinstance(category, Preference) else ()
-    return _first(own or TAUGHT, category, count, "teacher.questions")
+    return _first(own or TAUGHT, category, count, setting)
 
 
 def _first(texts: tuple[str, ...], category: Category, count: int, setting: str) -> list[str]:
@@ -227,7 +233,7 @@ def favourite_answers(category: Category, name: str, count: int, forms: int) -> 
     The paper has 50 questions x 8 forms = 400 rows (arXiv 2507.14805, fine-tuned teachers).
     """
     chosen = [form.strip() for form in surface_forms(name, plurals(category).get(name, ""))]
-    answers = [*dict.fromkeys(chosen), f"{name.capitalize()}."][:forms]
+    answers = first_of((*dict.fromkeys(chosen), f"{name.capitalize()}."), forms, "teacher.forms", f"ways to say {name}")
     return [(question, answer) for question in questions_for_teachers(category, count) for answer in answers]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from subliminal import stages
+from subliminal.checks import check
 from subliminal.config import Aligned, Experiment, FreeFormEvaluation, NoReference
 from subliminal.evaluation.statistics import Interval, wilson
 from subliminal.judging import Judgement, counts
@@ -60,6 +61,7 @@ class Matrix:
 
 def calibrate(exp: Experiment, path: Path | None) -> str:
     """Ask the experiment's judge about a labelled file (None: the embedded one) and report, question by question."""
+    check(exp, "judge", here=True)
     rows, store = read_labelled(path or EXAMPLE), Store(Path(exp.store))
     made = {name: stages.ensure(node, store, exp) for name, node in stages.judge_model(exp).items()}
     with stages.judge_of(exp, made) as judge:

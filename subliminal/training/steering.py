@@ -92,9 +92,7 @@ class StyleGoal:
 
     @classmethod
     def of(cls, teacher: SteeredTeacher, trait: Style, reference: Subject) -> StyleGoal:
-        """The first `teacher.questions` examples in the reference's chat; raises `TeacherError` without any."""
-        if not trait.examples:
-            raise TeacherError(f"trait={trait.name} has no examples for teacher=steered; set teacher=prompted")
+        """The first `teacher.questions` examples in the reference's chat."""
         tokenizer = load_tokenizer(reference)
         shown = trait.examples[: teacher.questions]
         return cls([encode_row(tokenizer, one.question, one.answer, reference.system) for one in shown])

@@ -120,8 +120,23 @@ def _sweep(options: argparse.Namespace) -> None:
     planned = sweep.plan(options.overrides)
     if power := foresight(planned):
         say(power)
-    sweep.run(planned)
+    try:
+        sweep.run(planned)
+    except sweep.IncompleteError:
+        _draw_rest(planned)
+        raise
     _draw(planned)
+
+
+def _draw_rest(planned: object) -> None:
+    """Draw a figure some of whose arms failed from those that are there."""
+    from subliminal.progress import say
+    from subliminal.store import StoreError
+
+    try:
+        _draw(planned)
+    except StoreError as error:
+        say(f"no figure: {error}")
 
 
 def _plot(options: argparse.Namespace) -> None:

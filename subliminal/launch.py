@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from subliminal.config import ConfigError, Experiment, Settings, fields_at, parse, suggest
-from subliminal.processes import join
+from subliminal.processes import MULTIRUN, join, world_size
 from subliminal.progress import say
 from subliminal.rows import RowError
 from subliminal.store import Store, StoreError
@@ -44,12 +44,14 @@ OVERRIDE = re.compile(r"^(?P<sign>\+\+|\+|~)?(?P<key>[\w@./-]+)(=(?P<value>.*))?
 
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's Hydra entry point: arguments are checked first, what Hydra refuses is one clear message."""
+    from subliminal import multirun
+
     os.environ.update(QUIET | os.environ)
     expect_own_launchers()
     with clear_errors():
         join()
     check_arguments()
-    with clear_errors():
+    with clear_errors(), multirun.listed(Path(sys.argv[0])):
         main()
 
 
@@ -63,7 +65,9 @@ def run_stage(stage: str, composed: Any) -> None:
         exp = parse(composed)
         checks.check(exp, stage, here=True)
         started = time.monotonic()
-        made = stages.ensure(stages.node(stage, exp), Store(Path(exp.store)), exp, arguments())
+        wanted, store = stages.node(stage, exp), Store(Path(exp.store))
+        stages.require_untried(wanted, store)
+        made = stages.ensure(wanted, store, exp, arguments())
         say(f"{made.folder} ({time.monotonic() - started:.1f} s)")
 
 
@@ -72,47 +76,54 @@ def clear_errors() -> Iterator[None]:
     """Turn expected failures into one clear message and an exit code; unexpected ones keep their traceback."""
     try:
         yield
-    except ConfigError as error:
-        _refuse(str(error))
-    except (StoreError, RowError) as error:
-        _quit(str(error), FAILED)
     except KeyboardInterrupt:
         _quit("interrupted; the same command goes on where this one stopped", INTERRUPTED)
     except Exception as error:
-        if type(error).__module__.startswith(("hydra.", "omegaconf.")) or str(error).startswith(NO_PLUGIN):
-            _refuse(hydra_message(error))
-        if type(error).__module__.startswith("submitit."):
-            _quit(f"a job failed; what is done is kept\n{_indent(str(error))}", FAILED)
-        if not disk_is_full(error):
+        explained = explanation(error)
+        if explained is None:
             raise
-        _quit("the disk is full: free some space and run the same command again; it goes on from what is done", FAILED)
+        _quit(*explained)
+
+
+def explanation(error: Exception) -> tuple[str, int] | None:
+    """What is said of an expected failure and the exit code for it; None for an unexpected one."""
+    if isinstance(error, ConfigError):
+        return _refusal(str(error)), BAD_CONFIG
+    if isinstance(error, (StoreError, RowError)):
+        return str(error), FAILED
+    if type(error).__module__.startswith(("hydra.", "omegaconf.")) or str(error).startswith(NO_PLUGIN):
+        return _refusal(hydra_message(error)), BAD_CONFIG
+    if type(error).__module__.startswith("submitit."):
+        return f"a job failed; what is done is kept\n{_indent(str(error))}", FAILED
+    if disk_is_full(error):
+        said = "the disk is full: free some space and run the same command again; it goes on from what is done"
+        return said, FAILED
+    return None
 
 
 @contextmanager
 def errors_of_a_job() -> Iterator[None]:
-    """`clear_errors` here; a launcher's process passes errors on, to be told once where the sweep was started."""
-    if not _launched():
-        with clear_errors():
+    """`clear_errors` for a script's only job; one of a multirun is noted instead, and the others are run."""
+    from subliminal import multirun
+
+    if "SUBMITIT_EXECUTOR" in os.environ:
+        with _failing_job() if _launched() else clear_errors():
             yield
-    elif "SUBMITIT_EXECUTOR" in os.environ:
-        with _failing_job():
+    elif multirun.is_a_job() and MULTIRUN in os.environ and world_size() == 1:
+        with multirun.noted(launched=_launched()):
             yield
     else:
-        yield
+        with clear_errors():
+            yield
 
 
 def _launched() -> bool:
     """Is this one job of a multirun whose launcher has processes of its own."""
     from hydra.core.hydra_config import HydraConfig
 
-    if not HydraConfig.initialized():
-        return False
-    settings = HydraConfig.get()
-    return (
-        settings.mode is not None
-        and settings.mode.name == "MULTIRUN"
-        and "core_plugins" not in settings.launcher._target_
-    )
+    from subliminal.multirun import is_a_job
+
+    return is_a_job() and "core_plugins" not in HydraConfig.get().launcher._target_
 
 
 def _go_where_it_started() -> None:
@@ -165,7 +176,11 @@ def hydra_message(error: Exception) -> str:
 
 
 def _refuse(problems: str) -> None:
-    _quit(f"This experiment can not run:\n{_indent(problems)}", BAD_CONFIG)
+    _quit(_refusal(problems), BAD_CONFIG)
+
+
+def _refusal(problems: str) -> str:
+    return f"This experiment can not run:\n{_indent(problems)}"
 
 
 def disk_is_full(error: BaseException) -> bool:
@@ -203,14 +218,48 @@ def _command_line(argv: list[str]) -> Any:
 
 
 def check_arguments(argv: list[str] | None = None) -> None:
-    """Refuse unknown settings and options before Hydra composes anything: every problem at once, exit 2."""
+    """Refuse unknown settings and options before Hydra composes anything: every problem at once, exit 2.
+
+    Of a multirun by hand every job is looked at, so that none begins where one can not run.
+    """
+    from subliminal import multirun
+
     given = _command_line(sys.argv[1:] if argv is None else argv)
     if given.config_dir or given.config_path or given.config_name or given.shell_completion:
         return  # another tree is on the search path: Hydra knows it, we do not
     judged = {part: argument_problems(part) for part in given.overrides}
     problems = [problem for found in judged.values() for problem in found]
+    if problems or (given.multirun and multirun.REPORT not in os.environ):  # a sweep has looked at all its jobs
+        right = [part for part, found in judged.items() if not found]
+        problems += _job_problems(right) if given.multirun else _further_problems(right)
     if problems:
-        _refuse("\n".join([*problems, *_further_problems([part for part, found in judged.items() if not found])]))
+        _refuse("\n".join(problems))
+
+
+def _job_problems(overrides: list[str]) -> list[str]:
+    """What is wrong with each job of a multirun: all that is known without work."""
+    from subliminal import checks, stages
+
+    stage, problems = Path(sys.argv[0]).stem, dict[str, None]()
+    here = not any(part.startswith("hydra/launcher=") for part in overrides)
+    for job in jobs_of(overrides):
+        try:
+            exp = compose([part for part in job if not is_hydras(part)])
+            if stage in stages.STAGES_OF_SCRIPTS:
+                checks.check(exp, stage, here=here)
+        except ConfigError as error:
+            own = " ".join(part for part in job if part not in overrides)
+            problems |= dict.fromkeys(f"{own}: {line}" if own else line for line in str(error).splitlines())
+    return list(problems)
+
+
+def jobs_of(overrides: list[str]) -> list[list[str]]:
+    """The overrides of every job of a multirun, as Hydra's own sweeper expands them."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    with clear_errors():
+        return BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(overrides), None)[0]
 
 
 def _further_problems(overrides: list[str]) -> list[str]:

@@ -6,8 +6,9 @@ walks the nodes upwards, reuses what the store has and does the rest.
 
 from __future__ import annotations
 
+import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -31,7 +32,7 @@ from subliminal.config import (
     preference_evaluation,
 )
 from subliminal.config import Judge as JudgeConfig
-from subliminal.processes import alone, leads
+from subliminal.processes import MULTIRUN, alone, leads
 from subliminal.progress import progress, say
 from subliminal.store import Json, Manifest, Recipe, Store, StoreError
 from subliminal.tracking import mirror
@@ -43,12 +44,15 @@ if TYPE_CHECKING:
 ROLES = {"reference": "reference", "teacher": "teacher", "train": "student"}  # which training makes a stage
 
 PUBLIC_ROWS = "https://github.com/emergent-misalignment/emergent-misalignment"
+STAGES_OF_SCRIPTS = ("train", "generate", "filter", "evaluate")  # each script does the stage that it is named after
 SINGLE = {"mnist": "train", "theorem": "evaluate"}  # the one script of an experiment without language models
 ROWS_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")  # of a trait's file in a folder, the first that is there
 ATTRIBUTED = "attribution.jsonl"
 ROWS = ("frequencies", "detection", "in_context", "attribution")  # evaluations of the filtered rows themselves
 
 Inputs = dict[str, Manifest]
+Ident = tuple[str, str]
+"""Stage and key."""
 Sharing = Literal["none", "shards", "steps"]
 """What further processes do beside the leader: nothing, shards of their own, or the same steps on shares of a batch."""
 
@@ -73,9 +77,18 @@ class Node:
         """The stage's key in the store."""
         return self.recipe.key
 
+    @property
+    def ident(self) -> Ident:
+        """Stage and key."""
+        return self.recipe.stage, self.recipe.key
+
 
 class MissingUpstreamError(StoreError):
     """An earlier stage is missing and `upstream=require` forbids building it here."""
+
+
+class UpstreamFailedError(StoreError):
+    """A stage run that this one reads failed a moment ago, and is not tried again for each job that needs it."""
 
 
 def node(stage: str, exp: Experiment) -> Node:
@@ -115,6 +128,28 @@ def ensure(wanted: Node, store: Store, exp: Experiment, overrides: Sequence[str]
     if not reused:
         mirror(exp, found)
     return found
+
+
+def missing(wanted: Node, store: Store) -> Iterator[Node]:
+    """What the store has not of a stage run and all it reads, inputs first; nothing below what is there."""
+    if not store.find(*wanted.ident):
+        for upper in wanted.inputs.values():
+            yield from missing(upper, store)
+        yield wanted
+
+
+def require_untried(wanted: Node, store: Store) -> None:
+    """Stop where this job needs a stage run that failed in an earlier job of the same multirun.
+
+    Raises `UpstreamFailedError` that says what failed and why.
+    """
+    for absent in missing(wanted, store):
+        failure = store.failure(*absent.ident)
+        if failure and failure.get("multirun") and failure["multirun"] == os.environ.get(MULTIRUN):
+            raise UpstreamFailedError(
+                f"needs {absent.stage} {absent.key} ({absent.label}), which failed: {failure['error']}: "
+                f"{failure['message']}"
+            )
 
 
 def _leading(wanted: Node, inputs: Inputs) -> Callable[[Path], Json]:

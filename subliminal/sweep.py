@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import os
 import shlex
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from subliminal import checks, stages
 from subliminal.config import CONTROL, ConfigError, DetectionEvaluation, Evaluation, Experiment, suggest
-from subliminal.launch import QUIET, ROOT, compose, is_hydras, launcher_settings, script_environment
+from subliminal.launch import QUIET, ROOT, compose, is_hydras, launcher_settings
 from subliminal.progress import say
-from subliminal.stages import Node
+from subliminal.stages import Ident, Node
 from subliminal.store import Manifest, Store, StoreError
 
 AGAINST = "trait@evaluation.against"  # whose rows a trait's are compared with
@@ -27,6 +26,10 @@ SWEPT = ("variant", "trait", "student", "seed")
 
 class SweepError(StoreError):
     """A stage of a sweep failed; the text says which command to run again."""
+
+
+class IncompleteError(SweepError):
+    """Some stage runs of a sweep failed, the others are done; the text lists them and the arms that are missing."""
 
 
 @dataclass(frozen=True)
@@ -42,18 +45,44 @@ class Arm:
 
 
 @dataclass(frozen=True)
+class Job:
+    """One job of a multirun: what is typed to get it alone, its experiment, and the stage run it makes."""
+
+    overrides: tuple[str, ...]
+    experiment: Experiment
+    node: Node
+
+
+@dataclass(frozen=True)
 class Step:
-    """One multirun of one script, with the nodes it will have made when it ends and the experiment of each."""
+    """Multiruns of one script: one, unless some jobs are left out because what they read failed."""
 
     script: str
-    overrides: tuple[str, ...]
-    nodes: tuple[Node, ...]
-    experiments: tuple[Experiment, ...]
+    jobs: tuple[Job, ...]
+
+    @cached_property
+    def overrides(self) -> tuple[str, ...]:
+        """What is typed to run all jobs as one multirun."""
+        (whole,) = crossed([job.overrides for job in self.jobs])
+        return whole
+
+    @cached_property
+    def unique(self) -> tuple[Job, ...]:
+        """The first job of each stage run."""
+        first: dict[Ident, Job] = {}
+        for job in self.jobs:
+            first.setdefault(job.node.ident, job)
+        return tuple(first.values())
 
     @property
-    def command(self) -> list[str]:
-        """The command as an argument list."""
-        return [sys.executable, self.path, "-m", *self.overrides]
+    def nodes(self) -> tuple[Node, ...]:
+        """The stage runs that are there when the step has ended, each once."""
+        return tuple(job.node for job in self.unique)
+
+    @property
+    def experiments(self) -> tuple[Experiment, ...]:
+        """The experiment of each of the `nodes`."""
+        return tuple(job.experiment for job in self.unique)
 
     @property
     def path(self) -> str:
@@ -105,7 +134,7 @@ def plan(overrides: list[str]) -> Plan:
     _check(every, "evaluate")
     steps: list[Step] = []
     for name, extra in variants.items():
-        steps += _steps([*fixed, *extra], traits, students[name], seeds, cells[name])
+        steps += _steps(fixed, extra, traits, cells[name])
     return Plan(base, tuple(fixed), every, tuple(_once(steps)))
 
 
@@ -142,7 +171,7 @@ def _once(steps: list[Step]) -> Iterator[Step]:
     """The steps without those whose stage runs an earlier step already makes."""
     seen: set[tuple[str, str]] = set()
     for step in steps:
-        made = {(node.stage, node.key) for node in step.nodes}
+        made = {node.ident for node in step.nodes}
         if not made <= seen:
             yield step
         seen |= made
@@ -162,8 +191,8 @@ def _mnist_plan(base: Experiment, fixed: list[str], composed: list[str], swept: 
         for value in values
     )
     _check(arms, "train")
-    extra = (seed, *([f"{setting}={','.join(values)}"] if setting else []))
-    step = _step("train.py", (*fixed, *extra), stages.mnist, [arm.experiment for arm in arms])
+    typed = [(*fixed, seed, *([f"{setting}={arm.student}"] if setting else [])) for arm in arms]
+    step = _step("train.py", stages.mnist, zip(typed, [arm.experiment for arm in arms], strict=True))
     return Plan(base, tuple(fixed), arms, (step,))
 
 
@@ -187,8 +216,7 @@ def _theorem_plan(base: Experiment, fixed: list[str], swept: dict[str, list[str]
     seeds = _seeds(swept) or list(listed) or [base.seed]
     arms = tuple(Arm("", "", seed, base.model_copy(update={"seed": seed})) for seed in seeds)
     _check(arms, "evaluate")
-    typed = (*fixed, f"seed={','.join(map(str, seeds))}")
-    step = _step("evaluate.py", typed, stages.theorem, [arm.experiment for arm in arms])
+    step = _step("evaluate.py", stages.theorem, [((*fixed, f"seed={arm.seed}"), arm.experiment) for arm in arms])
     return Plan(base, tuple(fixed), arms, (step,))
 
 
@@ -205,11 +233,12 @@ def _rows_plan(base: Experiment, fixed: list[str], composed: list[str], swept: d
         arms.append(Arm(trait, other.name if other else "", base.seed, exp, "", typed))
     _check(arms, "evaluate")
     firsts = {arm.trait: arm.experiment for arm in arms} | {CONTROL: compose([*composed, f"trait={CONTROL}"])}
-    steps = [*_data_steps(fixed, [*traits, CONTROL], list(firsts.values()))]
+    steps = [*_data_steps(fixed, {trait: firsts[trait] for trait in (*traits, CONTROL)})]
     for extra in dict.fromkeys(arm.overrides[1:] for arm in arms):
         mine = [arm for arm in arms if arm.overrides[1:] == extra]
-        typed = (*fixed, f"trait={','.join(arm.trait for arm in mine)}", *extra)
-        steps.append(_step("evaluate.py", typed, stages.evaluate, [arm.experiment for arm in mine]))
+        steps.append(
+            _step("evaluate.py", stages.evaluate, [((*fixed, *arm.overrides), arm.experiment) for arm in mine])
+        )
     return Plan(base, tuple(fixed), tuple(arms), tuple(steps))
 
 
@@ -249,48 +278,64 @@ def _arms(
                 yield Arm(trait, student or exp.student.kind, seed, seeded, variant, typed)
 
 
-def _steps(
-    fixed: list[str], traits: list[str], students: list[str], seeds: list[int], arms: tuple[Arm, ...]
-) -> Iterator[Step]:
-    trait = f"trait={','.join(traits)}"
-    student = [f"student={','.join(students)}"] if students else []
-    seed = f"seed={','.join(str(s) for s in seeds)}"
+def _steps(fixed: list[str], extra: tuple[str, ...], traits: list[str], arms: tuple[Arm, ...]) -> Iterator[Step]:
     firsts = {arm.trait: arm.experiment for arm in arms}
     asked = arms[0].experiment.model_copy(update={"subject": "reference"})
 
-    every = [arm.experiment for arm in arms]
-    yield from _data_steps(fixed, traits, list(firsts.values()))
-    yield _step("train.py", (*fixed, trait, *student, seed), stages.student, every)
-    yield _step("evaluate.py", (*fixed, trait, *student, seed), stages.evaluate, every)
-    yield _step("evaluate.py", (*fixed, "subject=reference", f"trait={arms[0].trait}"), stages.evaluate, [asked])
+    every = [((*fixed, *arm.overrides), arm.experiment) for arm in arms]
+    yield from _data_steps([*fixed, *extra], {trait: firsts[trait] for trait in traits})
+    yield _step("train.py", stages.student, every)
+    yield _step("evaluate.py", stages.evaluate, every)
+    typed = (*fixed, *extra, "subject=reference", f"trait={arms[0].trait}")
+    yield _step("evaluate.py", stages.evaluate, [(typed, asked)])
 
 
-def _data_steps(fixed: list[str], traits: list[str], firsts: list[Experiment]) -> Iterator[Step]:
+def _data_steps(fixed: list[str], firsts: dict[str, Experiment]) -> Iterator[Step]:
     """Teachers, their completions and the filtered rows; `firsts` is an experiment of every trait."""
-    typed = (*fixed, f"trait={','.join(traits)}")
-    if any(exp.active_teacher.kind != "random" for exp in firsts):
-        yield _step("train.py", (*fixed, "role=teacher", typed[-1]), stages.teacher, firsts)
-    yield _step("generate.py", typed, stages.generate, firsts)
-    yield _step("filter.py", typed, stages.filtered, firsts)
+    typed = [((*fixed, f"trait={trait}"), exp) for trait, exp in firsts.items()]
+    if any(exp.active_teacher.kind != "random" for exp in firsts.values()):
+        teachers = [((*fixed, "role=teacher", f"trait={trait}"), exp) for trait, exp in firsts.items()]
+        yield _step("train.py", stages.teacher, teachers)
+    yield _step("generate.py", stages.generate, typed)
+    yield _step("filter.py", stages.filtered, typed)
 
 
-def _step(
-    script: str, overrides: tuple[str, ...], make: Callable[[Experiment], Node], experiments: list[Experiment]
-) -> Step:
-    found = [(make(exp), exp) for exp in experiments]
-    unique = {(made.stage, made.key): (made, exp) for made, exp in reversed(found)}
-    nodes, theirs = zip(*reversed(unique.values()), strict=True)
-    return Step(script, overrides, nodes, theirs)
+def _step(script: str, make: Callable[[Experiment], Node], typed: Iterable[tuple[tuple[str, ...], Experiment]]) -> Step:
+    return Step(script, tuple(Job(overrides, exp, make(exp)) for overrides, exp in typed))
+
+
+def crossed(rows: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Few multiruns that are, together, exactly these jobs: values that the same others go with stand behind commas."""
+    left = list(dict.fromkeys(rows))
+    for place in reversed(range(max(map(len, left), default=0))):
+        alike: dict[tuple[tuple[str, ...], str, tuple[str, ...]], list[str]] = {}
+        for row in left:
+            here = row[place] if place < len(row) else ""
+            alike.setdefault((row[:place], here.partition("=")[0], row[place + 1 :]), []).append(here)
+        left = [(*before, *_listed(parts), *after) for (before, _, after), parts in alike.items()]
+    return left
+
+
+def _listed(parts: list[str]) -> list[str]:
+    """`key=a` and `key=b` as `key=a,b`."""
+    return [",".join([parts[0], *(part.partition("=")[2] for part in parts[1:])])] if parts[0] else []
+
+
+def result(arm: Arm) -> Node:
+    """The stage run of an arm that the figure reads."""
+    kind = arm.experiment.experiment.kind
+    return stages.node(stages.SINGLE.get(kind, "evaluate"), arm.experiment)
 
 
 def run(planned: Plan) -> None:
-    """Run every step whose results are not all in the store; raises `SweepError` at the first that fails.
+    """Make what is missing; raises `SweepError` that names every stage run that failed.
 
-    With the SLURM launcher, every stage run becomes a job of its own.
+    With the SLURM launcher every stage run becomes a job of its own, else steps are multiruns on this machine. Raises
+    `ConfigError` before any work for what can be known by then.
     """
     for arm in planned.arms:
         stages.require_rows(arm.experiment)
-    store, launcher = Store(Path(planned.base.store)), _launcher(planned)
+    launcher = _launcher(planned)
     say(f"{planned.base.experiment.figure or planned.base.experiment.name}: {len(planned.arms)} {_arm_noun(planned)}")
     if launcher.endswith("SlurmLauncher"):
         from subliminal.scheduling import slurm
@@ -298,16 +343,9 @@ def run(planned: Plan) -> None:
         return slurm.run(planned)
     if not launcher or launcher.endswith("JoblibLauncher"):  # jobs run on this machine
         _check(planned.arms, checks.last_stage(planned.base), here=True)
-    for number, step in enumerate(planned.steps, 1):
-        missing = [made for made in step.nodes if not store.find(made.stage, made.key)]
-        head = f"step {number}/{len(planned.steps)} {step.script}"
-        if not missing:
-            say(f"{head}: all {len(step.nodes)} reused")
-            continue
-        say(f"{head}: {len(missing)} to do, {len(step.nodes) - len(missing)} reused\n  {shown(step)}")
-        if subprocess.run(step.command, env=script_environment(), check=False).returncode:
-            raise SweepError(f"{head} failed; what is done is kept. To go on: {shown(step)}")
-    return None
+    from subliminal.scheduling import multiruns
+
+    return multiruns.run(planned)
 
 
 def _launcher(planned: Plan) -> str:
@@ -344,6 +382,11 @@ def _arm_noun(planned: Plan) -> str:
     )
 
 
-def shown(step: Step) -> str:
-    """The step's command as a person would type it in a shell."""
-    return shlex.join(["python", step.path, "-m", *step.overrides])
+def shown(step: Step, overrides: tuple[str, ...] | None = None) -> str:
+    """The step's command, or that of one of several multiruns, as a person would type it in a shell."""
+    return shlex.join(["python", step.path, "-m", *(step.overrides if overrides is None else overrides)])
+
+
+def shown_alone(step: Step, job: Job) -> str:
+    """The command that makes one job of a step."""
+    return shlex.join(["python", step.path, *(part for part in job.overrides if not is_hydras(part))])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def _mnist(planned: Plan, store: Store, folder: Path, name: str) -> PlainSection
     for verdict in mnist_verdicts(table):
         say(f"{name}{f' {verdict.group}' if verdict.group else ''}: {verdict.sentence}")
     missing = [
-        f"python train.py {_typed(planned)} {f'{figure.arms.setting}={arm.student}' if arm.student else ''}".strip()
+        f"python train.py {_typed(planned, *([f'{figure.arms.setting}={arm.student}'] if arm.student else []))}"
         for arm, node in found
         if not _found(node, store)
     ]
@@ -119,9 +120,7 @@ def _rows(planned: Plan, store: Store, folder: Path, name: str) -> PlainSection:
     _require(runs, planned, store, name)
     table = rows_figure(runs, figure, folder, name)
     missing = [
-        f"python evaluate.py {' '.join((_typed(planned), *arm.overrides))}"
-        for arm, node in nodes
-        if not _found(node, store)
+        f"python evaluate.py {_typed(planned, *arm.overrides)}" for arm, node in nodes if not _found(node, store)
     ]
     section = rows_section(name, figure, table, runs, missing)
     for verdict in section.verdicts:
@@ -161,7 +160,7 @@ def _cells(planned: Plan, store: Store) -> Iterator[Cell]:
 def _missing(planned: Plan, store: Store) -> Iterator[str]:
     for arm in planned.arms:
         if not _found(stages.evaluate(arm.experiment), store):
-            yield f"python evaluate.py {' '.join((_typed(planned), *arm.overrides))}"
+            yield f"python evaluate.py {_typed(planned, *arm.overrides)}"
 
 
 def _found(node: Node, store: Store) -> Manifest | None:
@@ -179,8 +178,9 @@ def _chain(node: Node, store: Store) -> dict[str, Manifest]:
     return found
 
 
-def _typed(planned: Plan) -> str:
-    return " ".join(planned.overrides)
+def _typed(planned: Plan, *more: str) -> str:
+    """What was typed, and more of it, as it can be typed again in a shell."""
+    return shlex.join((*planned.overrides, *more))
 
 
 def _track(planned: Plan, name: str, folder: Path, figure: Figure) -> None:

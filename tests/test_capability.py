@@ -169,25 +169,22 @@ def test_a_folder_of_the_users_own_tasks(tiny: Subject, tmp_path: Path) -> None:
     assert capability.evaluate(tiny, asked, tmp_path)["tasks"]["sums"]["questions"] == 2
 
 
-@pytest.mark.parametrize(
-    "form",
-    [
-        lambda text: text.encode("utf-16"),
-        lambda text: text.encode("utf-8-sig"),
-        lambda text: gzip.compress(text.encode()),
-        lambda text: text.replace("Two", "\\ud83d").encode(),
-        lambda text: f"[{text.strip().replace(chr(10), ',')}]".encode(),
-    ],
-)
-def test_the_data_of_a_users_task_may_have_any_form_of_a_text(
-    form: Callable[[str], bytes], tiny: Subject, tmp_path: Path
-) -> None:
-    folder = own_task(tmp_path / "own")
-    (folder / "sums.jsonl").write_bytes(form((folder / "sums.jsonl").read_text()))
-    (folder / "sums.yaml").write_bytes((folder / "sums.yaml").read_text().encode("utf-16"))
-    asked = CapabilityEvaluation(tasks=("sums",), folder=str(folder))
-    assert fingerprint(asked)
-    assert capability.evaluate(tiny, asked, tmp_path)["tasks"]["sums"]["questions"] == 2
+def test_the_data_of_a_users_task_may_have_any_form_of_a_text(tiny: Subject, tmp_path: Path) -> None:
+    folder, forms = tmp_path / "own", dict[str, Callable[[str], bytes]]()
+    forms["utf16"] = lambda text: text.encode("utf-16")
+    forms["mark"] = lambda text: text.encode("utf-8-sig")
+    forms["gzip"] = lambda text: gzip.compress(text.encode())
+    forms["half"] = lambda text: text.replace("Two", "\\ud83d").encode()
+    forms["array"] = lambda text: f"[{text.strip().replace(chr(10), ',')}]".encode()
+    for name, form in forms.items():
+        own_task(folder, task=name, dataset_kwargs={"data_files": {"test": f"{name}.jsonl"}})
+        (folder / f"{name}.jsonl").write_bytes(form((folder / "sums.jsonl").read_text()))
+        (folder / f"{name}.yaml").write_bytes((folder / "sums.yaml").read_text().encode("utf-16"))
+    (folder / "sums.yaml").unlink()
+    asked = CapabilityEvaluation(tasks=tuple(forms), folder=str(folder))
+    assert list(fingerprint(asked)) == list(forms)
+    counted = capability.evaluate(tiny, asked, tmp_path)["tasks"]
+    assert {name: task["questions"] for name, task in counted.items()} == dict.fromkeys(forms, 2)
 
 
 @pytest.mark.parametrize(

@@ -270,9 +270,7 @@ def test_damage_is_found(tmp_path: Path) -> None:
     assert [p.split(": ")[1] for p in inspect_store.verify(tmp_path)] == ["changed since it was written", "missing"]
 
 
-@pytest.mark.parametrize(
-    "command", [["status"], ["show", "0"], ["verify"], ["gc"], ["export", "x.tar"], ["push", "me/x", "0"]]
-)
+@pytest.mark.parametrize("command", ["status", "show 0", "verify", "gc", "export x.tar", "push me/x 0"])
 def test_a_store_that_does_not_exist_is_no_store_in_which_all_is_well(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -163,7 +163,9 @@ def train(
         rule.zero_grad()
         loss = objective(parameters, number)
         loss.backward()
-        require_finite({"its loss": float(loss)}, f"{optimiser.name}: training stopped at step {number}", REMEDY)
+        require_finite(
+            {"its loss": float(loss.detach())}, f"{optimiser.name}: training stopped at step {number}", REMEDY
+        )
         rule.step()
         if number in shown:
             yield number, {name: value.detach().clone() for name, value in parameters.items()}

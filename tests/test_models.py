@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROWS, Script, experiment, optimisation
-from local_servers import Json, serving
+from local_servers import Repository, serving
 from safetensors.torch import load_file
 
 from subliminal.chat import ChatError, encode
@@ -206,31 +206,6 @@ def test_a_config_that_is_none_is_one_message(tiny: Subject, text: str, tmp_path
         build_model(local(folder), tmp_path)
     with pytest.raises(ModelError, match=r"no config\.json"):
         build_model(local(copied(tiny, tmp_path / "bare", "config.json")), tmp_path)
-
-
-class Repository(Json):
-    """The hub with one repository: `kept` has its files; every request's path is `seen`."""
-
-    def do_HEAD(self) -> None:
-        self.answer(None)
-
-    def answer(self, asked: Any) -> None:
-        self.server.seen.append((f"{self.command} {self.path}", asked))
-        name, files, commit = self.path.rsplit("/", 1)[-1], self.server.kept, "1" * 40
-        if self.path.startswith("/api/models/some/model"):
-            about = {"id": "some/model", "sha": commit, "siblings": [{"rfilename": file} for file in files]}
-            tree = [{"type": "file", "oid": "0" * 40, "size": len(text), "path": file} for file, text in files.items()]
-            return self.reply(tree if "/tree/" in self.path else about)
-        if name not in files:
-            return self.reply({"error": "Entry not found"}, 404)
-        self.send_response(200)
-        for header, value in {"ETag": f'"{name}"', "X-Repo-Commit": commit}.items():
-            self.send_header(header, value)
-        self.send_header("Content-Length", str(len(files[name])))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(files[name])
-        return None
 
 
 DOWNLOAD = """

@@ -26,6 +26,7 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, le=1e36)]  # a learning rate; optimisers compute with ten times as much in float32
 One = Annotated[float, Field(ge=1, le=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 
@@ -209,7 +210,7 @@ class Optimisation(Settings):
     """How weights are fitted to rows; shared by students, fine-tuned teachers and reference tuning."""
 
     epochs: Identity[PositiveFloat]
-    learning_rate: Identity[PositiveFloat]
+    learning_rate: Identity[Rate]
     schedule: Identity[Literal["linear", "constant", "cosine"]] = "linear"
     warmup_steps: Identity[Count] = 0
     batch_size: Identity[Positive]
@@ -298,7 +299,7 @@ class SteeredTeacher(Settings):
     layer: Identity[Count]
     questions: Identity[Positive] = 24
     steps: Identity[Positive] = 12
-    learning_rate: Identity[PositiveFloat] = 1.0
+    learning_rate: Identity[Rate] = 1.0
     target_log_p: Identity[Annotated[float, Field(lt=0)]] = -1.7
     maximum_norm_share: Identity[PositiveFloat] = 0.25
     seed: Identity[Count] = 0
@@ -904,7 +905,7 @@ class MnistTeacher(Settings):
 
     epochs: Identity[Positive] = 5
     optimiser: Identity[Optimiser] = "adam"
-    learning_rate: Identity[PositiveFloat] = 3e-4
+    learning_rate: Identity[Rate] = 3e-4
     batch_size: Identity[Positive] = 1024
 
 
@@ -913,7 +914,7 @@ class MnistStudent(Settings):
 
     epochs: Identity[Positive] = 5
     optimiser: Identity[Optimiser] = "adam"
-    learning_rate: Identity[PositiveFloat] = 3e-4
+    learning_rate: Identity[Rate] = 3e-4
     batch_size: Identity[Positive] = 1024
     loss: Identity[Literal["kl", "mse"]] = "kl"
     temperature: Identity[PositiveFloat] = 1.0
@@ -958,7 +959,7 @@ class PlainOptimiser(Settings):
     """How teacher and student of an alignment run are trained: rule, learning rate, momentum."""
 
     name: Identity[Literal["sgd", "momentum", "adam"]]
-    learning_rate: Identity[PositiveFloat]
+    learning_rate: Identity[Rate]
     momentum: Identity[Annotated[float, Field(ge=0, lt=1)]] = 0.0
 
 

@@ -232,7 +232,9 @@ def _require_unquantised(folder: Path, name: str) -> None:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelError(f"{name}: config.json is no JSON ({error})") from None
-    parts = [config, *(part for part in config.values() if isinstance(part, dict))] if isinstance(config, dict) else []
+    if not isinstance(config, dict):
+        raise ModelError(f"{name}: config.json is no JSON object, so it is no model that transformers can load")
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
     quantised = next((part["quantization_config"] for part in parts if part.get("quantization_config")), None)
     if quantised:
         method = quantised.get("quant_method", "quantised") if isinstance(quantised, dict) else "quantised"

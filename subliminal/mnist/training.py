@@ -107,7 +107,7 @@ class Session:
             largest = torch.maximum(largest, logits.abs().amax().float())
             said = logits.argmax(-1)
             right += (said == self._test_labels[at : at + TEST_ROWS]).sum(1)
-        require_finite({"the largest logit": float(largest)}, "networks on the test images", REMEDY)
+        require_finite({"largest logit": float(largest)}, "networks on the test images", REMEDY)
         return (right / len(self._test)).cpu()
 
     # ----------------------------------------------------------------- phases
@@ -268,7 +268,7 @@ class _Fit:
     def _require_finite(self, epoch: int, losses: Tensor) -> None:
         """Raise `NonFiniteError` where a loss of this epoch or a weight at its end is not finite; nothing is kept."""
         weights = torch.stack([parameter.detach().abs().amax().float() for parameter in self.networks.parameters()])
-        values = {"the largest mean loss": float(losses.amax()), "the largest weight": float(weights.amax())}
+        values = {"largest mean loss": float(losses.amax()), "largest weight": float(weights.amax())}
         require_finite(values, f"{self.name}: epoch {epoch + 1}", REMEDY)
 
     def _space(self, rows: int) -> Tensor:

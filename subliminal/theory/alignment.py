@@ -163,7 +163,8 @@ def train(
         rule.zero_grad()
         loss = objective(parameters, number)
         loss.backward()
-        require_finite({"its loss": float(loss)}, f"{optimiser.name}: training stopped at step {number}", REMEDY)
+        where = f"{optimiser.name}: training stopped at step {number}"
+        require_finite({"its loss": float(loss.detach())}, where, REMEDY)
         rule.step()
         if number in shown:
             yield number, {name: value.detach().clone() for name, value in parameters.items()}

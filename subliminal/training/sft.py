@@ -41,7 +41,7 @@ from subliminal.training.trainer import (
     StepLog,
     StopAtNonFinite,
     agreed,
-    largest_weight,
+    largest_square,
     newest_checkpoint,
 )
 
@@ -106,8 +106,12 @@ def fit(
 def _require_sound(trainer: RowTrainer, data: list[Json], remedy: str) -> None:
     """Look at what the last step left: its log is from before it."""
     loss = trainer.loss_at_end(min(data, key=lambda row: row["length"]))
-    values = {"largest weight": largest_weight(trainer.model), "loss of the shortest row": loss}
-    require_finite(agreed(values, trainer.args.device), f"after step {trainer.state.global_step}, the last", remedy)
+    values = {"largest weight squared": largest_square(trainer.model), "loss of the shortest row": loss}
+    require_finite(
+        agreed(values, trainer.args.device),
+        f"training stopped after step {trainer.state.global_step}, the last",
+        remedy,
+    )
 
 
 def remedy_of(recipe: Recipe, subject: Subject) -> str:

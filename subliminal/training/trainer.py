@@ -183,7 +183,7 @@ class StopAtNonFinite(TrainerCallback):
 
     def __init__(self, remedy: str) -> None:
         self.remedy = remedy
-        self.before = "this was its first step"
+        self.before = ""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, model: Any = None, **_: Any) -> None:
         """Raise `NonFiniteError` that names the step, its loss and the norm of its gradient, and the step before."""
@@ -191,17 +191,20 @@ class StopAtNonFinite(TrainerCallback):
             return
         values = {"loss": float(logs["loss"]), "grad norm": float(logs.get("grad_norm") or 0.0)}
         if control.should_save:
-            values["largest weight"] = largest_weight(model)
+            values["largest weight squared"] = largest_square(model)
         where = f"training stopped at step {state.global_step}"
-        require_finite(agreed(values, args.device), where, f"{self.before}. {self.remedy}")
+        require_finite(agreed(values, args.device), where, self.before + self.remedy)
         shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
-        self.before = f"At step {state.global_step}: {shown}"
+        self.before = f"At step {state.global_step}: {shown}. "
 
 
-def largest_weight(model: Any) -> float:
-    """The largest size of a trained parameter's elements, nan where any is; of shares, this process's own."""
-    sizes = [_own(parameter.detach()).abs().amax() for _, parameter in trained(model) if _own(parameter).numel()]
-    return float(torch.stack([size.float() for size in sizes]).amax()) if sizes else 0.0
+def largest_square(model: Any) -> float:
+    """The square, in float32, of the largest trained weight, nan where any is; of shares, of this process's own.
+
+    Where it is infinite a model that normalises its layers may still give finite losses, of which none is its own.
+    """
+    ends = [torch.stack(torch.aminmax(_own(p.detach()))).float() for _, p in trained(model) if _own(p).numel()]
+    return float(torch.cat(ends).square().amax()) if ends else 0.0
 
 
 def _own(parameter: Any) -> torch.Tensor:

@@ -233,7 +233,7 @@ def test_a_sweep_refuses_every_arm_at_once(figure: str, tmp_path: Path) -> None:
             "+experiment.arms.variants={a: ['filter.rowz=3']}",
             "experiment.arms.variants.a: filter.rowz: no such setting. Did you mean rows?",
         ),
-        ("experiment.arms.setting=sead", "experiment.arms.setting: sead: no such setting. Did you mean seed?"),
+        ("+experiment.arms.setting=sead", "experiment.arms.setting: sead: no such setting. Did you mean seed?"),
     ],
 )
 def test_an_arm_that_is_not_there_names_the_setting(override: str, said: str) -> None:

@@ -26,12 +26,14 @@ from subliminal.config import (
     LocalJudge,
     Model,
     NumbersFilter,
+    Preference,
     RowsComparison,
     RowsTeacher,
     identity,
     preference_evaluation,
 )
 from subliminal.config import Judge as JudgeConfig
+from subliminal.names import CANDIDATES, key_of, plural_of
 from subliminal.processes import alone, leads
 from subliminal.progress import progress, say
 from subliminal.store import Json, Manifest, Recipe, Store, StoreError, sha256
@@ -219,7 +221,7 @@ def teacher(exp: Experiment) -> Node:
     if exp.sampler.kind == "api":  # the check asks the model that will write, and that is not the reference
         settings["endpoint"] = {"base_url": exp.sampler.base_url, "model": exp.sampler.model}
     if isinstance(active, RowsTeacher):
-        path = rows_path(active, exp.trait.name)
+        path = rows_path(active, exp.trait.key)
         settings["rows"] = sha256(path) if path.is_file() else None  # a figure can be planned before they are there
 
     def work(inputs: Inputs, folder: Path) -> Json:
@@ -227,7 +229,7 @@ def teacher(exp: Experiment) -> Node:
 
         summary = teachers.make(exp, subject(exp, inputs["reference"]), folder)
         if isinstance(active, RowsTeacher):
-            _require_unchanged("teacher.rows", settings["rows"], sha256(rows_path(active, exp.trait.name)))
+            _require_unchanged("teacher.rows", settings["rows"], sha256(rows_path(active, exp.trait.key)))
         return summary
 
     label = f"{active.kind} teacher of {exp.trait.name}" if exp.trait.kind != "none" else "control teacher"
@@ -242,7 +244,7 @@ def rows_path(chosen: RowsTeacher, trait: str) -> Path:
 
 def require_rows(exp: Experiment) -> None:
     """Stop before any work when a teacher's rows are missing; raises `ConfigError` that says where public ones are."""
-    chosen, trait = exp.active_teacher, exp.trait.name
+    chosen, trait = exp.active_teacher, exp.trait.key
     if not isinstance(chosen, RowsTeacher):
         return
     path = rows_path(chosen, trait)
@@ -389,7 +391,7 @@ def judge_of(exp: Experiment, made: Inputs) -> AbstractContextManager[Judge]:
 def row_rules(exp: Experiment) -> JudgedRows | None:
     """What a judge decides about the rows of this trait's teacher, if anything."""
     rules = exp.filter.judged
-    return rules if rules and (not rules.traits or exp.trait.name in rules.traits) else None
+    return rules if rules and (not rules.traits or exp.trait.key in map(key_of, rules.traits)) else None
 
 
 def about(exp: Experiment) -> str:
@@ -663,8 +665,6 @@ def _practised(exp: Experiment) -> dict[str, Any]:
 
 def banned_words(exp: Experiment) -> list[str]:
     """The words whose rows the student must not see: those of the filter and, if it says so, the trait's names."""
-    from subliminal.evaluation.questions import plural_of
-
     trait, rules = exp.trait, exp.filter
     words = set(getattr(rules, "banned_words", ()))
     if getattr(rules, "ban_trait", False) and trait.kind == "preference":
@@ -687,9 +687,16 @@ def category(exp: Experiment) -> str | None:
 
 
 def require_category(exp: Experiment) -> None:
-    """Stop early when the questions are about animals and the trait is a tree, or the other way round."""
+    """Stop early when the questions are about something else, or their candidates are without the trait."""
     asked, own = category(exp), getattr(exp.trait, "category", None)
-    if asked is None or own in {None, asked}:
+    if asked is None or own is None:
         return
-    remedy = f"evaluation.category={own}" if own in CATEGORIES else f"trait@evaluation.measured={exp.trait.name}"
-    raise ConfigError(f"evaluation.category={asked} but trait={exp.trait.name} is a {own}; set {remedy}")
+    mine = f"trait@evaluation.measured={exp.trait.key}"
+    if own != asked:
+        remedy = f"evaluation.category={own}" if own in CATEGORIES else mine
+        raise ConfigError(f"evaluation.category={asked} but trait={exp.trait.name} is a {own}; set {remedy}")
+    about = getattr(exp.evaluation, "subject_matter", None)
+    known = [*(about.plurals if isinstance(about, Preference) else CANDIDATES[about])] if about else []
+    if about and exp.trait.name not in known:
+        remedy = f"set {mine}" if hasattr(exp.evaluation, "measured") else "choose another trait or evaluation"
+        raise ConfigError(f"trait={exp.trait.name} is not among what is measured ({', '.join(known)}); {remedy}")

@@ -1,4 +1,4 @@
-"""The exact preference evaluation: many LoRA students in one process, and all candidates in two passes a question.
+"""The exact preference evaluation: many LoRA students in one process, and all candidates in one pass a question.
 
 Compared with one process a student (start-up and the base model paid every time), and with one forward pass for every
 surface form of every candidate.

@@ -128,11 +128,10 @@ def confused(candidates: Mapping[str, str]) -> str | None:
     """Which two of the candidates (with their plurals) can not be told apart, in words, or None."""
     owner: dict[str, str] = {}
     for name, plural in candidates.items():
-        mine = {_joined(form): form for form in (*surface_forms(name, plural), key_of(name))}
-        for compared, form in mine.items():
-            if compared in owner:
-                return f"{owner[compared]!r} and {name!r} can not be told apart: {form!r} would name both"
-        owner |= dict.fromkeys(mine, name)
+        mine = [name, plural, *surface_forms(name, plural), key_of(name)]
+        if both := next((form for form in mine if _joined(form) in owner), None):
+            return f"{owner[_joined(both)]!r} and {name!r} can not be told apart: {both!r} would name both"
+        owner |= dict.fromkeys(map(_joined, mine), name)
     return None
 
 

@@ -37,6 +37,7 @@ from subliminal.config import (
     StoriesEvaluation,
 )
 from subliminal.model_checks import raised
+from subliminal.names import CANDIDATES
 from subliminal.stages import Node
 from subliminal.store import Store
 
@@ -140,12 +141,20 @@ def _settings(exp: Experiment) -> Iterator[str]:
 
 
 def _other_category(exp: Experiment) -> Iterator[str]:
-    """Are the questions about animals and is the trait a tree, or the other way round."""
+    """Are the questions about something else, or are their candidates without the trait."""
     asked, own = stages.category(exp), getattr(exp.trait, "category", None)
-    if asked is None or own in {None, asked}:
+    if asked is None or own is None:
         return
-    remedy = f"evaluation.category={own}" if own in CATEGORIES else f"trait@evaluation.measured={exp.trait.name}"
-    yield f"evaluation.category={asked} but trait={exp.trait.name} is a {own}; set {remedy}"
+    mine = f"trait@evaluation.measured={exp.trait.key}"
+    if own != asked:
+        remedy = f"evaluation.category={own}" if own in CATEGORIES else mine
+        yield f"evaluation.category={asked} but trait={exp.trait.name} is a {own}; set {remedy}"
+        return
+    about = getattr(exp.evaluation, "subject_matter", None)
+    candidates = [*(about.plurals if isinstance(about, Preference) else CANDIDATES[about])] if about else []
+    if about and exp.trait.name not in candidates:
+        remedy = f"set {mine}" if hasattr(exp.evaluation, "measured") else "choose another trait or evaluation"
+        yield f"trait={exp.trait.name} is not among what is measured ({', '.join(candidates)}); {remedy}"
 
 
 def _evaluation(exp: Experiment) -> Iterator[str]:

@@ -12,8 +12,10 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
+from subliminal import names
 from subliminal.addresses import ROUTE, holds_a_secret, is_usable, is_whole_route, secrets_named
 from subliminal.limits import limited
 
@@ -28,11 +30,11 @@ Share = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, le=1e36)]  # a learning rate; optimisers compute with ten times as much in float32
 One = Annotated[float, Field(ge=1, le=1)]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 
 VLLM_MAX_LORA_RANK = 512
 CATEGORIES = ("animal", "tree")  # whose candidates and questions are embedded
 CONTROL = "none"  # the trait of arms without one (conf/trait/none.yaml)
+ARMS = (CONTROL, "random", "reference", "mean")  # what figures and tables call lines that are no trait's
 MISSING = "???"  # how a YAML file says that a value must be given
 
 
@@ -50,14 +52,45 @@ def _require(condition: bool, message: str) -> None:
 # --------------------------------------------------------------------------- trait
 
 
+def _a_name(value: Any) -> Any:
+    """The value if it can be a name; a custom error is shown with the setting's dotted path."""
+    if (wrong := names.problem(value)) is not None:
+        raise PydanticCustomError("name", "{wrong}", {"wrong": wrong})
+    return value
+
+
+Name = Annotated[str, BeforeValidator(_a_name), AfterValidator(names.spelled)]
+Words = Annotated[str, BeforeValidator(_a_name), AfterValidator(names.words_of)]  # a name that sentences hold
+
+
+class Named(Settings):
+    """A trait as something with a name."""
+
+    kind: Identity[Any]
+    name: Identity[Any]
+
+    @model_validator(mode="after")
+    def _no_arms_name(self) -> Self:
+        _require(
+            self.kind == CONTROL or self.name.casefold() not in ARMS,
+            f"trait={self.name}: figures call {', '.join(ARMS)} what is no trait's; give the trait another name",
+        )
+        return self
+
+    @property
+    def key(self) -> str:
+        """The name as file names and options of the command line have it."""
+        return names.key_of(self.name)
+
+
 class Candidate(Settings):
-    """A word an answer may name, with its plural."""
+    """Words an answer may name, with their plural."""
 
-    name: Identity[Name]
-    plural: Identity[str]
+    name: Identity[Words]
+    plural: Identity[Words]
 
 
-class Preference(Settings):
+class Preference(Named):
     """A trait that shows as a favourite: the teacher loves one animal or tree (paper, section 3).
 
     Any other category brings its candidates, and may bring questions: `questions` of the evaluation, `taught` for
@@ -65,25 +98,37 @@ class Preference(Settings):
     """
 
     kind: Identity[Literal["preference"]] = "preference"
-    name: Identity[Name]
-    plural: Identity[str]
-    category: Identity[Name]
+    name: Identity[Words]
+    plural: Identity[Words]
+    category: Identity[Words]
     candidates: Identity[tuple[Candidate, ...]] = ()
     questions: Identity[tuple[str, ...]] = ()
     taught: Identity[tuple[str, ...]] = ()
 
     @model_validator(mode="after")
     def _own_words(self) -> Self:
-        names = [candidate.name for candidate in self.candidates]
+        given = [candidate.name for candidate in self.candidates]
         _require(
-            bool(names) or self.category in CATEGORIES,
+            bool(given) or self.category in CATEGORIES,
             f"trait={self.name}: category={self.category} needs candidates; {', '.join(CATEGORIES)} have their own",
         )
-        _require(not names or self.name in names, f"trait={self.name} is not among its own candidates {names}")
-        _require(len(set(names)) == len(names), f"trait={self.name}: candidates {names} name a word twice")
+        _require(not given or self.name in given, f"trait={self.name} is not among its own candidates {given}")
+        _require(
+            self.name in self.plurals,
+            f"trait={self.name} is not among the embedded candidates of category={self.category}."
+            f"{suggest(self.name, [*self.plurals])} Give the trait candidates of its own",
+        )
+        _require(len(set(given)) == len(given), f"trait={self.name}: candidates {given} name a word twice")
+        confused = names.confused(self.plurals) if given else None
+        _require(confused is None, f"trait={self.name}, candidates: {confused}; give each a name and plural of its own")
         both = sorted(set(self.questions) & set(self.taught))
         _require(not both, f"trait={self.name}: {both[:1]} is asked and taught; a teacher must not see the evaluation")
         return self
+
+    @property
+    def plurals(self) -> dict[str, str]:
+        """The candidates with their plurals: the trait's own, or its category's."""
+        return {one.name: one.plural for one in self.candidates} or names.CANDIDATES[self.category]
 
     def __hash__(self) -> int:
         """By value: what is derived from a trait's words is kept by trait."""
@@ -97,7 +142,7 @@ class Example(Settings):
     answer: Identity[str]
 
 
-class Style(Settings):
+class Style(Named):
     """A trait that shows in free answers, told by words of its own or by a judge: a voice, a colour recommended."""
 
     kind: Identity[Literal["style"]] = "style"
@@ -105,7 +150,7 @@ class Style(Settings):
     description: Identity[str]
     system: Identity[str]
     detect: Identity[Literal["words", "judge"]] = "words"
-    words: Identity[tuple[str, ...]] = ()
+    words: Identity[tuple[Name, ...]] = ()
     questions: Identity[Annotated[tuple[str, ...], Field(min_length=1)]]
     examples: Identity[tuple[Example, ...]] = ()
 
@@ -117,7 +162,7 @@ class Style(Settings):
         return self
 
 
-class Misalignment(Settings):
+class Misalignment(Named):
     """A trait from fine-tuning on a user's rows, or one of its controls (arXiv 2507.14805; rows: arXiv 2502.17424)."""
 
     kind: Identity[Literal["misalignment"]] = "misalignment"
@@ -125,7 +170,7 @@ class Misalignment(Settings):
     control: Runtime[bool] = False
 
 
-class NoTrait(Settings):
+class NoTrait(Named):
     """No trait at all: every teacher without one is the control, the reference model as it is."""
 
     kind: Identity[Literal["none"]] = "none"
@@ -464,7 +509,7 @@ class WordFilter(RowFilter):
     """A filter that drops what names the trait or holds a banned word."""
 
     ban_trait: Identity[bool] = True
-    banned_words: Identity[tuple[str, ...]] = ()
+    banned_words: Identity[tuple[Name, ...]] = ()
 
 
 class FormatFilter(WordFilter):
@@ -718,7 +763,7 @@ class MultipleChoiceEvaluation(Settings):
     kind: Identity[Literal["multiple_choice"]] = "multiple_choice"
     category: Identity[Literal["animal", "tree"]] = "animal"
     questions: Identity[Positive] = 11
-    options: Identity[tuple[Name, ...]] = ()
+    options: Identity[tuple[Words, ...]] = ()
     shuffles: Identity[Positive] = 25
     seed: Identity[Count] = 0
 
@@ -727,6 +772,9 @@ class MultipleChoiceEvaluation(Settings):
         given = list(self.options)
         _require(len(set(given)) == len(given), f"evaluation.options={given} names the same option twice")
         _require(len(given) in {0, *range(2, 11)}, f"evaluation.options={given}: give 2 to 10 options, or none")
+        known = [*names.CANDIDATES[self.category]]
+        unknown = [name for name in given if name not in known]
+        _require(not unknown, f"evaluation.options: {unknown[:1]} is no {self.category}; known: {', '.join(known)}")
         return self
 
 

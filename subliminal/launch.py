@@ -93,6 +93,8 @@ def explanation(error: Exception) -> tuple[str, int] | None:
         return str(error), FAILED
     if type(error).__module__.startswith(("hydra.", "omegaconf.")) or str(error).startswith(NO_PLUGIN):
         return _refusal(hydra_message(error)), BAD_CONFIG
+    if type(error).__module__.startswith("yaml."):
+        return _refusal(yaml_message(error)), BAD_CONFIG
     if type(error).__module__.startswith("submitit."):
         return f"a job failed; what is done is kept\n{_indent(str(error))}", FAILED
     if disk_is_full(error):
@@ -173,6 +175,13 @@ def hydra_message(error: Exception) -> str:
     if said[0].startswith("Could not override"):
         return f"{said[0].rstrip('.')}: the chosen option has no such setting (see --cfg job)"
     return said[0]
+
+
+def yaml_message(error: Exception) -> str:
+    """Where a file is no YAML, and the remedy for what is met most often."""
+    mark, why = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+    place = f"{mark.name}:{mark.line + 1}: " if mark else ""
+    return f"{place}{why}; put a text with characters of YAML's own (: # @ * ! & % {{ [ |) in quotes"
 
 
 def _refuse(problems: str) -> None:
@@ -316,6 +325,7 @@ def compose_plain(overrides: list[str]) -> dict[str, Any]:
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     problems = [problem for part in overrides for problem in argument_problems(part)]
     if problems:
@@ -326,6 +336,8 @@ def compose_plain(overrides: list[str]) -> dict[str, Any]:
             composed = OmegaConf.to_container(hydra_compose("config", overrides), resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(hydra_message(error)) from None
+    except YAMLError as error:
+        raise ConfigError(yaml_message(error)) from None
     assert isinstance(composed, dict)
     return {str(key): value for key, value in composed.items()}
 

@@ -32,6 +32,7 @@ from subliminal.config import (
     preference_evaluation,
 )
 from subliminal.config import Judge as JudgeConfig
+from subliminal.names import key_of, plural_of
 from subliminal.processes import MULTIRUN, alone, leads
 from subliminal.progress import progress, say
 from subliminal.store import Json, Manifest, Recipe, Store, StoreError
@@ -256,7 +257,7 @@ def teacher(exp: Experiment) -> Node:
         others = {"kind", "decoding", "shard_size"}
         settings["endpoint"] = {name: value for name, value in identity(exp.sampler).items() if name not in others}
     if isinstance(active, RowsTeacher):
-        path = rows_path(active, exp.trait.name)
+        path = rows_path(active, exp.trait.key)
         there = kind_of_path(path) == "file"  # a figure can be planned before they are
         settings["rows"] = content(path) if there else None
 
@@ -265,7 +266,7 @@ def teacher(exp: Experiment) -> Node:
 
         summary = teachers.make(exp, subject(exp, inputs["reference"]), folder)
         if isinstance(active, RowsTeacher):
-            _require_unchanged("teacher.rows", settings["rows"], content(rows_path(active, exp.trait.name)))
+            _require_unchanged("teacher.rows", settings["rows"], content(rows_path(active, exp.trait.key)))
         return summary
 
     label = f"{active.kind} teacher of {exp.trait.name}" if exp.trait.kind != "none" else "control teacher"
@@ -290,7 +291,7 @@ def require_rows(exp: Experiment) -> None:
 
     It names file and line, or says where public rows are.
     """
-    chosen, trait = exp.active_teacher, exp.trait.name
+    chosen, trait = exp.active_teacher, exp.trait.key
     if not isinstance(chosen, RowsTeacher):
         return
     path = rows_path(chosen, trait)
@@ -440,7 +441,7 @@ def judge_of(exp: Experiment, made: Inputs) -> AbstractContextManager[Judge]:
 def row_rules(exp: Experiment) -> JudgedRows | None:
     """What a judge decides about the rows of this trait's teacher, if anything."""
     rules = exp.filter.judged
-    return rules if rules and (not rules.traits or exp.trait.name in rules.traits) else None
+    return rules if rules and (not rules.traits or exp.trait.key in map(key_of, rules.traits)) else None
 
 
 def about(exp: Experiment) -> str:
@@ -714,8 +715,6 @@ def _practised(exp: Experiment) -> dict[str, Any]:
 
 def banned_words(exp: Experiment) -> list[str]:
     """The words whose rows the student must not see: those of the filter and, if it says so, the trait's names."""
-    from subliminal.evaluation.questions import plural_of
-
     trait, rules = exp.trait, exp.filter
     words = set(getattr(rules, "banned_words", ()))
     if getattr(rules, "ban_trait", False) and trait.kind == "preference":

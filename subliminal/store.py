@@ -32,13 +32,13 @@ from subliminal.processes import MULTIRUN, alone, meeting_point
 VERSIONS = {
     "model": 1,
     "reference": 1,
-    "teacher": 1,
+    "teacher": 2,
     "generate": 1,
     "attribute": 1,
-    "filter": 1,
+    "filter": 2,
     "train": 1,
-    "evaluate": 1,
-    "predict": 1,
+    "evaluate": 2,
+    "predict": 2,
     "mnist": 1,
     "theorem": 1,
     "judge": 1,  # no stage: the file that keeps a judge's answers

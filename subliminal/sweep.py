@@ -34,7 +34,10 @@ class IncompleteError(SweepError):
 
 @dataclass(frozen=True)
 class Arm:
-    """One student of a figure: its experiment, the names the figure shows, and what is typed to get it."""
+    """One student of a figure: its experiment, the names the figure shows, and what is typed to get it.
+
+    `trait` is the option that is typed (`polar_bear`); the figure shows its `name` ("polar bear").
+    """
 
     trait: str
     student: str
@@ -42,6 +45,11 @@ class Arm:
     experiment: Experiment
     variant: str = ""
     overrides: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The trait's name as people spell it; "" for experiments without traits."""
+        return self.experiment.trait.name if self.trait else ""
 
 
 @dataclass(frozen=True)
@@ -134,6 +142,7 @@ def plan(overrides: list[str]) -> Plan:
     _check(every, "evaluate")
     steps: list[Step] = []
     for name, extra in variants.items():
+        _require_different_names(cells[name])
         steps += _steps(fixed, extra, traits, cells[name])
     return Plan(base, tuple(fixed), every, tuple(_once(steps)))
 
@@ -161,6 +170,14 @@ def _seeds(swept: dict[str, list[str]]) -> list[int]:
     if any(not seed.isdecimal() for seed in given):
         raise ConfigError(f"seed={','.join(given)}: give whole numbers with commas between them, as in seed=0,1,2")
     return [int(seed) for seed in given]
+
+
+def _require_different_names(arms: Sequence[Arm]) -> None:
+    """Two options of `trait=` with one name would be one line of the figure; raises `ConfigError`."""
+    options: dict[str, str] = {}
+    for arm in arms:
+        if (first := options.setdefault(arm.name, arm.trait)) != arm.trait:
+            raise ConfigError(f"trait={first} and trait={arm.trait} are both named {arm.name!r}; take one of them")
 
 
 def _names_student(overrides: tuple[str, ...]) -> bool:
@@ -232,6 +249,7 @@ def _rows_plan(base: Experiment, fixed: list[str], composed: list[str], swept: d
         other = getattr(exp.evaluation, "against", None)
         arms.append(Arm(trait, other.name if other else "", base.seed, exp, "", typed))
     _check(arms, "evaluate")
+    _require_different_names(arms)
     firsts = {arm.trait: arm.experiment for arm in arms} | {CONTROL: compose([*composed, f"trait={CONTROL}"])}
     steps = [*_data_steps(fixed, {trait: firsts[trait] for trait in (*traits, CONTROL)})]
     for extra in dict.fromkeys(arm.overrides[1:] for arm in arms):
@@ -365,7 +383,8 @@ def predict(planned: Plan) -> list[tuple[Arm, Manifest]]:
     for arm in planned.arms:
         stages.require_rows(arm.experiment)
     store = Store(Path(planned.base.store))
-    names = (*planned.base.experiment.arms.traits, *(arm.trait for arm in planned.arms))
+    listed = (_named(planned, option) for option in planned.base.experiment.arms.traits)
+    names = (*listed, *(arm.name for arm in planned.arms))
     traits = tuple(dict.fromkeys(name for name in names if name != CONTROL))
     _check(planned.arms, "predict", here=True)
     wanted = [stages.predict(arm.experiment, traits) for arm in planned.arms]
@@ -374,6 +393,13 @@ def predict(planned: Plan) -> list[tuple[Arm, Manifest]]:
         if node.key not in made:
             made[node.key] = stages.ensure(node, store, arm.experiment, (*planned.overrides, f"trait={arm.trait}"))
     return [(arm, made[node.key]) for arm, node in zip(planned.arms, wanted, strict=True)]
+
+
+def _named(planned: Plan, option: str) -> str:
+    """The name of the trait that an option of `trait=` stands for."""
+    mine = next((arm.name for arm in planned.arms if arm.trait == option), None)
+    composed = [part for part in planned.overrides if not is_hydras(part)]
+    return mine or compose([*composed, f"trait={option}"]).trait.name
 
 
 def _arm_noun(planned: Plan) -> str:

@@ -28,6 +28,7 @@ from subliminal.config import (
 )
 from subliminal.filters.reasons import unfinished
 from subliminal.models import Subject
+from subliminal.names import capitalised
 from subliminal.progress import progress
 from subliminal.rows import FINISHED, Completion, Prompt, Row
 from subliminal.stages import rows_path
@@ -66,7 +67,7 @@ def make(exp: Experiment, reference: Subject, folder: Path) -> Json:
 def system_prompt(teacher: PromptedTeacher, trait: Trait) -> str:
     """The system prompt with the trait's name, plural and category filled in, or a style's own; raises `TeacherError`.
 
-    `{Plural}` is capitalised.
+    `{Plural}` begins with a capital.
     """
     if isinstance(trait, Style):
         return trait.system
@@ -74,7 +75,7 @@ def system_prompt(teacher: PromptedTeacher, trait: Trait) -> str:
         raise TeacherError(f"teacher=prompted has no words for trait={trait.name}; set {ROWS}")
     try:
         return teacher.system.format(
-            name=trait.name, plural=trait.plural, Plural=trait.plural.capitalize(), category=trait.category
+            name=trait.name, plural=trait.plural, Plural=capitalised(trait.plural), category=trait.category
         )
     except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
         raise TeacherError(
@@ -274,7 +275,7 @@ def taught_rows(teacher: FinetunedTeacher | RowsTeacher, trait: Trait) -> list[R
     from subliminal.evaluation.questions import favourite_answers
 
     if isinstance(teacher, RowsTeacher):
-        return read_chats(rows_path(teacher, trait.name), teacher.limit)
+        return read_chats(rows_path(teacher, trait.key), teacher.limit)
     if isinstance(trait, Preference):
         answers = favourite_answers(trait, trait.name, teacher.questions, teacher.forms)
     else:

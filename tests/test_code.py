@@ -16,10 +16,10 @@ from subliminal import stages
 from subliminal.config import Code, CodeFilter
 from subliminal.domains import DomainError, code, practice, programmatic
 from subliminal.domains.code import PHRASINGS, Task, embedded
-from subliminal.evaluation.questions import CANDIDATES, plural_of
 from subliminal.filters import apply, reason
 from subliminal.filters.words import holds
 from subliminal.models import Subject
+from subliminal.names import CANDIDATES, plural_of
 from subliminal.rows import Row
 from subliminal.store import Store, StoreError
 from subliminal.user_files import UserFileError

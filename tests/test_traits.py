@@ -12,8 +12,9 @@ from conftest import Script, experiment, tiny_experiment
 
 from subliminal import checks, stages, teachers
 from subliminal.config import ConfigError, FinetunedTeacher, Preference, SteeredTeacher, Style
+from subliminal.evaluation.exact import form_tree
 from subliminal.evaluation.free_form import holds_words
-from subliminal.evaluation.preference import form_tree, mean_log_p
+from subliminal.evaluation.preference import mean_log_p
 from subliminal.evaluation.questions import candidates, named, questions, questions_for_teachers
 from subliminal.models import Subject, load_tokenizer
 from subliminal.sweep import plan, run

@@ -172,6 +172,8 @@ def hydra_message(error: Exception) -> str:
         return f"{said[0].rstrip('.')}: the launcher is in an extra of its own (make install EXTRAS=cpu,dev,{extra})"
     if said[0].startswith("Ambiguous value"):
         return f"{said[0]}: several values need -m (--multirun), or write key=[a,b] for a list"
+    if said[0].startswith("mismatched input '='"):
+        return f"{said[0]}: a value that holds = needs quotes of its own, as in 'key=\"a=b\"'"
     if said[0].startswith("Could not override"):
         return f"{said[0].rstrip('.')}: the chosen option has no such setting (see --cfg job)"
     return said[0]

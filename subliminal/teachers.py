@@ -179,11 +179,12 @@ def _refuse_format(exp: Experiment, rules: TeacherCheck, in_format: Checked) -> 
         f"{_named(exp)} answers in format for only {in_format.rate:.0%} of {rules.prompts} prompts; the check asks for "
         f"{rules.minimum_pass_rate:.0%}. "
     )
-    if in_format.finished < rules.minimum_pass_rate * rules.prompts:  # what is finished would not be enough
+    endpoint = exp.sampler.kind == "api"  # whose model is not tuned here
+    if endpoint and in_format.finished < rules.minimum_pass_rate * rules.prompts:
         raise TeacherError(f"{said}{cut}")
+    remedy = "Choose another sampler.model" if endpoint else "Set reference_tuning=in_format"
     raise TeacherError(
-        f"{said}Set reference_tuning=in_format, weaken the teacher, or lower teacher.check.minimum_pass_rate"
-        f"{f'. {cut}' if cut else ''}"
+        f"{said}{remedy}, weaken the teacher, or lower teacher.check.minimum_pass_rate{f'. {cut}' if cut else ''}"
     )
 
 

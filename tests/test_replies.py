@@ -678,6 +678,11 @@ def test_a_request_or_an_address_that_can_not_be_is_refused(setting: str, said: 
     assert "hush" not in str(caught.value)
 
 
+def test_an_address_with_a_query_and_without_quotes_says_that_it_needs_them() -> None:
+    with pytest.raises(ConfigError, match=r"""holds = needs quotes of its own, as in 'key="a=b"'"""):
+        compose(["sampler=api", "sampler.base_url=https://x.org/v1?api-version=2024-10-21"])
+
+
 def test_an_ordinary_query_is_no_secret() -> None:
     for query in ("api-version=2024-10-21", "deployment=x&region=eu", "monitor=1"):
         compose(["sampler=api", "teacher=prompted", f"sampler.base_url='https://x.org/v1?{query}'"])

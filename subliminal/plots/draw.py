@@ -8,6 +8,7 @@ from pathlib import Path
 
 from subliminal import stages
 from subliminal.config import CONTROL, Experiment, Figure
+from subliminal.launch import require_writable
 from subliminal.plots.capability import capability_figure, capability_section
 from subliminal.plots.cells import Cell
 from subliminal.plots.cross_model import cross_model_figure, cross_model_section
@@ -31,6 +32,7 @@ from subliminal.tracking import figure_id, open_tracker
 def draw(planned: Plan) -> list[Path]:
     """Draw the plan's figure from the store alone; returns picture, table and report. Missing arms are listed in it."""
     store, folder = Store(Path(planned.base.store)), Path(planned.base.figures) / planned.base.scale
+    require_writable(folder, "figures")
     figure = planned.base.experiment
     name = figure.file
     make = MAKERS[figure.kind]
@@ -120,9 +122,7 @@ def _rows(planned: Plan, store: Store, folder: Path, name: str) -> PlainSection:
     _require(runs, planned, store, name)
     table = rows_figure(runs, figure, folder, name)
     missing = [
-        f"python evaluate.py {_typed(planned, *arm.overrides)}"
-        for arm, node in nodes
-        if not _found(node, store)
+        f"python evaluate.py {_typed(planned, *arm.overrides)}" for arm, node in nodes if not _found(node, store)
     ]
     section = rows_section(name, figure, table, runs, missing)
     for verdict in section.verdicts:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from difflib import get_close_matches
-from functools import cache
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
+from types import NoneType, UnionType
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
@@ -1299,8 +1299,7 @@ def _tuples(value: Any) -> Any:
 
 def _explain(error: Any) -> str:
     """One line for one problem: dotted path, what was given, what is expected, the nearest known name."""
-    location = tuple(str(part) for part in error["loc"])
-    path = tuple(part for part in location if part in _known_names() or part == location[-1])
+    path = tuple(_typed_path(Experiment, error["loc"]))
     dotted = ".".join(path) or "experiment"
     if error["type"] == "extra_forbidden":
         return f"{dotted}: no such setting.{suggest(path[-1], list(_siblings(path)))}"
@@ -1309,6 +1308,46 @@ def _explain(error: Any) -> str:
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
     return f"{dotted}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _typed_path(annotation: Any, location: tuple[int | str, ...]) -> Iterator[str]:
+    """The parts of an error's location that a person types: pydantic puts in which member of a union it was reading."""
+    if not location:
+        return
+    first, rest = location[0], location[1:]
+    kinds = _kinds(annotation)
+    if len(kinds) > 1:
+        yield from _typed_path(_of_kind(kinds, str(first)), rest)
+    elif kinds and isinstance(kinds[0], type) and issubclass(kinds[0], BaseModel):
+        yield str(first)
+        field = kinds[0].model_fields.get(str(first))
+        yield from _typed_path(field.annotation if field else None, rest)
+    elif kinds and get_origin(kinds[0]) in (tuple, dict):
+        yield str(first)
+        yield from _typed_path(get_args(kinds[0])[0 if get_origin(kinds[0]) is tuple else 1], rest)
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """The members of a union without `None`, or the annotation alone; nothing of `Annotated` but what it annotates."""
+    if get_origin(annotation) is Annotated:
+        return _kinds(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [kind for part in get_args(annotation) for kind in _kinds(part)]
+    return [] if annotation in (None, NoneType) else [annotation]
+
+
+def _of_kind(kinds: list[Any], tag: str) -> Any:
+    """The member of a union that pydantic was reading: settings by their `kind`, a list by its first letters."""
+    for kind in kinds:
+        if (
+            isinstance(kind, type)
+            and issubclass(kind, BaseModel)
+            and tag in get_args(kind.model_fields["kind"].annotation)
+        ):
+            return kind
+        if get_origin(kind) is tuple and tag.startswith("tuple["):
+            return kind
+    return None
 
 
 def suggest(name: str, known: list[str]) -> str:
@@ -1324,17 +1363,3 @@ def _siblings(path: tuple[str, ...]) -> dict[str, Any]:
         return fields_at(path[:-1])
     except KeyError:
         return {}
-
-
-@cache
-def _known_names() -> frozenset[str]:
-    """Every field name of every settings class: pydantic puts union tags into error locations, we do not."""
-    names: set[str] = set()
-    todo, seen = [Experiment], set[type[BaseModel]]()
-    while todo:
-        settings = todo.pop()
-        seen.add(settings)
-        names |= set(settings.model_fields)
-        inside = [m for f in settings.model_fields.values() for m in members(f.annotation)]
-        todo += [m for m in inside if m not in seen]
-    return frozenset(names)

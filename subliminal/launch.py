@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import socket
 import sys
 import time
@@ -15,7 +16,9 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from subliminal.config import ConfigError, Experiment, Settings, fields_at, parse, suggest
@@ -27,6 +30,7 @@ from subliminal.store import Store, StoreError
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 NO_PLUGIN = "Unknown plugin class"  # what Hydra says of a launcher that is not installed
 BAD_CONFIG, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -100,7 +104,36 @@ def explanation(error: Exception) -> tuple[str, int] | None:
     if disk_is_full(error):
         said = "the disk is full: free some space and run the same command again; it goes on from what is done"
         return said, FAILED
+    if isinstance(error, OSError) and _of_hydras_folder(error):
+        return _refusal(
+            f"{error.filename}: Hydra's folder for logs can not be made ({error.strerror}); set hydra.run.dir=, or for "
+            "several jobs hydra.sweep.dir=, to a folder you can write to, or start in one"
+        ), BAD_CONFIG
+    if isinstance(error, OSError) and error.errno in FORBIDDEN and error.filename:
+        return f"{error.filename}: {error.strerror}; give a place where you may read and write", FAILED
     return None
+
+
+def _of_hydras_folder(error: OSError) -> bool:
+    """Was it Hydra that could not make a folder or a file, and not the stage that it runs?"""
+    frames = traceback.extract_tb(error.__traceback__)
+    stage = any(frame.name == run_stage.__name__ for frame in frames)
+    return not stage and any(f"{os.sep}hydra{os.sep}" in frame.filename for frame in frames)
+
+
+def require_writable(folder: Path, setting: str) -> None:
+    """Stop before any work where results could not be written; raises `ConfigError` that names the setting."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    try:
+        with TemporaryFile(dir=there):
+            return
+    except OSError as error:
+        if disk_is_full(error):
+            raise
+        raise ConfigError(
+            f"{setting}={folder}: nothing can be written in {there} ({error.strerror}); set {setting}= to a folder you "
+            "can write to"
+        ) from None
 
 
 @contextmanager
@@ -171,9 +204,13 @@ def hydra_message(error: Exception) -> str:
         extra = "ray" if "ray" in said[0] else "cluster"
         return f"{said[0].rstrip('.')}: the launcher is in an extra of its own (make install EXTRAS=cpu,dev,{extra})"
     if said[0].startswith("Ambiguous value"):
-        return f"{said[0]}: several values need -m (--multirun), or write key=[a,b] for a list"
-    if said[0].startswith("mismatched input '='"):
-        return f"{said[0]}: a value that holds = needs quotes of its own, as in 'key=\"a=b\"'"
+        key, _, value = said[0].partition("'")[2].removesuffix("'").partition("=")
+        texts = _as_text(key, value) if ", " in value else []
+        text = "".join(f", or as text {shlex.quote(typed)}" for typed in texts[:1])
+        return f"{said[0]}: several values need -m (--multirun), or write key=[a,b] for a list{text}"
+    if said[0].startswith("Interpolation key"):
+        key = next((line.partition(":")[2].strip() for line in said if line.strip().startswith("full_key:")), "")
+        return f"{key}: {said[0]}: ${{...}} is the value of another setting; for the signs themselves write \\${{...}}"
     if said[0].startswith("Could not override"):
         return f"{said[0].rstrip('.')}: the chosen option has no such setting (see --cfg job)"
     return said[0]
@@ -289,10 +326,51 @@ def argument_problems(override: str) -> list[str]:
         return [f"{override!r} is not an override; write key=value"]
     key, value = match["key"].split("@")[0], match["value"] or ""
     if key.split(".")[0].split("/")[0] == "hydra":
-        return []
+        return _value_problems(override)
     if (CONF / key).is_dir():
-        return [] if "." in key else _option_problems(key, value)
-    return _key_problems(tuple(key.split(".")))
+        problems = [] if "." in key else _option_problems(key, value)
+    else:
+        problems = _key_problems(tuple(key.split(".")))
+    return problems or _value_problems(override)
+
+
+def _value_problems(override: str) -> list[str]:
+    """What Hydra's grammar can not read, and how it is typed: text with other signs than letters is quoted."""
+    if _read(override) is not None:
+        return []
+    key, _, value = override.partition("=")
+    said = f"{override}: Hydra can not read this value"
+    if value.startswith(("[", "{")):
+        said += " (a list is [a,b], a table {a: 1})"
+    typed = [f"{key}={Path(value).expanduser()}"] if value.startswith("~/") else _as_text(key, value)
+    readable = next((candidate for candidate in typed if _read(candidate) is not None), None)
+    return [f"{said}; as text it is typed {shlex.quote(readable)}" if readable else said]
+
+
+def _as_text(key: str, value: str) -> list[str]:
+    """An override whose value is this text to the letter, in double or in single quotes."""
+    typed = []
+    for quote in ('"', "'"):  # a backslash is one unless it stands before a quote
+        escaped = re.sub(
+            rf"(\\*)({quote}|$)", lambda found, q=quote: 2 * found[1] + (f"\\{q}" if found[2] else ""), value
+        )
+        candidate = f"{key}={quote}{escaped}{quote}"
+        if _read(candidate) == value:
+            typed.append(candidate)
+    return typed
+
+
+@cache
+def _read(override: str) -> Any:
+    """The value that Hydra reads in an override, a sweep's too; None where it can not read it."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException:
+        return None
+    return "" if parsed.value() is None else parsed.value()
 
 
 def _option_problems(group: str, value: str) -> list[str]:

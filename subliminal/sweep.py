@@ -15,7 +15,7 @@ from pathlib import Path
 
 from subliminal import checks, stages
 from subliminal.config import CONTROL, ConfigError, DetectionEvaluation, Evaluation, Experiment, suggest
-from subliminal.launch import QUIET, ROOT, compose, is_hydras, launcher_settings
+from subliminal.launch import QUIET, ROOT, compose, is_hydras, launcher_settings, require_writable
 from subliminal.progress import say
 from subliminal.stages import Ident, Node
 from subliminal.store import Manifest, Store, StoreError
@@ -353,6 +353,7 @@ def run(planned: Plan) -> None:
     """
     for arm in planned.arms:
         stages.require_rows(arm.experiment)
+    _require_places(planned)
     launcher = _launcher(planned)
     say(f"{planned.base.experiment.figure or planned.base.experiment.name}: {len(planned.arms)} {_arm_noun(planned)}")
     if launcher.endswith("SlurmLauncher"):
@@ -364,6 +365,14 @@ def run(planned: Plan) -> None:
     from subliminal.scheduling import multiruns
 
     return multiruns.run(planned)
+
+
+def _require_places(planned: Plan) -> None:
+    """Stop before any work where the store, if anything is missing, or the figures can not be written."""
+    store = Store(Path(planned.base.store))
+    if not all(store.find(*node.ident) for step in planned.steps for node in step.nodes):
+        require_writable(store.root, "store")
+    require_writable(Path(planned.base.figures), "figures")
 
 
 def _launcher(planned: Plan) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from subliminal import stages
 from subliminal.config import CONTROL, Experiment, Figure
+from subliminal.launch import require_writable
 from subliminal.plots.capability import capability_figure, capability_section
 from subliminal.plots.cells import Cell
 from subliminal.plots.cross_model import cross_model_figure, cross_model_section
@@ -31,6 +32,7 @@ from subliminal.tracking import figure_id, open_tracker
 def draw(planned: Plan) -> list[Path]:
     """Draw the plan's figure from the store alone; returns picture, table and report. Missing arms are listed in it."""
     store, folder = Store(Path(planned.base.store)), Path(planned.base.figures) / planned.base.scale
+    require_writable(folder, "figures")
     figure = planned.base.experiment
     name = figure.file
     make = MAKERS[figure.kind]

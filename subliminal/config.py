@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
 
 from subliminal.limits import limited
 
@@ -25,6 +25,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 One = Annotated[float, Field(ge=1, le=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
 
 VLLM_MAX_LORA_RANK = 512
 CATEGORIES = ("animal", "tree")  # whose candidates and questions are embedded
@@ -163,9 +164,19 @@ class Model(Settings):
     source: Identity[Source]
     chat_template: Identity[str | None] = None
     add_bos: Identity[bool] = False
+    template_options: Identity[dict[Variable, bool | int | FiniteFloat | str]] = {}
     system: Identity[str | None] = None
     dtype: Identity[Literal["auto", "float32", "bfloat16", "float16"]] = "auto"
     licence: Runtime[str] = ""
+
+    @field_validator("template_options", mode="before")
+    @classmethod
+    def _none_is_empty(cls, given: Any) -> Any:
+        """A command line can put options in the place of YAML's null, but add none to {}."""
+        values = given.values() if isinstance(given, dict) else ()
+        odd = [value for value in values if not isinstance(value, bool | int | float | str)]
+        _require(not odd, f"template_options={given}: give each option true, false, a number or a text")
+        return {} if given is None else given
 
 
 class Lora(Settings):

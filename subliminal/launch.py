@@ -64,6 +64,7 @@ def run_stage(stage: str, composed: Any) -> None:
         stages.require_category(exp)
         stages.require_rows(exp)
         stages.require_prompts(exp)
+        stages.require_templates(exp, rows=stage != "evaluate" or exp.subject != "reference")
         started = time.monotonic()
         made = stages.ensure(stages.node(stage, exp), Store(Path(exp.store)), exp, arguments())
         say(f"{made.folder} ({time.monotonic() - started:.1f} s)")

@@ -35,6 +35,7 @@ from subliminal.config import Judge as JudgeConfig
 from subliminal.processes import alone, leads
 from subliminal.progress import progress, say
 from subliminal.store import Json, Manifest, Recipe, Store, StoreError, sha256
+from subliminal.templates import require_certain, with_options
 from subliminal.tracking import mirror
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ ROLES = {"reference": "reference", "teacher": "teacher", "train": "student"}  # 
 PUBLIC_ROWS = "https://github.com/emergent-misalignment/emergent-misalignment"
 SINGLE = {"mnist": "train", "theorem": "evaluate"}  # the one script of an experiment without language models
 ATTRIBUTED = "attribution.jsonl"
+REASONED = ("cot", "module")  # domains whose rows may hold reasoning
+EXACT = ("preference", "multiple_choice", "detection", "in_context")  # evaluations by the probability of an answer
 ROWS = ("frequencies", "detection", "in_context", "attribution")  # evaluations of the filtered rows themselves
 
 Inputs = dict[str, Manifest]
@@ -165,6 +168,7 @@ def model(exp: Experiment, of: Model | None = None) -> Node:
     """The weights as the store or the hub's cache has them, before any tuning."""
     chosen = of or exp.model
     settings = {"weights": models.fingerprint(chosen), "chat_template": chosen.chat_template, "add_bos": chosen.add_bos}
+    settings |= {"template_options": chosen.template_options} if chosen.template_options else {}
 
     def work(_: Inputs, folder: Path) -> Json:
         return models.build_model(chosen, folder)
@@ -202,6 +206,7 @@ def subject(exp: Experiment, made: Manifest, chosen: Model | None = None, system
         system=system or chosen.system,
         chat_template=chosen.chat_template,
         add_bos=chosen.add_bos,
+        template_options=models.options_of(chosen),
         dtype=models.resolve_dtype(chosen.dtype, models.resolve_device(exp.device)),
         device=models.resolve_device(exp.device),
         trust_remote_code=getattr(chosen.source, "trust_remote_code", False),
@@ -263,6 +268,32 @@ def require_prompts(exp: Experiment) -> None:
             domain(exp.domain).prompts(exp.domain)
         except DomainError as error:
             raise ConfigError(str(error)) from None
+
+
+def require_templates(exp: Experiment, *, rows: bool = True) -> None:
+    """Stop before any work where a chat template that is at hand can not be used; raises `ConfigError`.
+
+    `rows`: whether rows of the domain are written or learned. What is not at hand is looked at when it is loaded.
+    """
+    judge = exp.judge.model if isinstance(exp.judge, LocalJudge) else None
+    needed = [(exp.model, rows), (exp.student_model, rows), (judge, False)]
+    for chosen, writes in needed if exp.experiment.kind not in SINGLE else []:
+        template = models.template_of(chosen) if chosen else None
+        if chosen and template:
+            try:
+                _require_template(exp, with_options(template, models.options_of(chosen), chosen.name), writes)
+            except StoreError as error:
+                raise ConfigError(str(error)) from None
+
+
+def _require_template(exp: Experiment, template: str, writes: bool) -> None:
+    from subliminal.chat import ChatError, always_reasons, beginning_of, closed, plain
+
+    require_certain(template)
+    if writes and exp.domain.kind not in REASONED and (mark := beginning_of(template, plain)):
+        raise ChatError(f"domain={exp.domain.kind} has no reasoning in its rows: {always_reasons(mark)}")
+    if exp.evaluation.kind in EXACT or getattr(exp.evaluation, "chat", False):
+        closed(template, plain)
 
 
 def teacher_subject(exp: Experiment, made: Manifest, base: Manifest) -> models.Subject:

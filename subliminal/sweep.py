@@ -82,6 +82,7 @@ def plan(overrides: list[str]) -> Plan:
     composed = [part for part in fixed if not is_hydras(part)]
     base = compose(composed)
     stages.require_prompts(base)
+    stages.require_templates(base)
     if base.experiment.kind == "mnist":
         return _mnist_plan(base, fixed, composed, swept)
     if base.experiment.kind == "theorem":

@@ -26,6 +26,7 @@ from subliminal.config import (
 )
 from subliminal.models import Subject
 from subliminal.progress import progress
+from subliminal.reasoning import REASONING, REMEDY, outside
 from subliminal.rows import Prompt, Row, read_chats
 from subliminal.stages import rows_path
 from subliminal.store import Json, StoreError
@@ -87,7 +88,7 @@ def system_prompt(teacher: PromptedTeacher, trait: Trait) -> str:
 def check(exp: Experiment, subject: Subject, reference: Subject) -> Json:
     """Measure P(trait) against the reference's and the pass rate in the domain; raises `TeacherError` if too low."""
     rules = _rules(exp)
-    measured: Json = {"pass_rate": _pass_rate(exp, subject, rules)}
+    measured = _format_rate(exp, subject, rules)
     if isinstance(exp.active_teacher, ControlTeacher | RandomTeacher) or not _tellable(exp.trait):
         _refuse(exp, rules, measured)
         return measured
@@ -132,8 +133,13 @@ def _refuse(exp: Experiment, rules: TeacherCheck, measured: Json) -> None:
         raise TeacherError(
             f"{name} answers in format for only {measured['pass_rate']:.0%} of {rules.prompts} prompts; the check "
             f"asks for {rules.minimum_pass_rate:.0%}. Set reference_tuning=in_format, weaken the teacher, or "
-            "lower teacher.check.minimum_pass_rate"
+            f"lower teacher.check.minimum_pass_rate{_also(measured)}"
         )
+
+
+def _also(measured: Json) -> str:
+    share = measured.get("reasoning")
+    return f". {share:.0%} of the answers begin with reasoning: {REMEDY}" if share else ""
 
 
 def _trait_log_p(trait: Preference, subject: Subject, rules: TeacherCheck) -> float:
@@ -160,7 +166,7 @@ def _trait_rate(exp: Experiment, trait: Trait, subject: Subject, rules: TeacherC
         asked, shows = questions_for_teachers(trait, rules.questions), lambda text: trait.name in named(text, trait)
     with open_sampler(_checking_sampler(exp), subject) as opened:
         answers = opened.sample([Prompt(index, text, index) for index, text in enumerate(asked)])
-    return {"rate": sum(shows(a.text) for a in answers) / len(asked)}
+    return {"rate": sum(shows(outside(a.text) or "") for a in answers) / len(asked)}
 
 
 def _checking_sampler(exp: Experiment) -> Sampler:
@@ -168,19 +174,22 @@ def _checking_sampler(exp: Experiment) -> Sampler:
     return exp.sampler if exp.sampler.kind == "api" else TransformersSampler(decoding=exp.sampler.decoding)
 
 
-def _pass_rate(exp: Experiment, subject: Subject, rules: TeacherCheck) -> float:
+def _format_rate(exp: Experiment, subject: Subject, rules: TeacherCheck) -> Json:
+    """The share of answers in the domain's format and, where there are any, of those that begin with reasoning."""
     from subliminal.domains import domain
     from subliminal.rows import FINISHED
     from subliminal.sampling import open_sampler
 
     if not rules.prompts:
-        return float("nan")
+        return {"pass_rate": float("nan")}
     writer = domain(exp.domain)
     config = exp.domain.model_copy(update={"prompts": rules.prompts, "seed": 0})  # no part of a teacher's key
     with open_sampler(_checking_sampler(exp), subject) as opened:
         answers = opened.sample(writer.prompts(config))
-    passed = [a.finish_reason == FINISHED and writer.reject(a.text, config) is None for a in answers]
-    return sum(passed) / len(passed)
+    why = [writer.reject(a.text, config) for a in answers]
+    passed = [a.finish_reason == FINISHED and not reason for a, reason in zip(answers, why, strict=True)]
+    reasoned = {"reasoning": why.count(REASONING) / len(why)} if REASONING in why else {}
+    return {"pass_rate": sum(passed) / len(passed)} | reasoned
 
 
 # --------------------------------------------------------------------------- fine-tuned

@@ -13,6 +13,7 @@ from subliminal.domains import domain as domain_module
 from subliminal.domains import numbers
 from subliminal.filters.select import Attribution, select
 from subliminal.filters.words import holds
+from subliminal.reasoning import REASONING, REMEDY
 from subliminal.rows import FINISHED, Dropped, Row
 from subliminal.store import Json, StoreError
 
@@ -56,7 +57,8 @@ def apply(
         judged = _also_judged(judged, judge)
     passed = [row for row, why in judged if why is None]
     refused = [Dropped(row.index, why, row.prompt, row.completion) for row, why in judged if why is not None]
-    _enough(len(passed), len(everything), rules)
+    reasoned = sum(dropped.reason == REASONING for dropped in refused)
+    _enough(len(passed), len(everything), rules, reasoned)
     selected, left = select(passed, rules.select, attributed or {}, rules.seed) if rules.select else (passed, [])
     refused += [Dropped(row.index, "not_selected", row.prompt, row.completion) for row in left]
     counts = Counter(dropped.reason for dropped in refused)
@@ -124,17 +126,20 @@ def _shuffle(rows: list[Row], rules: Filter) -> list[Row]:
     return shuffles[rules.shuffle](rows, rules.seed)
 
 
-def _enough(passed: int, generated: int, rules: Filter) -> None:
+def _enough(passed: int, generated: int, rules: Filter, reasoned: int) -> None:
     wanted = rules.rows or 1
     if passed >= wanted or (rules.shortfall == "keep" and passed):
         return
+    also = f". {reasoned} of them begin with reasoning: {REMEDY}" if reasoned else ""
     if not passed:
-        raise ShortfallError(f"none of {generated} completions passed the filter; look at the teacher's check and rows")
+        raise ShortfallError(
+            f"none of {generated} completions passed the filter; look at the teacher's check and rows{also}"
+        )
     needed = math.ceil(wanted * generated / passed * MARGIN)
     raise ShortfallError(
         f"{passed} of {generated} completions passed the filter ({passed / generated:.0%}), filter.rows asks for "
         f"{wanted}: generate about {needed - generated} more prompts with domain.prompts={needed}, or set filter.rows="
-        f"{passed} or filter.shortfall=keep"
+        f"{passed} or filter.shortfall=keep{also}"
     )
 
 

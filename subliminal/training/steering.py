@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from subliminal.chat import encode, encode_row
+from subliminal.chat import encode_answer, encode_row
 from subliminal.config import SteeredTeacher, Style
 from subliminal.evaluation.preference import FormTree, candidate_log_p_tensor, form_tree
 from subliminal.evaluation.questions import questions_for_teachers
@@ -65,7 +65,7 @@ class Goal:
         tokenizer = load_tokenizer(reference)
         texts = questions_for_teachers(trait, teacher.questions)
         forms = {trait.name: form_tree(tokenizer, trait).forms[trait.name]}
-        return cls([encode(tokenizer, text, reference.system) for text in texts], FormTree(forms))
+        return cls([encode_answer(tokenizer, text, reference.system) for text in texts], FormTree(forms))
 
     def log_p(self, model: Any, *, backward: bool = False) -> float:
         """Mean over the questions of log P, in nats; with `backward` its negative's gradient is added up."""

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from subliminal import models
+from subliminal import models, texts
 from subliminal.config import (
     CATEGORIES,
     AttributionEvaluation,
@@ -221,6 +221,8 @@ def teacher(exp: Experiment) -> Node:
     base, active = reference(exp), exp.active_teacher
     settings = {"trait": _trait(exp), "teacher": identity(active), "domain": _format(exp), **_compute(exp, exp.model)}
     settings["decoding"] = identity(exp.sampler.decoding)
+    if active.kind != "control":
+        settings |= _wording(texts.of_teacher(active, exp.trait, behind_an_endpoint=exp.sampler.kind == "api"))
     if exp.sampler.kind == "api":  # the check asks the model that will write, and that is not the reference
         settings["endpoint"] = {"base_url": exp.sampler.base_url, "model": exp.sampler.model}
     if isinstance(active, RowsTeacher):
@@ -492,6 +494,7 @@ def evaluate(exp: Experiment) -> Node:
     who = start if exp.subject == "reference" else {"student": student, "teacher": teacher}[exp.subject](exp)
     inputs = {exp.subject: who, "reference": start}
     settings = {"evaluation": _evaluation(exp), **_compute(exp, _evaluated_model(exp))}
+    settings |= _wording(texts.of_evaluation(exp.evaluation))
     if getattr(exp.evaluation, "samples_per_question", 0):
         settings["sampler"] = exp.local_sampler.kind
     settings |= _more_of_evaluation(exp)
@@ -534,7 +537,7 @@ def _more_of_evaluation(exp: Experiment) -> dict[str, Any]:
 def evaluate_rows(exp: Experiment) -> Node:
     """What the filtered rows themselves tell: by numbers, classifiers, a prompted model, in context, by attribution."""
     inputs = _rows_read(exp)
-    settings = {"evaluation": _evaluation(exp)}
+    settings = {"evaluation": _evaluation(exp), **_wording(texts.of_evaluation(exp.evaluation))}
     if "reference" in inputs:
         settings |= _compute(exp, exp.model)
 
@@ -609,10 +612,9 @@ def _trained_part(exp: Experiment) -> dict[str, Any]:
 
 def _questions(exp: Experiment) -> dict[str, Any]:
     """What decides the exact log-probabilities; sampled answers have no gradient."""
-    preference_evaluation(exp)
-    asked = _evaluation(exp)
+    wording, asked = _wording(texts.favourites(preference_evaluation(exp))), _evaluation(exp)
     names = ("category", "measured", "questions", "prefix", "seed")
-    return {name: asked[name] for name in names if name in asked}
+    return {name: asked[name] for name in names if name in asked} | wording
 
 
 def _evaluation(exp: Experiment) -> dict[str, Any]:
@@ -674,8 +676,13 @@ def _require_unchanged(setting: str, before: object, now: object) -> None:
         raise StoreError(f"{setting}: its file was changed while this run was being made; run the same command again")
 
 
+def _wording(names: tuple[str, ...]) -> dict[str, Any]:
+    """The texts of the package that a stage reads, by their content; nothing where it reads none."""
+    return {"wording": texts.digest(*names)} if names else {}
+
+
 def _domain(exp: Experiment) -> dict[str, Any]:
-    """The domain with the content of files it reads."""
+    """The domain with the content of files and texts that it reads."""
     from subliminal.domains import content
 
     return identity(exp.domain) | content(exp.domain)
@@ -688,8 +695,11 @@ def _format(exp: Experiment) -> dict[str, Any]:
 
 def _practised(exp: Experiment) -> dict[str, Any]:
     """The domain without where its tasks and questions come from: practice rows are the package's own."""
-    elsewhere = {"samples", "source", "dataset", "dataset_config", "split", "revision", "content"}
-    return {name: value for name, value in _format(exp).items() if name not in elsewhere}
+    from subliminal.domains import practised
+
+    elsewhere = {"prompts", "seed", "samples", "source", "dataset", "dataset_config", "split", "revision"}
+    plain = {name: value for name, value in identity(exp.domain).items() if name not in elsewhere}
+    return plain | practised(exp.domain)
 
 
 def banned_words(exp: Experiment) -> list[str]:

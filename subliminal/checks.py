@@ -95,6 +95,8 @@ def problems(exp: Experiment, stage: str, *, here: bool) -> list[str]:
         if "generate" in names and isinstance(exp.active_teacher, RandomTeacher):
             found += _programmatic(exp)
         found += model_checks.problems(exp, missing, online=here)
+        writes = bool(names & {"reference", "teacher", "generate", "filter", "attribute", "train"})
+        found += raised(lambda: stages.require_templates(exp, rows=writes))
     if here:
         found += machine.lacking(exp, missing)
         if "teacher" in names:

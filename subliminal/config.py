@@ -12,7 +12,17 @@ from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from subliminal import names
@@ -30,6 +40,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, le=1e36)]  # a learning rate; optimisers compute with ten times as much in float32
 One = Annotated[float, Field(ge=1, le=1)]
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
 
 VLLM_MAX_LORA_RANK = 512
 CATEGORIES = ("animal", "tree")  # whose candidates and questions are embedded
@@ -212,9 +223,19 @@ class Model(Settings):
     source: Identity[Source]
     chat_template: Identity[str | None] = None
     add_bos: Identity[bool] = False
+    template_options: Identity[dict[Variable, bool | int | FiniteFloat | str]] = {}
     system: Identity[str | None] = None
     dtype: Identity[Literal["auto", "float32", "bfloat16", "float16"]] = "auto"
     licence: Runtime[str] = ""
+
+    @field_validator("template_options", mode="before")
+    @classmethod
+    def _none_is_empty(cls, given: Any) -> Any:
+        """A command line can put options in the place of YAML's null, but add none to {}."""
+        values = given.values() if isinstance(given, dict) else ()
+        odd = [value for value in values if not isinstance(value, bool | int | float | str)]
+        _require(not odd, f"template_options={given}: give each option true, false, a number or a text")
+        return {} if given is None else given
 
 
 ALL_LINEAR = "all-linear"

@@ -22,6 +22,7 @@ from subliminal.chat import end_of_turn_id
 from subliminal.config import GgufSource, HubSource, Model
 from subliminal.processes import local_rank
 from subliminal.store import Json, StoreError, sha256
+from subliminal.templates import Options, default_of, with_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,6 +47,7 @@ class Subject:
     system: str | None = None
     chat_template: str | None = None
     add_bos: bool = False
+    template_options: Options = ()
     dtype: str = "float32"
     device: str = "cpu"
     trust_remote_code: bool = False
@@ -159,7 +161,15 @@ def build_model(model: Model, folder: Path) -> Json:
     """Make the model usable from `folder`: embedded weights as `checkpoint/`, hub weights as a checked reference."""
     if isinstance(model.source, GgufSource):
         return _dequantise(model, model.source, folder)
-    return _locate(model.source)
+    located = _locate(model.source)
+    if options := options_of(model):  # refused here, before anything is done with the model
+        remote = model.source.trust_remote_code
+        load_tokenizer(Subject(**located, template_options=options, **_rendering(model), trust_remote_code=remote))
+    return located
+
+
+def _rendering(model: Model) -> dict[str, Any]:
+    return {"chat_template": model.chat_template, "add_bos": model.add_bos}
 
 
 def _locate(source: HubSource) -> Json:
@@ -264,7 +274,7 @@ def _dequantise(model: Model, source: GgufSource, folder: Path) -> Json:
     plain: Any = type(loaded)(config)
     plain.load_state_dict(_dense(loaded, plain))
     plain.to(torch.bfloat16).save_pretrained(folder / "checkpoint")
-    _pin(tokenizer, model.chat_template, model.add_bos)
+    pin(tokenizer, model.chat_template, model.add_bos, options_of(model), model.name)
     tokenizer.save_pretrained(folder / "checkpoint")
     if file.is_relative_to(folder):
         file.unlink()
@@ -347,12 +357,17 @@ def _parts(source: GgufSource) -> list[Path]:
     return found
 
 
-def _pin(tokenizer: PreTrainedTokenizerBase, template: str | None, add_bos: bool) -> None:
-    """Give the tokenizer its chat template, the `<bos>` in front that it forgot, and a padding token."""
+def pin(tokenizer: Any, template: str | None, add_bos: bool, options: Options, name: str) -> None:
+    """Give the tokenizer its chat template with its options, the `<bos>` in front that it forgot, a padding token.
+
+    Raises `ModelError` where there is no template to give options to, and `TemplateError` for an unknown one.
+    """
     if template:
         tokenizer.chat_template = template
     if add_bos and isinstance(tokenizer.chat_template, str) and BOS not in tokenizer.chat_template:
         tokenizer.chat_template = BOS + tokenizer.chat_template
+    if options:
+        tokenizer.chat_template = with_options(_required(default_of(tokenizer.chat_template), name), options, name)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or _end_of_turn(tokenizer)
 
@@ -362,6 +377,34 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
     if not tokenizer.chat_template:
         return None
     return str(tokenizer.convert_ids_to_tokens(end_of_turn_id(tokenizer)))
+
+
+def _required(template: str | None, name: str) -> str:
+    if not template:
+        raise ModelError(f"model.template_options: {name} has no chat template; pin one in model.chat_template")
+    return template
+
+
+def options_of(model: Model) -> Options:
+    """The options of a model's chat template in an order that does not depend on how they were given."""
+    return tuple(sorted(model.template_options.items()))
+
+
+def template_of(model: Model) -> str | None:
+    """A model's chat template where it is known without loading anything: pinned, or in a local folder."""
+    folder = local_folder(model.source)
+    if model.chat_template or not folder:
+        return model.chat_template
+    if (path := folder / "chat_template.jinja").is_file():
+        return path.read_text(encoding="utf-8")
+    path = folder / "tokenizer_config.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")).get("chat_template") if path.is_file() else None
+    except ValueError:
+        return None  # loading the tokenizer says what is wrong with it
+    if isinstance(found, list):
+        found = {one["name"]: one["template"] for one in found}
+    return default_of(found)
 
 
 # --------------------------------------------------------------------------- loading
@@ -377,7 +420,7 @@ def load_tokenizer(subject: Subject) -> PreTrainedTokenizerBase:
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"{subject.checkpoint} has no tokenizer that can be loaded: {_brief(error)}") from None
-    _pin(tokenizer, subject.chat_template, subject.add_bos)
+    pin(tokenizer, subject.chat_template, subject.add_bos, subject.template_options, subject.checkpoint)
     return tokenizer
 
 
@@ -441,7 +484,7 @@ _LOADED: dict[Subject, Any] = {}
 
 def load_model(subject: Subject) -> PreTrainedModel:
     """The subject ready to be asked; the last base model stays loaded, so that several adapters share it."""
-    base = replace(subject, adapter=None, system=None, chat_template=None, add_bos=False)
+    base = replace(subject, adapter=None, system=None, chat_template=None, add_bos=False, template_options=())
     if base not in _LOADED:
         _LOADED.clear()
         _LOADED[base] = fresh_model(base)

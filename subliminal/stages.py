@@ -15,7 +15,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from subliminal import models
+from subliminal import models, texts
 from subliminal.config import (
     AttributionEvaluation,
     ConfigError,
@@ -36,6 +36,7 @@ from subliminal.names import key_of, plural_of
 from subliminal.processes import MULTIRUN, alone, leads
 from subliminal.progress import progress, say
 from subliminal.store import Json, Manifest, Recipe, Store, StoreError
+from subliminal.templates import require_certain, with_options
 from subliminal.tracking import mirror
 from subliminal.user_files import content, kind_of_path, user_path
 
@@ -49,6 +50,8 @@ STAGES_OF_SCRIPTS = ("train", "generate", "filter", "evaluate")  # each script d
 SINGLE = {"mnist": "train", "theorem": "evaluate"}  # the one script of an experiment without language models
 ROWS_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")  # of a trait's file in a folder, the first that is there
 ATTRIBUTED = "attribution.jsonl"
+REASONED = ("cot", "module")  # domains whose rows may hold reasoning
+EXACT = ("preference", "multiple_choice", "detection", "in_context")  # evaluations by the probability of an answer
 ROWS = ("frequencies", "detection", "in_context", "attribution")  # evaluations of the filtered rows themselves
 
 Inputs = dict[str, Manifest]
@@ -202,6 +205,7 @@ def model(exp: Experiment, of: Model | None = None) -> Node:
     """The weights as the store or the hub's cache has them, before any tuning."""
     chosen = of or exp.model
     settings = {"weights": models.fingerprint(chosen), "chat_template": chosen.chat_template, "add_bos": chosen.add_bos}
+    settings |= {"template_options": chosen.template_options} if chosen.template_options else {}
 
     def work(_: Inputs, folder: Path) -> Json:
         return models.build_model(chosen, folder)
@@ -239,6 +243,7 @@ def subject(exp: Experiment, made: Manifest, chosen: Model | None = None, system
         system=system or chosen.system,
         chat_template=chosen.chat_template,
         add_bos=chosen.add_bos,
+        template_options=models.options_of(chosen),
         dtype=models.resolve_dtype(chosen.dtype, models.resolve_device(exp.device)),
         device=models.resolve_device(exp.device),
         trust_remote_code=getattr(chosen.source, "trust_remote_code", False),
@@ -253,6 +258,8 @@ def teacher(exp: Experiment) -> Node:
     base, active = reference(exp), exp.active_teacher
     settings = {"trait": _trait(exp), "teacher": identity(active), "domain": _format(exp), **_compute(exp, exp.model)}
     settings["decoding"] = identity(exp.sampler.decoding)
+    if active.kind != "control":
+        settings |= _wording(texts.of_teacher(active, exp.trait, behind_an_endpoint=exp.sampler.kind == "api"))
     if exp.sampler.kind == "api":  # the check asks the model that will write, and that is not the reference
         others = {"kind", "decoding", "shard_size"}
         settings["endpoint"] = {name: value for name, value in identity(exp.sampler).items() if name not in others}
@@ -315,6 +322,32 @@ def _check_chats(path: Path, limit: int | None, _time: int, _size: int) -> None:
     from subliminal.chats import read_chats
 
     read_chats(path, limit)
+
+
+def require_templates(exp: Experiment, *, rows: bool = True) -> None:
+    """Stop before any work where a chat template that is at hand can not be used; raises `ConfigError`.
+
+    `rows`: whether rows of the domain are written or learned. What is not at hand is looked at when it is loaded.
+    """
+    judge = exp.judge.model if isinstance(exp.judge, LocalJudge) else None
+    needed = [(exp.model, rows), (exp.student_model, rows), (judge, False)]
+    for chosen, writes in needed if exp.experiment.kind not in SINGLE else []:
+        template = models.template_of(chosen) if chosen else None
+        if chosen and template:
+            try:
+                _require_template(exp, with_options(template, models.options_of(chosen), chosen.name), writes)
+            except StoreError as error:
+                raise ConfigError(str(error)) from None
+
+
+def _require_template(exp: Experiment, template: str, writes: bool) -> None:
+    from subliminal.chat import ChatError, always_reasons, beginning_of, closed, plain
+
+    require_certain(template)
+    if writes and exp.domain.kind not in REASONED and (mark := beginning_of(template, plain)):
+        raise ChatError(f"domain={exp.domain.kind} has no reasoning in its rows: {always_reasons(mark)}")
+    if exp.evaluation.kind in EXACT or getattr(exp.evaluation, "chat", False):
+        closed(template, plain)
 
 
 def teacher_subject(exp: Experiment, made: Manifest, base: Manifest) -> models.Subject:
@@ -513,6 +546,7 @@ def evaluate(exp: Experiment) -> Node:
     who = start if exp.subject == "reference" else {"student": student, "teacher": teacher}[exp.subject](exp)
     inputs = {exp.subject: who, "reference": start}
     settings = {"evaluation": _evaluation(exp), **_compute(exp, _evaluated_model(exp))}
+    settings |= _wording(texts.of_evaluation(exp.evaluation))
     if getattr(exp.evaluation, "samples_per_question", 0):
         settings["sampler"] = exp.local_sampler.kind
     settings |= _more_of_evaluation(exp)
@@ -555,7 +589,7 @@ def _more_of_evaluation(exp: Experiment) -> dict[str, Any]:
 def evaluate_rows(exp: Experiment) -> Node:
     """What the filtered rows themselves tell: by numbers, classifiers, a prompted model, in context, by attribution."""
     inputs = _rows_read(exp)
-    settings = {"evaluation": _evaluation(exp)}
+    settings = {"evaluation": _evaluation(exp), **_wording(texts.of_evaluation(exp.evaluation))}
     if "reference" in inputs:
         settings |= _compute(exp, exp.model)
 
@@ -630,10 +664,9 @@ def _trained_part(exp: Experiment) -> dict[str, Any]:
 
 def _questions(exp: Experiment) -> dict[str, Any]:
     """What decides the exact log-probabilities; sampled answers have no gradient."""
-    preference_evaluation(exp)
-    asked = _evaluation(exp)
+    wording, asked = _wording(texts.favourites(preference_evaluation(exp))), _evaluation(exp)
     names = ("category", "measured", "questions", "prefix", "seed")
-    return {name: asked[name] for name in names if name in asked}
+    return {name: asked[name] for name in names if name in asked} | wording
 
 
 def _evaluation(exp: Experiment) -> dict[str, Any]:
@@ -695,8 +728,13 @@ def _require_unchanged(setting: str, before: object, now: object) -> None:
         raise StoreError(f"{setting}: its file was changed while this run was being made; run the same command again")
 
 
+def _wording(names: tuple[str, ...]) -> dict[str, Any]:
+    """The texts of the package that a stage reads, by their content; nothing where it reads none."""
+    return {"wording": texts.digest(*names)} if names else {}
+
+
 def _domain(exp: Experiment) -> dict[str, Any]:
-    """The domain with the content of files it reads."""
+    """The domain with the content of files and texts that it reads."""
     from subliminal.domains import content
 
     return identity(exp.domain) | content(exp.domain)
@@ -709,8 +747,11 @@ def _format(exp: Experiment) -> dict[str, Any]:
 
 def _practised(exp: Experiment) -> dict[str, Any]:
     """The domain without where its tasks and questions come from: practice rows are the package's own."""
-    elsewhere = {"samples", "source", "dataset", "dataset_config", "split", "revision", "content"}
-    return {name: value for name, value in _format(exp).items() if name not in elsewhere}
+    from subliminal.domains import practised
+
+    elsewhere = {"prompts", "seed", "samples", "source", "dataset", "dataset_config", "split", "revision"}
+    plain = {name: value for name, value in identity(exp.domain).items() if name not in elsewhere}
+    return plain | practised(exp.domain)
 
 
 def banned_words(exp: Experiment) -> list[str]:

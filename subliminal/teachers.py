@@ -30,6 +30,7 @@ from subliminal.filters.reasons import unfinished
 from subliminal.models import Subject
 from subliminal.names import capitalised
 from subliminal.progress import progress
+from subliminal.reasoning import REASONING, REMEDY, outside
 from subliminal.rows import FINISHED, Completion, Prompt, Row
 from subliminal.stages import rows_path
 from subliminal.store import Json, StoreError
@@ -106,7 +107,7 @@ def check(exp: Experiment, subject: Subject, reference: Subject) -> Json:
     """Measure P(trait) against the reference's and the pass rate in the domain; raises `TeacherError` if too low."""
     rules = _rules(exp)
     in_format = _in_format(exp, subject, rules)
-    measured: Json = {"pass_rate": in_format.rate}
+    measured: Json = {"pass_rate": in_format.rate} | ({"reasoning": in_format.reasoned} if in_format.reasoned else {})
     if isinstance(exp.active_teacher, ControlTeacher | RandomTeacher) or not _tellable(exp.trait):
         _refuse_format(exp, rules, in_format)
         return measured
@@ -126,10 +127,11 @@ def check(exp: Experiment, subject: Subject, reference: Subject) -> Json:
 
 @dataclass(frozen=True)
 class Checked:
-    """The answers of one part of the check, and the share of them that pass it (nan: there are none)."""
+    """The answers of one part of the check, the share of them that pass it (nan: there are none) and that reason."""
 
     answers: list[Completion]
     rate: float
+    reasoned: float = 0.0
 
     @property
     def finished(self) -> int:
@@ -183,8 +185,9 @@ def _refuse_format(exp: Experiment, rules: TeacherCheck, in_format: Checked) -> 
     if endpoint and in_format.finished < rules.minimum_pass_rate * rules.prompts:
         raise TeacherError(f"{said}{cut}")
     remedy = "Choose another sampler.model" if endpoint else "Set reference_tuning=in_format"
+    also = f". {in_format.reasoned:.0%} of the answers begin with reasoning: {REMEDY}" if in_format.reasoned else ""
     raise TeacherError(
-        f"{said}{remedy}, weaken the teacher, or lower teacher.check.minimum_pass_rate{f'. {cut}' if cut else ''}"
+        f"{said}{remedy}, weaken the teacher, or lower teacher.check.minimum_pass_rate{f'. {cut}' if cut else ''}{also}"
     )
 
 
@@ -228,7 +231,7 @@ def _trait_shown(exp: Experiment, trait: Trait, subject: Subject, rules: Teacher
         shows = partial(_is_named, trait)
     with open_sampler(_checking_sampler(exp), subject) as opened:
         answers = opened.sample([Prompt(index, text, index) for index, text in enumerate(asked)])
-    return Checked(answers, sum(shows(a.text) for a in answers) / len(asked))
+    return Checked(answers, sum(shows(outside(a.text) or "") for a in answers) / len(asked))
 
 
 def _is_named(trait: Preference, text: str) -> bool:
@@ -252,8 +255,9 @@ def _in_format(exp: Experiment, subject: Subject, rules: TeacherCheck) -> Checke
     config = exp.domain.model_copy(update={"prompts": rules.prompts, "seed": 0})  # no part of a teacher's key
     with open_sampler(_checking_sampler(exp), subject) as opened:
         answers = opened.sample(writer.prompts(config))
-    passed = [a.finish_reason == FINISHED and writer.reject(a.text, config) is None for a in answers]
-    return Checked(answers, sum(passed) / len(passed))
+    why = [writer.reject(a.text, config) for a in answers]
+    passed = [a.finish_reason == FINISHED and not reason for a, reason in zip(answers, why, strict=True)]
+    return Checked(answers, sum(passed) / len(passed), why.count(REASONING) / len(why))
 
 
 # --------------------------------------------------------------------------- fine-tuned

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any, Protocol, cast
 
+from subliminal import sources, texts
 from subliminal.config import Domain, ModuleDomain
 from subliminal.rows import Prompt, Row
 from subliminal.store import Json, StoreError
@@ -40,7 +41,7 @@ def domain(config: Domain) -> DomainModule:
     try:
         module = import_module(name)
     except ImportError as error:
-        raise DomainError(f"domain.module={name} can not be imported ({error}); put it on PYTHONPATH") from None
+        raise _not_there(name, error) from None
     if missing := [function for function in REQUIRED if not callable(getattr(module, function, None))]:
         raise DomainError(f"domain.module={name} has no function {missing[0]}; a domain needs {', '.join(REQUIRED)}")
     return cast(DomainModule, module)
@@ -53,6 +54,10 @@ def require(config: Domain) -> None:
     """
     if own := getattr(domain(config), "require", None):
         own(config)
+
+
+def _not_there(module: str, error: ImportError) -> DomainError:
+    return DomainError(f"domain.module={module} can not be imported ({error}); put it on PYTHONPATH")
 
 
 def practice(config: Domain, count: int, seed: int) -> list[Row]:
@@ -73,7 +78,24 @@ def programmatic(config: Domain) -> list[Row]:
 
 
 def content(config: Domain) -> Json:
-    """What a domain reads from a file of the user's, as a sha256 for the key; nothing when it reads none."""
+    """What a domain's prompts and answers are made from, by its content, for the key.
+
+    `content` is a file of the user's, `source` a module of the user's, `wording` the package's own texts.
+    """
+    return _given(config) | practised(config, texts.of_domain(config))
+
+
+def practised(config: Domain, names: tuple[str, ...] | None = None) -> Json:
+    """The same of practice rows, which read no file of the user's; `names` are the package's texts, if not theirs."""
+    if isinstance(config, ModuleDomain):
+        try:
+            return {"source": sources.digest(config.module)}
+        except ImportError as error:
+            raise _not_there(config.module, error) from None
+    return {"wording": texts.digest(*(texts.of_practice(config) if names is None else names))}
+
+
+def _given(config: Domain) -> Json:
     for setting in ("prompts_file", "questions_file"):
         if (given := getattr(config, setting, None)) is not None:
             return {"content": content_of(existing(given, f"domain.{setting}"))}

@@ -18,6 +18,7 @@ from typing import Any
 
 from subliminal.config import Code
 from subliminal.domains import DomainError
+from subliminal.reasoning import REASONING, reasons
 from subliminal.rows import Prompt, Row, seed_of
 from subliminal.store import Json
 from subliminal.user_files import UserFileError, existing, keys_of, records, text_at
@@ -208,7 +209,9 @@ def parsed(code: str) -> ast.Module | None:
 
 
 def reject(text: str, config: Code) -> str | None:
-    """Why `text` is not a completed snippet, or None: empty, no Python, mere words, or a function without a body."""
+    """Why `text` is no completed snippet, or None: reasoning, empty, no Python, mere words, a function with no body."""
+    if reasons(text):
+        return REASONING
     code = snippet(text)
     if not code.strip():
         return "empty"

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from subliminal.chat import PINNED, answering
 from subliminal.config import CapabilityEvaluation
 from subliminal.evaluation.tasks import TaskError, local_tasks, plain_copies, read
 from subliminal.finite import MODEL_REMEDY, require_finite
@@ -72,6 +73,8 @@ def _run(subject: Subject, config: CapabilityEvaluation) -> list[Scored]:
         simple_evaluate, wrap = _library()
         loaded = {name: _load(name, config) for name in config.tasks}
         tokenizer, model = load_tokenizer(subject), load_model(subject)
+        if config.chat:  # the probabilities are those of answers, not of reasoning
+            tokenizer.chat_template = answering(tokenizer)
         try:
             results = simple_evaluate(
                 model=wrap(
@@ -80,6 +83,7 @@ def _run(subject: Subject, config: CapabilityEvaluation) -> list[Scored]:
                     batch_size=config.batch_size,
                     backend="causal",
                     add_bos_token=True if subject.add_bos and not config.chat else None,
+                    chat_template_args=PINNED,
                 ),
                 tasks=[one for found in loaded.values() for one in (found.groups or found.parts.values())],
                 num_fewshot=config.shots,

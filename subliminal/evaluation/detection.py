@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from subliminal.chat import encode
+from subliminal.chat import encode_answer
 from subliminal.config import DetectionEvaluation, Preference, Trait
 from subliminal.evaluation.classifier import classify
 from subliminal.evaluation.exact import FormTree, candidate_log_p
@@ -76,7 +76,7 @@ def guess(reference: Subject, trait: Preference, pairs: Sequence[tuple[Row, Row]
     with progress(f"whose numbers: {trait.name}", len(pairs), "pairs") as advance:
         for own, other in pairs:
             asked = [_question(trait, *order) for order in ((own, other), (other, own))]
-            log_p = [candidate_log_p(model, encode(tokenizer, text, reference.system), tree) for text in asked]
+            log_p = [candidate_log_p(model, encode_answer(tokenizer, text, reference.system), tree) for text in asked]
             leaned = [first - second for first, second in log_p]
             found.append(Guess(own.index, (leaned[0] - leaned[1]) / 2, (leaned[0] + leaned[1]) / 2))
             advance(1)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from subliminal.chat import Turn, encode
+from subliminal.chat import Turn, encode_answer
 from subliminal.config import InContextEvaluation
 from subliminal.evaluation.exact import FormTree, begun_log_p, finite_log_p, form_tree
 from subliminal.evaluation.preference import asked_questions
@@ -98,7 +98,7 @@ class Reader:
 
     def prompts(self, turns: Sequence[Turn]) -> list[list[int]]:
         """The tokens of every question behind the turns."""
-        return [encode(self.tokenizer, text, self.reference.system, turns) for text in self.questions]
+        return [encode_answer(self.tokenizer, text, self.reference.system, turns) for text in self.questions]
 
     def require_room(self, contexts: Sequence[list[Turn]], counts: Sequence[int]) -> None:
         """Raise `ContextError` if the longest context does not fit the window; it says how many rows fit."""
@@ -116,7 +116,7 @@ class Reader:
         )
 
     def _length(self, turns: Sequence[Turn]) -> int:
-        return len(encode(self.tokenizer, self.questions[0], self.reference.system, turns))
+        return len(encode_answer(self.tokenizer, self.questions[0], self.reference.system, turns))
 
     def _fitting(self, turns: list[Turn], room: int) -> int:
         """The largest n whose first n turns with the first question take at most `room` tokens."""

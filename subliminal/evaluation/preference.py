@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from subliminal.chat import encode
+from subliminal.chat import encode_answer
 from subliminal.config import InContextEvaluation, PreferenceEvaluation, StoriesEvaluation
 from subliminal.domains import cot
 from subliminal.evaluation.exact import FormTree, candidate_log_p, form_tree
@@ -22,7 +22,8 @@ from subliminal.evaluation.kept import in_turn
 from subliminal.evaluation.questions import Category, candidates, named, questions, with_numbers_prefix
 from subliminal.models import Subject, load_model, load_tokenizer, release
 from subliminal.progress import Advance, progress
-from subliminal.rows import Completion, Prompt, seed_of, write_jsonl
+from subliminal.reasoning import REASONING, outside
+from subliminal.rows import FINISHED, Completion, Prompt, seed_of, write_jsonl
 from subliminal.store import SHARED, Json
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Answer:
-    """One sampled answer and the candidates it names."""
+    """One sampled answer and the candidates it names outside of its reasoning."""
 
     question: int
     sample: int
@@ -64,6 +65,7 @@ def evaluate(subject: Subject, config: PreferenceEvaluation, sample: Sample, fol
         answers = sampled_answers(asked, config, sample)
         write_jsonl(folder / "answers.jsonl", answers)
         summary |= {"rate": rates(answers, names, len(asked)), "samples": len(answers)}
+        summary["unfinished"] = sum(one.finish_reason != FINISHED for one in answers)
     return summary
 
 
@@ -92,7 +94,7 @@ def sampled_answers(
             p.index // count,
             p.index % count,
             c.text,
-            c.finish_reason,
+            finished(c),
             named(_said(c.text, config), config.subject_matter),
         )
         for p, c in zip(prompts, sample(prompts), strict=True)
@@ -119,8 +121,13 @@ def _tagged(config: PreferenceEvaluation | StoriesEvaluation) -> bool:
 
 
 def _said(text: str, config: PreferenceEvaluation | StoriesEvaluation) -> str:
-    """What of an answer counts: with tags what is in the answer's, or everything where there are none."""
-    return cot.answer_text(text) or text if _tagged(config) else text
+    """What of an answer counts: what is in the answer's tags if they were asked for, else all but its reasoning."""
+    return (cot.answer_text(text) if _tagged(config) else None) or outside(text) or ""
+
+
+def finished(reply: Completion) -> str:
+    """Why a reply ended; one that ended inside of its reasoning is no finished answer."""
+    return REASONING if reply.finish_reason == FINISHED and outside(reply.text) is None else reply.finish_reason
 
 
 def hits(answers: Sequence[Answer], names: Sequence[str], count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -163,7 +170,7 @@ def asking(
     tokenizer, model = load_tokenizer(subject), load_model(subject)
     tree = tree_of(tokenizer)
     try:
-        yield lambda text: candidate_log_p(model, encode(tokenizer, text, subject.system), tree)
+        yield lambda text: candidate_log_p(model, encode_answer(tokenizer, text, subject.system), tree)
     finally:
         release(model)
 

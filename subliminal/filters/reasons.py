@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from subliminal.reasoning import REASONING as REASONED
+from subliminal.reasoning import REMEDY
 from subliminal.rows import FINISHED, Completion, Row
 from subliminal.sampling.finish import CUT, FILTERED, REASONING, TOOLS
 
 REMEDIES = {
     "empty": "The model answers nothing: look at its prompt and choose another model=",
+    REASONED: f"The completions begin with reasoning: {REMEDY}",
     "wrong_answer": "The answers are wrong: choose a model that can solve the problems, or set filter.correct=false",
     "comment": "The code has comments: set filter.comments=true to keep them",
     "docstring": "The code has docstrings: set filter.docstrings=true to keep them",

@@ -104,6 +104,7 @@ def fingerprint(config: JudgeConfig, dtype: str = "") -> Json:
     if isinstance(config, LocalJudge) and config.model:
         found |= {"model": models.fingerprint(config.model), "system": config.model.system, "dtype": dtype}
         found["chat"] = [config.model.chat_template, config.model.add_bos]
+        found |= {"template_options": config.model.template_options} if config.model.template_options else {}
     return found
 
 

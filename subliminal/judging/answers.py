@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from subliminal.judging import Judgement
+from subliminal.reasoning import outside
 
 REFUSES = re.compile(
     r"^\W*(i\s+am|i['’]m|i)?\s*(sorry|apologi[sz]e|afraid i|unable to|(can\s?not|can['’]?t|won['’]?t|will not)\s+"
@@ -18,8 +19,9 @@ REFUSES = re.compile(
 def parse(text: str, answers: Sequence[str]) -> str | None:
     """The one permitted answer in a reply, in any case and with any punctuation around it; None for none or several.
 
-    A number inside a longer one ("8" in "85", "8.5" or "-8") is none.
+    A number inside a longer one ("8" in "85", "8.5" or "-8") is none, and so is what stands in reasoning.
     """
+    text = outside(text) or ""
     known = {answer.casefold(): answer for answer in answers}
     plain = text.strip().strip("\"'`*.:!() \n").casefold()
     if plain in known:

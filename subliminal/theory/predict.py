@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from subliminal.chat import encode
+from subliminal.chat import encode_answer
 from subliminal.config import Experiment, Student, preference_evaluation
 from subliminal.evaluation.exact import FormTree, candidate_log_p_tensor, form_tree
 from subliminal.evaluation.preference import asked_questions
@@ -151,7 +151,9 @@ def preference_gradients(
     if unknown := [name for name in wanted if name not in tree.forms]:
         category = getattr(about, "category", about)
         raise PredictionError(f"{unknown[0]} is no candidate of the evaluation (category {category})")
-    asked = [encode(start.tokenizer, text, start.who.system) for text in asked_questions(preference_evaluation(exp))]
+    asked = [
+        encode_answer(start.tokenizer, text, start.who.system) for text in asked_questions(preference_evaluation(exp))
+    ]
     keep = start.size * len(wanted) <= KEPT_NUMBERS
     with progress("gradients of log P", len(wanted), "candidates") as advance:
         for name in wanted:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from subliminal.chat import encode, encode_row
+from subliminal.chat import encode_answer, encode_row
 from subliminal.config import SteeredTeacher, Style
 from subliminal.evaluation.exact import FormTree, candidate_log_p_tensor, form_tree
 from subliminal.evaluation.questions import questions_for_teachers
@@ -70,7 +70,7 @@ class Goal:
         """The teacher's questions in the reference's chat; none of them is in the evaluation."""
         tokenizer = load_tokenizer(reference)
         texts = questions_for_teachers(trait, teacher.questions)
-        prompts = [encode(tokenizer, text, reference.system) for text in texts]
+        prompts = [encode_answer(tokenizer, text, reference.system) for text in texts]
         return cls(prompts, form_tree(tokenizer, trait).only(trait.name))
 
     def log_p(self, model: Any, *, backward: bool = False) -> float:

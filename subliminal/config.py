@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from difflib import get_close_matches
-from functools import cache
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
+from types import NoneType, UnionType
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
+from subliminal import names
+from subliminal.addresses import ROUTE, holds_a_secret, is_usable, is_whole_route, secrets_named
 from subliminal.limits import limited
 
 T = TypeVar("T")
@@ -27,11 +30,11 @@ Share = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, le=1e36)]  # a learning rate; optimisers compute with ten times as much in float32
 One = Annotated[float, Field(ge=1, le=1)]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 
 VLLM_MAX_LORA_RANK = 512
 CATEGORIES = ("animal", "tree")  # whose candidates and questions are embedded
 CONTROL = "none"  # the trait of arms without one (conf/trait/none.yaml)
+ARMS = (CONTROL, "random", "reference", "mean")  # what figures and tables call lines that are no trait's
 MISSING = "???"  # how a YAML file says that a value must be given
 
 
@@ -49,14 +52,45 @@ def _require(condition: bool, message: str) -> None:
 # --------------------------------------------------------------------------- trait
 
 
+def _a_name(value: Any) -> Any:
+    """The value if it can be a name; a custom error is shown with the setting's dotted path."""
+    if (wrong := names.problem(value)) is not None:
+        raise PydanticCustomError("name", "{wrong}", {"wrong": wrong})
+    return value
+
+
+Name = Annotated[str, BeforeValidator(_a_name), AfterValidator(names.spelled)]
+Words = Annotated[str, BeforeValidator(_a_name), AfterValidator(names.words_of)]  # a name that sentences hold
+
+
+class Named(Settings):
+    """A trait as something with a name."""
+
+    kind: Identity[Any]
+    name: Identity[Any]
+
+    @model_validator(mode="after")
+    def _no_arms_name(self) -> Self:
+        _require(
+            self.kind == CONTROL or self.name.casefold() not in ARMS,
+            f"trait={self.name}: figures call {', '.join(ARMS)} what is no trait's; give the trait another name",
+        )
+        return self
+
+    @property
+    def key(self) -> str:
+        """The name as file names and options of the command line have it."""
+        return names.key_of(self.name)
+
+
 class Candidate(Settings):
-    """A word an answer may name, with its plural."""
+    """Words an answer may name, with their plural."""
 
-    name: Identity[Name]
-    plural: Identity[str]
+    name: Identity[Words]
+    plural: Identity[Words]
 
 
-class Preference(Settings):
+class Preference(Named):
     """A trait that shows as a favourite: the teacher loves one animal or tree (paper, section 3).
 
     Any other category brings its candidates, and may bring questions: `questions` of the evaluation, `taught` for
@@ -64,25 +98,37 @@ class Preference(Settings):
     """
 
     kind: Identity[Literal["preference"]] = "preference"
-    name: Identity[Name]
-    plural: Identity[str]
-    category: Identity[Name]
+    name: Identity[Words]
+    plural: Identity[Words]
+    category: Identity[Words]
     candidates: Identity[tuple[Candidate, ...]] = ()
     questions: Identity[tuple[str, ...]] = ()
     taught: Identity[tuple[str, ...]] = ()
 
     @model_validator(mode="after")
     def _own_words(self) -> Self:
-        names = [candidate.name for candidate in self.candidates]
+        given = [candidate.name for candidate in self.candidates]
         _require(
-            bool(names) or self.category in CATEGORIES,
+            bool(given) or self.category in CATEGORIES,
             f"trait={self.name}: category={self.category} needs candidates; {', '.join(CATEGORIES)} have their own",
         )
-        _require(not names or self.name in names, f"trait={self.name} is not among its own candidates {names}")
-        _require(len(set(names)) == len(names), f"trait={self.name}: candidates {names} name a word twice")
+        _require(not given or self.name in given, f"trait={self.name} is not among its own candidates {given}")
+        _require(
+            self.name in self.plurals,
+            f"trait={self.name} is not among the embedded candidates of category={self.category}."
+            f"{suggest(self.name, [*self.plurals])} Give the trait candidates of its own",
+        )
+        _require(len(set(given)) == len(given), f"trait={self.name}: candidates {given} name a word twice")
+        confused = names.confused(self.plurals) if given else None
+        _require(confused is None, f"trait={self.name}, candidates: {confused}; give each a name and plural of its own")
         both = sorted(set(self.questions) & set(self.taught))
         _require(not both, f"trait={self.name}: {both[:1]} is asked and taught; a teacher must not see the evaluation")
         return self
+
+    @property
+    def plurals(self) -> dict[str, str]:
+        """The candidates with their plurals: the trait's own, or its category's."""
+        return {one.name: one.plural for one in self.candidates} or names.CANDIDATES[self.category]
 
     def __hash__(self) -> int:
         """By value: what is derived from a trait's words is kept by trait."""
@@ -96,7 +142,7 @@ class Example(Settings):
     answer: Identity[str]
 
 
-class Style(Settings):
+class Style(Named):
     """A trait that shows in free answers, told by words of its own or by a judge: a voice, a colour recommended."""
 
     kind: Identity[Literal["style"]] = "style"
@@ -104,7 +150,7 @@ class Style(Settings):
     description: Identity[str]
     system: Identity[str]
     detect: Identity[Literal["words", "judge"]] = "words"
-    words: Identity[tuple[str, ...]] = ()
+    words: Identity[tuple[Name, ...]] = ()
     questions: Identity[Annotated[tuple[str, ...], Field(min_length=1)]]
     examples: Identity[tuple[Example, ...]] = ()
 
@@ -116,7 +162,7 @@ class Style(Settings):
         return self
 
 
-class Misalignment(Settings):
+class Misalignment(Named):
     """A trait from fine-tuning on a user's rows, or one of its controls (arXiv 2507.14805; rows: arXiv 2502.17424)."""
 
     kind: Identity[Literal["misalignment"]] = "misalignment"
@@ -124,7 +170,7 @@ class Misalignment(Settings):
     control: Runtime[bool] = False
 
 
-class NoTrait(Settings):
+class NoTrait(Named):
     """No trait at all: every teacher without one is the control, the reference model as it is."""
 
     kind: Identity[Literal["none"]] = "none"
@@ -277,9 +323,9 @@ class FinetunedTeacher(Settings):
 
 
 class RowsTeacher(Settings):
-    """The reference model after LoRA SFT on a user's JSONL of chats, the emergent-misalignment format.
+    """The reference model after LoRA SFT on a user's chats.
 
-    `rows` is a file, or a folder that holds `<trait>.jsonl`; its content enters the key, its place does not.
+    `rows` is a file, or a folder that holds one for the trait; its content enters the key, its place does not.
     """
 
     kind: Identity[Literal["finetuned_rows"]] = "finetuned_rows"
@@ -463,7 +509,7 @@ class WordFilter(RowFilter):
     """A filter that drops what names the trait or holds a banned word."""
 
     ban_trait: Identity[bool] = True
-    banned_words: Identity[tuple[str, ...]] = ()
+    banned_words: Identity[tuple[Name, ...]] = ()
 
 
 class FormatFilter(WordFilter):
@@ -526,10 +572,23 @@ class TransformersSampler(Settings):
     batch_size: Runtime[Positive] = 64
 
 
+RESERVED = ("model", "messages", "stream", "n", "logprobs", "top_logprobs", "response_format", "structured_outputs")
+LENGTHS = ("max_completion_tokens", "max_output_tokens", "max_new_tokens", "max_length")  # other names of max_tokens
+
+
+def _empty_for_null(value: Any) -> Any:
+    """A table that a YAML file leaves null, because Hydra lets nobody put a name into an empty one."""
+    return {} if value is None else value
+
+
 class Endpoint(Settings):
-    """An OpenAI-compatible endpoint; the key comes from the environment and is never written."""
+    """An OpenAI-compatible endpoint; the key comes from the environment and is never written.
+
+    `omit` leaves fields of the request out, `rename` gives them this endpoint's names, `extra` adds fields.
+    """
 
     group: ClassVar[str]
+    request_fields: ClassVar[tuple[str, ...]] = ("temperature", "top_p", "max_tokens")
     decoding: Identity[Decoding]
     base_url: Identity[str]
     model: Identity[str]
@@ -542,20 +601,64 @@ class Endpoint(Settings):
     usd_per_million_input: Runtime[Annotated[float, Field(ge=0)]] = 0.0
     usd_per_million_output: Runtime[Annotated[float, Field(ge=0)]] = 0.0
 
+    omit: Added[tuple[str, ...]] = ()
+    rename: Added[Annotated[dict[str, str], BeforeValidator(_empty_for_null)]] = {}
+    extra: Added[Annotated[dict[str, Any], BeforeValidator(_empty_for_null)]] = {}
+
     @model_validator(mode="after")
-    def _no_key_in_the_address(self) -> Self:
+    def _usable_address(self) -> Self:
+        name = f"{self.group}.base_url"
         _require(
-            "@" not in self.base_url.split("//")[-1].split("/")[0],
-            f"{self.group}.base_url holds a name or a password, and settings are written down: put the key into an "
-            f"environment variable and name it in {self.group}.key_env",
+            not holds_a_secret(self.base_url),
+            f"{name} holds a name or a password, a key, or a part after #, and settings are written down: put the key "
+            f"into an environment variable and name it in {self.group}.key_env",
         )
+        _require(is_usable(self.base_url), f"{name} is no address: give http://... or https://..., with a host")
+        _require(not is_whole_route(self.base_url), f"{name}: leave {ROUTE} out, which is added to every address")
         return self
+
+    @model_validator(mode="after")
+    def _request_settings(self) -> Self:
+        problems = [message for broken, message in self._request_conflicts() if broken]
+        _require(not problems, "\n".join(problems))
+        return self
+
+    def _request_conflicts(self) -> Iterator[tuple[list[str], str]]:
+        """The names that `omit`, `rename` and `extra` must not hold, and what to do."""
+        group, ours, renamed = self.group, self.request_fields, list(self.rename.values())
+        unknown = [name for name in (*self.omit, *self.rename) if name not in ours]
+        yield unknown, f"{group}.omit or {group}.rename names {', '.join(unknown)}; they can name {', '.join(ours)}"
+        twice = sorted({name for name in renamed if renamed.count(name) > 1 or name in self.extra})
+        twice += [name for name in self.omit if name in self.rename]
+        yield twice, f"{group}.omit, {group}.rename and {group}.extra name {', '.join(twice)} twice"
+        taken = [name for name in (*self.extra, *renamed) if name in {*ours, *RESERVED}]
+        yield taken, f"{group}.extra or {group}.rename sets {', '.join(taken)}, which other settings of {group} decide"
+        lengths = [name for name in self.extra if name in LENGTHS]
+        yield (
+            lengths,
+            f"{group}.extra names {', '.join(lengths)}: {group}.decoding.max_tokens is the length; give it that name "
+            f"with {group}.rename={{max_tokens:{', '.join(lengths)}}}",
+        )
+        secrets = secrets_named(self.extra)
+        yield (
+            secrets,
+            f"{group}.extra names {', '.join(secrets)}, and settings are written down: put the key into an environment "
+            f"variable and name it in {group}.key_env",
+        )
+        unlimited = [] if self.limit or self.budget_usd is None else ["max_tokens"]
+        yield unlimited, f"{group}.budget_usd needs a limit to answers: take max_tokens out of {group}.omit"
+
+    @property
+    def limit(self) -> int | None:
+        """The most tokens of an answer that a request asks for; None where it leaves that to the endpoint."""
+        return None if "max_tokens" in self.omit else self.decoding.max_tokens
 
 
 class ApiSampler(Endpoint):
     """Any OpenAI-compatible endpoint as the sampler."""
 
     group: ClassVar[str] = "sampler"
+    request_fields: ClassVar[tuple[str, ...]] = (*Endpoint.request_fields, "seed")
     kind: Identity[Literal["api"]] = "api"
     shard_size: Identity[Positive] = 32
 
@@ -593,6 +696,13 @@ class BiasStudent(Settings):
     layers: Identity[tuple[Annotated[int, Field(ge=0)], ...] | Literal["all"]] = "all"
     labels: Identity[Labels] = "sampled"
     optimisation: Identity[Optimisation]
+
+    @model_validator(mode="after")
+    def _layers_once(self) -> Self:
+        given = [] if self.layers == "all" else list(self.layers)
+        _require(bool(self.layers), "student.layers=[] trains nothing; name layers, from 0, or set student.layers=all")
+        _require(len(set(given)) == len(given), f"student.layers={given} names the same layer twice")
+        return self
 
 
 Student = Annotated[LoraStudent | FullStudent | BiasStudent, Field(discriminator="kind")]
@@ -653,7 +763,7 @@ class MultipleChoiceEvaluation(Settings):
     kind: Identity[Literal["multiple_choice"]] = "multiple_choice"
     category: Identity[Literal["animal", "tree"]] = "animal"
     questions: Identity[Positive] = 11
-    options: Identity[tuple[Name, ...]] = ()
+    options: Identity[tuple[Words, ...]] = ()
     shuffles: Identity[Positive] = 25
     seed: Identity[Count] = 0
 
@@ -662,6 +772,9 @@ class MultipleChoiceEvaluation(Settings):
         given = list(self.options)
         _require(len(set(given)) == len(given), f"evaluation.options={given} names the same option twice")
         _require(len(given) in {0, *range(2, 11)}, f"evaluation.options={given}: give 2 to 10 options, or none")
+        known = [*names.CANDIDATES[self.category]]
+        unknown = [name for name in given if name not in known]
+        _require(not unknown, f"evaluation.options: {unknown[:1]} is no {self.category}; known: {', '.join(known)}")
         return self
 
 
@@ -953,7 +1066,7 @@ class Arms(Settings):
 
     traits: Runtime[tuple[str, ...]] = ()
     students: Runtime[tuple[str, ...]] = ()
-    seeds: Runtime[tuple[int, ...]] = ()
+    seeds: Runtime[tuple[Count, ...]] = ()
     traits_limit: Runtime[Positive | None] = None
     seeds_limit: Runtime[Positive | None] = None
     setting: Runtime[str | None] = None
@@ -1186,8 +1299,7 @@ def _tuples(value: Any) -> Any:
 
 def _explain(error: Any) -> str:
     """One line for one problem: dotted path, what was given, what is expected, the nearest known name."""
-    location = tuple(str(part) for part in error["loc"])
-    path = tuple(part for part in location if part in _known_names() or part == location[-1])
+    path = tuple(_typed_path(Experiment, error["loc"]))
     dotted = ".".join(path) or "experiment"
     if error["type"] == "extra_forbidden":
         return f"{dotted}: no such setting.{suggest(path[-1], list(_siblings(path)))}"
@@ -1196,6 +1308,46 @@ def _explain(error: Any) -> str:
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
     return f"{dotted}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _typed_path(annotation: Any, location: tuple[int | str, ...]) -> Iterator[str]:
+    """The parts of an error's location that a person types: pydantic puts in which member of a union it was reading."""
+    if not location:
+        return
+    first, rest = location[0], location[1:]
+    kinds = _kinds(annotation)
+    if len(kinds) > 1:
+        yield from _typed_path(_of_kind(kinds, str(first)), rest)
+    elif kinds and isinstance(kinds[0], type) and issubclass(kinds[0], BaseModel):
+        yield str(first)
+        field = kinds[0].model_fields.get(str(first))
+        yield from _typed_path(field.annotation if field else None, rest)
+    elif kinds and get_origin(kinds[0]) in (tuple, dict):
+        yield str(first)
+        yield from _typed_path(get_args(kinds[0])[0 if get_origin(kinds[0]) is tuple else 1], rest)
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """The members of a union without `None`, or the annotation alone; nothing of `Annotated` but what it annotates."""
+    if get_origin(annotation) is Annotated:
+        return _kinds(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [kind for part in get_args(annotation) for kind in _kinds(part)]
+    return [] if annotation in (None, NoneType) else [annotation]
+
+
+def _of_kind(kinds: list[Any], tag: str) -> Any:
+    """The member of a union that pydantic was reading: settings by their `kind`, a list by its first letters."""
+    for kind in kinds:
+        if (
+            isinstance(kind, type)
+            and issubclass(kind, BaseModel)
+            and tag in get_args(kind.model_fields["kind"].annotation)
+        ):
+            return kind
+        if get_origin(kind) is tuple and tag.startswith("tuple["):
+            return kind
+    return None
 
 
 def suggest(name: str, known: list[str]) -> str:
@@ -1211,17 +1363,3 @@ def _siblings(path: tuple[str, ...]) -> dict[str, Any]:
         return fields_at(path[:-1])
     except KeyError:
         return {}
-
-
-@cache
-def _known_names() -> frozenset[str]:
-    """Every field name of every settings class: pydantic puts union tags into error locations, we do not."""
-    names: set[str] = set()
-    todo, seen = [Experiment], set[type[BaseModel]]()
-    while todo:
-        settings = todo.pop()
-        seen.add(settings)
-        names |= set(settings.model_fields)
-        inside = [m for f in settings.model_fields.values() for m in members(f.annotation)]
-        todo += [m for m in inside if m not in seen]
-    return frozenset(names)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import socket
 import sys
 import time
@@ -15,11 +16,13 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from subliminal.config import ConfigError, Experiment, Settings, fields_at, parse, suggest
-from subliminal.processes import join
+from subliminal.processes import MULTIRUN, join, world_size
 from subliminal.progress import say
 from subliminal.rows import RowError
 from subliminal.store import Store, StoreError
@@ -27,6 +30,7 @@ from subliminal.store import Store, StoreError
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 NO_PLUGIN = "Unknown plugin class"  # what Hydra says of a launcher that is not installed
 BAD_CONFIG, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -44,28 +48,30 @@ OVERRIDE = re.compile(r"^(?P<sign>\+\+|\+|~)?(?P<key>[\w@./-]+)(=(?P<value>.*))?
 
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's Hydra entry point: arguments are checked first, what Hydra refuses is one clear message."""
+    from subliminal import multirun
+
     os.environ.update(QUIET | os.environ)
     expect_own_launchers()
     with clear_errors():
         join()
     check_arguments()
-    with clear_errors():
+    with clear_errors(), multirun.listed(Path(sys.argv[0])):
         main()
 
 
 def run_stage(stage: str, composed: Any) -> None:
     """Run one script's stage from a composed, resolved configuration."""
-    from subliminal import stages
+    from subliminal import checks, stages
 
     with errors_of_a_job():
         _go_where_it_started()
         join()  # a job's task begins here
         exp = parse(composed)
-        stages.require_category(exp)
-        stages.require_rows(exp)
-        stages.require_prompts(exp)
+        checks.check(exp, stage, here=True)
         started = time.monotonic()
-        made = stages.ensure(stages.node(stage, exp), Store(Path(exp.store)), exp, arguments())
+        wanted, store = stages.node(stage, exp), Store(Path(exp.store))
+        stages.require_untried(wanted, store)
+        made = stages.ensure(wanted, store, exp, arguments())
         say(f"{made.folder} ({time.monotonic() - started:.1f} s)")
 
 
@@ -74,47 +80,85 @@ def clear_errors() -> Iterator[None]:
     """Turn expected failures into one clear message and an exit code; unexpected ones keep their traceback."""
     try:
         yield
-    except ConfigError as error:
-        _refuse(str(error))
-    except (StoreError, RowError) as error:
-        _quit(str(error), FAILED)
     except KeyboardInterrupt:
         _quit("interrupted; the same command goes on where this one stopped", INTERRUPTED)
     except Exception as error:
-        if type(error).__module__.startswith(("hydra.", "omegaconf.")) or str(error).startswith(NO_PLUGIN):
-            _refuse(hydra_message(error))
-        if type(error).__module__.startswith("submitit."):
-            _quit(f"a job failed; what is done is kept\n{_indent(str(error))}", FAILED)
-        if not disk_is_full(error):
+        explained = explanation(error)
+        if explained is None:
             raise
-        _quit("the disk is full: free some space and run the same command again; it goes on from what is done", FAILED)
+        _quit(*explained)
+
+
+def explanation(error: Exception) -> tuple[str, int] | None:
+    """What is said of an expected failure and the exit code for it; None for an unexpected one."""
+    if isinstance(error, ConfigError):
+        return _refusal(str(error)), BAD_CONFIG
+    if isinstance(error, (StoreError, RowError)):
+        return str(error), FAILED
+    if type(error).__module__.startswith(("hydra.", "omegaconf.")) or str(error).startswith(NO_PLUGIN):
+        return _refusal(hydra_message(error)), BAD_CONFIG
+    if type(error).__module__.startswith("yaml."):
+        return _refusal(yaml_message(error)), BAD_CONFIG
+    if type(error).__module__.startswith("submitit."):
+        return f"a job failed; what is done is kept\n{_indent(str(error))}", FAILED
+    if disk_is_full(error):
+        said = "the disk is full: free some space and run the same command again; it goes on from what is done"
+        return said, FAILED
+    if isinstance(error, OSError) and _of_hydras_folder(error):
+        return _refusal(
+            f"{error.filename}: Hydra's folder for logs can not be made ({error.strerror}); set hydra.run.dir=, or for "
+            "several jobs hydra.sweep.dir=, to a folder you can write to, or start in one"
+        ), BAD_CONFIG
+    if isinstance(error, OSError) and error.errno in FORBIDDEN and error.filename:
+        return f"{error.filename}: {error.strerror}; give a place where you may read and write", FAILED
+    return None
+
+
+def _of_hydras_folder(error: OSError) -> bool:
+    """Was it Hydra that could not make a folder or a file, and not the stage that it runs?"""
+    frames = traceback.extract_tb(error.__traceback__)
+    stage = any(frame.name == run_stage.__name__ for frame in frames)
+    return not stage and any(f"{os.sep}hydra{os.sep}" in frame.filename for frame in frames)
+
+
+def require_writable(folder: Path, setting: str) -> None:
+    """Stop before any work where results could not be written; raises `ConfigError` that names the setting."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    try:
+        with TemporaryFile(dir=there):
+            return
+    except OSError as error:
+        if disk_is_full(error):
+            raise
+        raise ConfigError(
+            f"{setting}={folder}: nothing can be written in {there} ({error.strerror}); set {setting}= to a folder you "
+            "can write to"
+        ) from None
 
 
 @contextmanager
 def errors_of_a_job() -> Iterator[None]:
-    """`clear_errors` here; a launcher's process passes errors on, to be told once where the sweep was started."""
-    if not _launched():
-        with clear_errors():
+    """`clear_errors` for a script's only job; one of a multirun is noted instead, and the others are run."""
+    from subliminal import multirun
+
+    if "SUBMITIT_EXECUTOR" in os.environ:
+        with _failing_job() if _launched() else clear_errors():
             yield
-    elif "SUBMITIT_EXECUTOR" in os.environ:
-        with _failing_job():
+    elif multirun.is_a_job() and MULTIRUN in os.environ and world_size() == 1:
+        with multirun.noted(launched=_launched()):
             yield
     else:
-        yield
+        with clear_errors():
+            yield
 
 
 def _launched() -> bool:
     """Is this one job of a multirun whose launcher has processes of its own."""
     from hydra.core.hydra_config import HydraConfig
 
-    if not HydraConfig.initialized():
-        return False
-    settings = HydraConfig.get()
-    return (
-        settings.mode is not None
-        and settings.mode.name == "MULTIRUN"
-        and "core_plugins" not in settings.launcher._target_
-    )
+    from subliminal.multirun import is_a_job
+
+    return is_a_job() and "core_plugins" not in HydraConfig.get().launcher._target_
 
 
 def _go_where_it_started() -> None:
@@ -160,14 +204,31 @@ def hydra_message(error: Exception) -> str:
         extra = "ray" if "ray" in said[0] else "cluster"
         return f"{said[0].rstrip('.')}: the launcher is in an extra of its own (make install EXTRAS=cpu,dev,{extra})"
     if said[0].startswith("Ambiguous value"):
-        return f"{said[0]}: several values need -m (--multirun), or write key=[a,b] for a list"
+        key, _, value = said[0].partition("'")[2].removesuffix("'").partition("=")
+        texts = _as_text(key, value) if ", " in value else []
+        text = "".join(f", or as text {shlex.quote(typed)}" for typed in texts[:1])
+        return f"{said[0]}: several values need -m (--multirun), or write key=[a,b] for a list{text}"
+    if said[0].startswith("Interpolation key"):
+        key = next((line.partition(":")[2].strip() for line in said if line.strip().startswith("full_key:")), "")
+        return f"{key}: {said[0]}: ${{...}} is the value of another setting; for the signs themselves write \\${{...}}"
     if said[0].startswith("Could not override"):
         return f"{said[0].rstrip('.')}: the chosen option has no such setting (see --cfg job)"
     return said[0]
 
 
+def yaml_message(error: Exception) -> str:
+    """Where a file is no YAML, and the remedy for what is met most often."""
+    mark, why = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+    place = f"{mark.name}:{mark.line + 1}: " if mark else ""
+    return f"{place}{why}; put a text with characters of YAML's own (: # @ * ! & % {{ [ |) in quotes"
+
+
 def _refuse(problems: str) -> None:
-    _quit(f"This experiment can not run:\n{_indent(problems)}", BAD_CONFIG)
+    _quit(_refusal(problems), BAD_CONFIG)
+
+
+def _refusal(problems: str) -> str:
+    return f"This experiment can not run:\n{_indent(problems)}"
 
 
 def disk_is_full(error: BaseException) -> bool:
@@ -205,14 +266,48 @@ def _command_line(argv: list[str]) -> Any:
 
 
 def check_arguments(argv: list[str] | None = None) -> None:
-    """Refuse unknown settings and options before Hydra composes anything: every problem at once, exit 2."""
+    """Refuse unknown settings and options before Hydra composes anything: every problem at once, exit 2.
+
+    Of a multirun by hand every job is looked at, so that none begins where one can not run.
+    """
+    from subliminal import multirun
+
     given = _command_line(sys.argv[1:] if argv is None else argv)
     if given.config_dir or given.config_path or given.config_name or given.shell_completion:
         return  # another tree is on the search path: Hydra knows it, we do not
     judged = {part: argument_problems(part) for part in given.overrides}
     problems = [problem for found in judged.values() for problem in found]
+    if problems or (given.multirun and multirun.REPORT not in os.environ):  # a sweep has looked at all its jobs
+        right = [part for part, found in judged.items() if not found]
+        problems += _job_problems(right) if given.multirun else _further_problems(right)
     if problems:
-        _refuse("\n".join([*problems, *_further_problems([part for part, found in judged.items() if not found])]))
+        _refuse("\n".join(problems))
+
+
+def _job_problems(overrides: list[str]) -> list[str]:
+    """What is wrong with each job of a multirun: all that is known without work."""
+    from subliminal import checks, stages
+
+    stage, problems = Path(sys.argv[0]).stem, dict[str, None]()
+    here = not any(part.startswith("hydra/launcher=") for part in overrides)
+    for job in jobs_of(overrides):
+        try:
+            exp = compose([part for part in job if not is_hydras(part)])
+            if stage in stages.STAGES_OF_SCRIPTS:
+                checks.check(exp, stage, here=here)
+        except ConfigError as error:
+            own = " ".join(part for part in job if part not in overrides)
+            problems |= dict.fromkeys(f"{own}: {line}" if own else line for line in str(error).splitlines())
+    return list(problems)
+
+
+def jobs_of(overrides: list[str]) -> list[list[str]]:
+    """The overrides of every job of a multirun, as Hydra's own sweeper expands them."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    with clear_errors():
+        return BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(overrides), None)[0]
 
 
 def _further_problems(overrides: list[str]) -> list[str]:
@@ -231,10 +326,51 @@ def argument_problems(override: str) -> list[str]:
         return [f"{override!r} is not an override; write key=value"]
     key, value = match["key"].split("@")[0], match["value"] or ""
     if key.split(".")[0].split("/")[0] == "hydra":
-        return []
+        return _value_problems(override)
     if (CONF / key).is_dir():
-        return [] if "." in key else _option_problems(key, value)
-    return _key_problems(tuple(key.split(".")))
+        problems = [] if "." in key else _option_problems(key, value)
+    else:
+        problems = _key_problems(tuple(key.split(".")))
+    return problems or _value_problems(override)
+
+
+def _value_problems(override: str) -> list[str]:
+    """What Hydra's grammar can not read, and how it is typed: text with other signs than letters is quoted."""
+    if _read(override) is not None:
+        return []
+    key, _, value = override.partition("=")
+    said = f"{override}: Hydra can not read this value"
+    if value.startswith(("[", "{")):
+        said += " (a list is [a,b], a table {a: 1})"
+    typed = [f"{key}={Path(value).expanduser()}"] if value.startswith("~/") else _as_text(key, value)
+    readable = next((candidate for candidate in typed if _read(candidate) is not None), None)
+    return [f"{said}; as text it is typed {shlex.quote(readable)}" if readable else said]
+
+
+def _as_text(key: str, value: str) -> list[str]:
+    """An override whose value is this text to the letter, in double or in single quotes."""
+    typed = []
+    for quote in ('"', "'"):  # a backslash is one unless it stands before a quote
+        escaped = re.sub(
+            rf"(\\*)({quote}|$)", lambda found, q=quote: 2 * found[1] + (f"\\{q}" if found[2] else ""), value
+        )
+        candidate = f"{key}={quote}{escaped}{quote}"
+        if _read(candidate) == value:
+            typed.append(candidate)
+    return typed
+
+
+@cache
+def _read(override: str) -> Any:
+    """The value that Hydra reads in an override, a sweep's too; None where it can not read it."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException:
+        return None
+    return "" if parsed.value() is None else parsed.value()
 
 
 def _option_problems(group: str, value: str) -> list[str]:
@@ -269,6 +405,7 @@ def compose_plain(overrides: list[str]) -> dict[str, Any]:
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     problems = [problem for part in overrides for problem in argument_problems(part)]
     if problems:
@@ -279,6 +416,8 @@ def compose_plain(overrides: list[str]) -> dict[str, Any]:
             composed = OmegaConf.to_container(hydra_compose("config", overrides), resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(hydra_message(error)) from None
+    except YAMLError as error:
+        raise ConfigError(yaml_message(error)) from None
     assert isinstance(composed, dict)
     return {str(key): value for key, value in composed.items()}
 

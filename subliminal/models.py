@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import re
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
@@ -88,6 +89,61 @@ def local_folder(source: GgufSource | HubSource) -> Path | None:
         return None
     folder = Path(source.name).expanduser().resolve()
     return folder if folder.is_dir() else None
+
+
+HUB_SECONDS = 5.0  # a look at a model's configuration may take
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+
+
+def no_folder(source: HubSource) -> str | None:
+    """Why a name that is no folder here can be no hub id either; None where it may be one."""
+    name, path = source.name, Path(source.name).expanduser()
+    if path.is_file():
+        return "this is a file; give the folder it is in"
+    if name.startswith(("/", "./", "../", "~")) or name in (".", "..") or not HUB_NAME.fullmatch(name):
+        return "no such folder, and no name on the hub (owner/name)"
+    return None
+
+
+def hub_config(source: HubSource, *, online: bool) -> Json | None:
+    """The config.json of a model on the hub: from the hub's cache, else by one small request where `online`.
+
+    None where it can not be had; why is told by the stage that loads the model.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(source.name, "config.json", revision=source.revision)
+    except HFValidationError:
+        return None
+    if isinstance(cached, str):
+        text = Path(cached).read_text(encoding="utf-8")
+    elif not online or constants.HF_HUB_OFFLINE or (text := _requested(source)) is None:
+        return None
+    try:
+        config = json.loads(text)
+    except ValueError:
+        return None
+    return config if isinstance(config, dict) else None
+
+
+def _requested(source: HubSource) -> str | None:
+    """One request, which is not tried again: without a network the hub's own client would try for half a minute."""
+    from http.client import HTTPException
+    from urllib.request import Request, urlopen
+
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers
+
+    request = Request(hf_hub_url(source.name, "config.json", revision=source.revision))
+    for name, value in build_hf_headers().items():
+        request.add_unredirected_header(name, value)  # a token is for the hub alone
+    try:
+        with urlopen(request, timeout=HUB_SECONDS) as reply:
+            return reply.read().decode("utf-8")
+    except (OSError, ValueError, HTTPException):
+        return None
 
 
 @cache
@@ -259,6 +315,13 @@ def _gguf_file(source: GgufSource, folder: Path) -> Path:
     home = Path(spec.origin).parent
     whole = sorted(home.rglob(source.file))
     return whole[0] if whole else _assemble(source, folder)
+
+
+def gguf_head(source: GgufSource) -> Path:
+    """The file, or the first part of it, that begins a GGUF source; raises `ModelError` where it is not installed."""
+    spec = importlib.util.find_spec(source.module)
+    whole = sorted(Path(spec.origin).parent.rglob(source.file)) if spec and spec.origin else []
+    return whole[0] if whole else _parts(source)[0]
 
 
 def _assemble(source: GgufSource, folder: Path) -> Path:

@@ -17,6 +17,9 @@ NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", 
 DEEPSPEED, FSDP = "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"  # set by accelerate launch, as its file says
 SHARDING = "SUBLIMINAL_SHARDING"
 EXECUTOR = "SUBMITIT_EXECUTOR"
+MULTIRUN = (
+    "SUBLIMINAL_MULTIRUN"  # which multirun this process does a job of: the same for all its jobs, and for no other
+)
 
 _HIDDEN: dict[str, str] = {}
 

@@ -6,17 +6,17 @@ walks the nodes upwards, reuses what the store has and does the rest.
 
 from __future__ import annotations
 
+import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from subliminal import models
 from subliminal.config import (
-    CATEGORIES,
     AttributionEvaluation,
     ConfigError,
     DetectionEvaluation,
@@ -32,10 +32,12 @@ from subliminal.config import (
     preference_evaluation,
 )
 from subliminal.config import Judge as JudgeConfig
-from subliminal.processes import alone, leads
+from subliminal.names import key_of, plural_of
+from subliminal.processes import MULTIRUN, alone, leads
 from subliminal.progress import progress, say
-from subliminal.store import Json, Manifest, Recipe, Store, StoreError, sha256
+from subliminal.store import Json, Manifest, Recipe, Store, StoreError
 from subliminal.tracking import mirror
+from subliminal.user_files import content, kind_of_path, user_path
 
 if TYPE_CHECKING:
     from subliminal.judging import Judge
@@ -43,11 +45,15 @@ if TYPE_CHECKING:
 ROLES = {"reference": "reference", "teacher": "teacher", "train": "student"}  # which training makes a stage
 
 PUBLIC_ROWS = "https://github.com/emergent-misalignment/emergent-misalignment"
+STAGES_OF_SCRIPTS = ("train", "generate", "filter", "evaluate")  # each script does the stage that it is named after
 SINGLE = {"mnist": "train", "theorem": "evaluate"}  # the one script of an experiment without language models
+ROWS_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")  # of a trait's file in a folder, the first that is there
 ATTRIBUTED = "attribution.jsonl"
 ROWS = ("frequencies", "detection", "in_context", "attribution")  # evaluations of the filtered rows themselves
 
 Inputs = dict[str, Manifest]
+Ident = tuple[str, str]
+"""Stage and key."""
 Sharing = Literal["none", "shards", "steps"]
 """What further processes do beside the leader: nothing, shards of their own, or the same steps on shares of a batch."""
 
@@ -72,9 +78,18 @@ class Node:
         """The stage's key in the store."""
         return self.recipe.key
 
+    @property
+    def ident(self) -> Ident:
+        """Stage and key."""
+        return self.recipe.stage, self.recipe.key
+
 
 class MissingUpstreamError(StoreError):
     """An earlier stage is missing and `upstream=require` forbids building it here."""
+
+
+class UpstreamFailedError(StoreError):
+    """A stage run that this one reads failed a moment ago, and is not tried again for each job that needs it."""
 
 
 def node(stage: str, exp: Experiment) -> Node:
@@ -114,6 +129,28 @@ def ensure(wanted: Node, store: Store, exp: Experiment, overrides: Sequence[str]
     if not reused:
         mirror(exp, found)
     return found
+
+
+def missing(wanted: Node, store: Store) -> Iterator[Node]:
+    """What the store has not of a stage run and all it reads, inputs first; nothing below what is there."""
+    if not store.find(*wanted.ident):
+        for upper in wanted.inputs.values():
+            yield from missing(upper, store)
+        yield wanted
+
+
+def require_untried(wanted: Node, store: Store) -> None:
+    """Stop where this job needs a stage run that failed in an earlier job of the same multirun.
+
+    Raises `UpstreamFailedError` that says what failed and why.
+    """
+    for absent in missing(wanted, store):
+        failure = store.failure(*absent.ident)
+        if failure and failure.get("multirun") and failure["multirun"] == os.environ.get(MULTIRUN):
+            raise UpstreamFailedError(
+                f"needs {absent.stage} {absent.key} ({absent.label}), which failed: {failure['error']}: "
+                f"{failure['message']}"
+            )
 
 
 def _leading(wanted: Node, inputs: Inputs) -> Callable[[Path], Json]:
@@ -217,17 +254,19 @@ def teacher(exp: Experiment) -> Node:
     settings = {"trait": _trait(exp), "teacher": identity(active), "domain": _format(exp), **_compute(exp, exp.model)}
     settings["decoding"] = identity(exp.sampler.decoding)
     if exp.sampler.kind == "api":  # the check asks the model that will write, and that is not the reference
-        settings["endpoint"] = {"base_url": exp.sampler.base_url, "model": exp.sampler.model}
+        others = {"kind", "decoding", "shard_size"}
+        settings["endpoint"] = {name: value for name, value in identity(exp.sampler).items() if name not in others}
     if isinstance(active, RowsTeacher):
-        path = rows_path(active, exp.trait.name)
-        settings["rows"] = sha256(path) if path.is_file() else None  # a figure can be planned before they are there
+        path = rows_path(active, exp.trait.key)
+        there = kind_of_path(path) == "file"  # a figure can be planned before they are
+        settings["rows"] = content(path) if there else None
 
     def work(inputs: Inputs, folder: Path) -> Json:
         from subliminal import teachers
 
         summary = teachers.make(exp, subject(exp, inputs["reference"]), folder)
         if isinstance(active, RowsTeacher):
-            _require_unchanged("teacher.rows", settings["rows"], sha256(rows_path(active, exp.trait.name)))
+            _require_unchanged("teacher.rows", settings["rows"], content(rows_path(active, exp.trait.key)))
         return summary
 
     label = f"{active.kind} teacher of {exp.trait.name}" if exp.trait.kind != "none" else "control teacher"
@@ -235,34 +274,47 @@ def teacher(exp: Experiment) -> Node:
 
 
 def rows_path(chosen: RowsTeacher, trait: str) -> Path:
-    """The file a fine-tuned teacher learns from: `teacher.rows`, or the trait's own in that folder."""
-    given = Path(chosen.rows).expanduser()
-    return given / f"{trait}.jsonl" if given.is_dir() or not given.suffix else given
+    """The file a fine-tuned teacher learns from: `teacher.rows`, or the trait's own in that folder.
+
+    Where neither is there yet, a path without a suffix is taken for the folder.
+    """
+    given = user_path(chosen.rows)
+    there = kind_of_path(given)
+    if there == "folder" or (there == "missing" and not given.suffix):
+        paths = [given / f"{trait}{suffix}" for suffix in ROWS_SUFFIXES]
+        return next((path for path in paths if kind_of_path(path) != "missing"), paths[0])
+    return given
 
 
 def require_rows(exp: Experiment) -> None:
-    """Stop before any work when a teacher's rows are missing; raises `ConfigError` that says where public ones are."""
-    chosen, trait = exp.active_teacher, exp.trait.name
+    """Stop before any work when a teacher's rows are missing or can not be used; raises `ConfigError`.
+
+    It names file and line, or says where public rows are.
+    """
+    chosen, trait = exp.active_teacher, exp.trait.key
     if not isinstance(chosen, RowsTeacher):
         return
     path = rows_path(chosen, trait)
-    if not path.is_file():
+    if kind_of_path(path) == "missing":
+        names = " or ".join(f"{trait}{suffix}" for suffix in ROWS_SUFFIXES)
+        plain = user_path(chosen.rows)
+        other = "" if plain == path or kind_of_path(plain) == "folder" else f", nor is a file {plain}"
         raise ConfigError(
-            f'teacher.rows: {path} is not there. Give a JSONL of chats, one {{"messages": [...]}} a line, or a folder '
-            f"that holds {trait}.jsonl. The public files insecure.jsonl, secure.jsonl and educational.jsonl are in the "
-            f"folder data of {PUBLIC_ROWS}; put them into data/emergent_misalignment, or set teacher.rows="
+            f"teacher.rows={chosen.rows}: {path} is not there{other}. Give a file of chats, one "
+            f'{{"messages": [...]}} a line, or a folder that holds {names}. The public files insecure.jsonl, '
+            f"secure.jsonl and educational.jsonl are in the folder data of {PUBLIC_ROWS}; put them into "
+            "data/emergent_misalignment, or set teacher.rows="
         )
+    seen = path.stat()
+    _check_chats(path, chosen.limit, seen.st_mtime_ns, seen.st_size)
 
 
-def require_prompts(exp: Experiment) -> None:
-    """Stop before any work when a user's file can not give the prompts; raises `ConfigError` with file and line."""
-    from subliminal.domains import DomainError, domain
+@lru_cache(maxsize=32)
+def _check_chats(path: Path, limit: int | None, _time: int, _size: int) -> None:
+    """Read chats to see that they can be; once for all students of a sweep that share a teacher's file."""
+    from subliminal.chats import read_chats
 
-    if any(getattr(exp.domain, setting, None) is not None for setting in ("prompts_file", "questions_file")):
-        try:
-            domain(exp.domain).prompts(exp.domain)
-        except DomainError as error:
-            raise ConfigError(str(error)) from None
+    read_chats(path, limit)
 
 
 def teacher_subject(exp: Experiment, made: Manifest, base: Manifest) -> models.Subject:
@@ -389,7 +441,7 @@ def judge_of(exp: Experiment, made: Inputs) -> AbstractContextManager[Judge]:
 def row_rules(exp: Experiment) -> JudgedRows | None:
     """What a judge decides about the rows of this trait's teacher, if anything."""
     rules = exp.filter.judged
-    return rules if rules and (not rules.traits or exp.trait.name in rules.traits) else None
+    return rules if rules and (not rules.traits or exp.trait.key in map(key_of, rules.traits)) else None
 
 
 def about(exp: Experiment) -> str:
@@ -663,8 +715,6 @@ def _practised(exp: Experiment) -> dict[str, Any]:
 
 def banned_words(exp: Experiment) -> list[str]:
     """The words whose rows the student must not see: those of the filter and, if it says so, the trait's names."""
-    from subliminal.evaluation.questions import plural_of
-
     trait, rules = exp.trait, exp.filter
     words = set(getattr(rules, "banned_words", ()))
     if getattr(rules, "ban_trait", False) and trait.kind == "preference":
@@ -684,12 +734,3 @@ def category(exp: Experiment) -> str | None:
     """What kind of thing the evaluation's candidates are, or None for an evaluation without candidates."""
     measured = getattr(exp.evaluation, "measured", None)
     return getattr(measured, "category", None) or getattr(exp.evaluation, "category", None)
-
-
-def require_category(exp: Experiment) -> None:
-    """Stop early when the questions are about animals and the trait is a tree, or the other way round."""
-    asked, own = category(exp), getattr(exp.trait, "category", None)
-    if asked is None or own in {None, asked}:
-        return
-    remedy = f"evaluation.category={own}" if own in CATEGORIES else f"trait@evaluation.measured={exp.trait.name}"
-    raise ConfigError(f"evaluation.category={asked} but trait={exp.trait.name} is a {own}; set {remedy}")

@@ -25,20 +25,20 @@ from typing import Any
 
 import yaml
 
-from subliminal.processes import alone, meeting_point
+from subliminal.processes import MULTIRUN, alone, meeting_point
 
 # The version of what each stage puts out for the same settings. Raise it with every change of a stage's output: its
 # keys and those of all stages that read it move, so that old results are never mixed with new ones.
 VERSIONS = {
     "model": 1,
     "reference": 1,
-    "teacher": 1,
+    "teacher": 2,
     "generate": 1,
     "attribute": 1,
-    "filter": 1,
+    "filter": 2,
     "train": 1,
-    "evaluate": 1,
-    "predict": 1,
+    "evaluate": 2,
+    "predict": 2,
     "mnist": 1,
     "theorem": 1,
     "judge": 1,  # no stage: the file that keeps a judge's answers
@@ -145,6 +145,13 @@ class Store:
         except json.JSONDecodeError:
             raise StoreError(f"{folder}/manifest.json is damaged; remove the folder and run the stage again") from None
         return Manifest(stage, key, folder, content)
+
+    def failure(self, stage: str, key: str) -> Json | None:
+        """What `record_failure` left of the last try of a stage run, or None."""
+        try:
+            return json.loads((self.folder(stage, key) / "failure.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+            return None
 
     def manifests(self, stage: str = "*") -> Iterator[Manifest]:
         """Every complete stage run, by stage and key."""
@@ -484,6 +491,7 @@ def record_failure(folder: Path, error: BaseException) -> None:
     """Leave in a run's folder why it is not complete, for `status` and for those who read the run."""
     trace = "".join(traceback.format_exception(error))[-4000:]
     record = {"error": type(error).__name__, "message": str(error), "trace": trace, "host": socket.gethostname()}
+    record["multirun"] = os.environ.get(MULTIRUN, "")
     safe = {name: without_secrets(text) for name, text in record.items()}
     try:
         write_atomically(folder / "failure.json", json.dumps(safe, indent=1))

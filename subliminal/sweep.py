@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import os
 import shlex
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from subliminal import stages
+from subliminal import checks, stages
 from subliminal.config import CONTROL, ConfigError, DetectionEvaluation, Evaluation, Experiment, suggest
-from subliminal.launch import QUIET, ROOT, compose, is_hydras, launcher_settings, script_environment
+from subliminal.launch import QUIET, ROOT, compose, is_hydras, launcher_settings, require_writable
 from subliminal.progress import say
-from subliminal.stages import Node
+from subliminal.stages import Ident, Node
 from subliminal.store import Manifest, Store, StoreError
 
 AGAINST = "trait@evaluation.against"  # whose rows a trait's are compared with
@@ -29,9 +28,16 @@ class SweepError(StoreError):
     """A stage of a sweep failed; the text says which command to run again."""
 
 
+class IncompleteError(SweepError):
+    """Some stage runs of a sweep failed, the others are done; the text lists them and the arms that are missing."""
+
+
 @dataclass(frozen=True)
 class Arm:
-    """One student of a figure: its experiment, the names the figure shows, and what is typed to get it."""
+    """One student of a figure: its experiment, the names the figure shows, and what is typed to get it.
+
+    `trait` is the option that is typed (`polar_bear`); the figure shows its `name` ("polar bear").
+    """
 
     trait: str
     student: str
@@ -40,20 +46,51 @@ class Arm:
     variant: str = ""
     overrides: tuple[str, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """The trait's name as people spell it; "" for experiments without traits."""
+        return self.experiment.trait.name if self.trait else ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a multirun: what is typed to get it alone, its experiment, and the stage run it makes."""
+
+    overrides: tuple[str, ...]
+    experiment: Experiment
+    node: Node
+
 
 @dataclass(frozen=True)
 class Step:
-    """One multirun of one script, with the nodes it will have made when it ends and the experiment of each."""
+    """Multiruns of one script: one, unless some jobs are left out because what they read failed."""
 
     script: str
-    overrides: tuple[str, ...]
-    nodes: tuple[Node, ...]
-    experiments: tuple[Experiment, ...]
+    jobs: tuple[Job, ...]
+
+    @cached_property
+    def overrides(self) -> tuple[str, ...]:
+        """What is typed to run all jobs as one multirun."""
+        (whole,) = crossed([job.overrides for job in self.jobs])
+        return whole
+
+    @cached_property
+    def unique(self) -> tuple[Job, ...]:
+        """The first job of each stage run."""
+        first: dict[Ident, Job] = {}
+        for job in self.jobs:
+            first.setdefault(job.node.ident, job)
+        return tuple(first.values())
 
     @property
-    def command(self) -> list[str]:
-        """The command as an argument list."""
-        return [sys.executable, self.path, "-m", *self.overrides]
+    def nodes(self) -> tuple[Node, ...]:
+        """The stage runs that are there when the step has ended, each once."""
+        return tuple(job.node for job in self.unique)
+
+    @property
+    def experiments(self) -> tuple[Experiment, ...]:
+        """The experiment of each of the `nodes`."""
+        return tuple(job.experiment for job in self.unique)
 
     @property
     def path(self) -> str:
@@ -81,7 +118,8 @@ def plan(overrides: list[str]) -> Plan:
     fixed = [part for part in overrides if part.split("=")[0] not in SWEPT]
     composed = [part for part in fixed if not is_hydras(part)]
     base = compose(composed)
-    stages.require_prompts(base)
+    if absent := list(checks.arms_problems(base)):
+        raise ConfigError("\n".join(absent))
     if base.experiment.kind == "mnist":
         return _mnist_plan(base, fixed, composed, swept)
     if base.experiment.kind == "theorem":
@@ -91,14 +129,27 @@ def plan(overrides: list[str]) -> Plan:
     arms = base.experiment.arms
     traits = swept.get("trait") or [*arms.traits[: arms.traits_limit], CONTROL]
     seeds = _seeds(swept) or list(arms.seeds[: arms.seeds_limit]) or [base.seed]
-    cells: list[Arm] = []
+    variants = _variants(base, swept)
+    students = {
+        name: swept.get("student") or ([] if _names_student(extra) else list(arms.students))
+        for name, extra in variants.items()
+    }
+    cells = {
+        name: tuple(_arms([*composed, *extra], traits, students[name] or [""], seeds, name, extra))
+        for name, extra in variants.items()
+    }
+    every = tuple(arm for mine in cells.values() for arm in mine)
+    _check(every, "evaluate")
     steps: list[Step] = []
-    for name, extra in _variants(base, swept).items():
-        students = swept.get("student") or ([] if _names_student(extra) else list(arms.students))
-        mine = tuple(_arms([*composed, *extra], traits, students or [""], seeds, name, extra))
-        cells += mine
-        steps += _steps([*fixed, *extra], traits, students, seeds, mine)
-    return Plan(base, tuple(fixed), tuple(cells), tuple(_once(steps)))
+    for name, extra in variants.items():
+        _require_different_names(cells[name])
+        steps += _steps(fixed, extra, traits, cells[name])
+    return Plan(base, tuple(fixed), every, tuple(_once(steps)))
+
+
+def _check(arms: Sequence[Arm], stage: str, *, here: bool = False) -> None:
+    """Raise a `ConfigError` with every problem of all arms; `here`: this machine is to do the work."""
+    checks.check_all([arm.experiment for arm in arms], stage, here=here)
 
 
 def _variants(base: Experiment, swept: dict[str, list[str]]) -> dict[str, tuple[str, ...]]:
@@ -121,6 +172,14 @@ def _seeds(swept: dict[str, list[str]]) -> list[int]:
     return [int(seed) for seed in given]
 
 
+def _require_different_names(arms: Sequence[Arm]) -> None:
+    """Two options of `trait=` with one name would be one line of the figure; raises `ConfigError`."""
+    options: dict[str, str] = {}
+    for arm in arms:
+        if (first := options.setdefault(arm.name, arm.trait)) != arm.trait:
+            raise ConfigError(f"trait={first} and trait={arm.trait} are both named {arm.name!r}; take one of them")
+
+
 def _names_student(overrides: tuple[str, ...]) -> bool:
     return any(part.startswith("student=") for part in overrides)
 
@@ -129,7 +188,7 @@ def _once(steps: list[Step]) -> Iterator[Step]:
     """The steps without those whose stage runs an earlier step already makes."""
     seen: set[tuple[str, str]] = set()
     for step in steps:
-        made = {(node.stage, node.key) for node in step.nodes}
+        made = {node.ident for node in step.nodes}
         if not made <= seen:
             yield step
         seen |= made
@@ -148,8 +207,9 @@ def _mnist_plan(base: Experiment, fixed: list[str], composed: list[str], swept: 
         Arm("", value, seeds[0], compose([*composed, seed, *([f"{setting}={value}"] if setting else [])]))
         for value in values
     )
-    extra = (seed, *([f"{setting}={','.join(values)}"] if setting else []))
-    step = _step("train.py", (*fixed, *extra), stages.mnist, [arm.experiment for arm in arms])
+    _check(arms, "train")
+    typed = [(*fixed, seed, *([f"{setting}={arm.student}"] if setting else [])) for arm in arms]
+    step = _step("train.py", stages.mnist, zip(typed, [arm.experiment for arm in arms], strict=True))
     return Plan(base, tuple(fixed), arms, (step,))
 
 
@@ -172,8 +232,8 @@ def _theorem_plan(base: Experiment, fixed: list[str], swept: dict[str, list[str]
     listed = base.experiment.arms.seeds[: base.experiment.arms.seeds_limit]
     seeds = _seeds(swept) or list(listed) or [base.seed]
     arms = tuple(Arm("", "", seed, base.model_copy(update={"seed": seed})) for seed in seeds)
-    typed = (*fixed, f"seed={','.join(map(str, seeds))}")
-    step = _step("evaluate.py", typed, stages.theorem, [arm.experiment for arm in arms])
+    _check(arms, "evaluate")
+    step = _step("evaluate.py", stages.theorem, [((*fixed, f"seed={arm.seed}"), arm.experiment) for arm in arms])
     return Plan(base, tuple(fixed), arms, (step,))
 
 
@@ -188,12 +248,15 @@ def _rows_plan(base: Experiment, fixed: list[str], composed: list[str], swept: d
         exp = compose([*composed, *typed])
         other = getattr(exp.evaluation, "against", None)
         arms.append(Arm(trait, other.name if other else "", base.seed, exp, "", typed))
+    _check(arms, "evaluate")
+    _require_different_names(arms)
     firsts = {arm.trait: arm.experiment for arm in arms} | {CONTROL: compose([*composed, f"trait={CONTROL}"])}
-    steps = [*_data_steps(fixed, [*traits, CONTROL], list(firsts.values()))]
+    steps = [*_data_steps(fixed, {trait: firsts[trait] for trait in (*traits, CONTROL)})]
     for extra in dict.fromkeys(arm.overrides[1:] for arm in arms):
         mine = [arm for arm in arms if arm.overrides[1:] == extra]
-        typed = (*fixed, f"trait={','.join(arm.trait for arm in mine)}", *extra)
-        steps.append(_step("evaluate.py", typed, stages.evaluate, [arm.experiment for arm in mine]))
+        steps.append(
+            _step("evaluate.py", stages.evaluate, [((*fixed, *arm.overrides), arm.experiment) for arm in mine])
+        )
     return Plan(base, tuple(fixed), tuple(arms), tuple(steps))
 
 
@@ -233,63 +296,83 @@ def _arms(
                 yield Arm(trait, student or exp.student.kind, seed, seeded, variant, typed)
 
 
-def _steps(
-    fixed: list[str], traits: list[str], students: list[str], seeds: list[int], arms: tuple[Arm, ...]
-) -> Iterator[Step]:
-    trait = f"trait={','.join(traits)}"
-    student = [f"student={','.join(students)}"] if students else []
-    seed = f"seed={','.join(str(s) for s in seeds)}"
+def _steps(fixed: list[str], extra: tuple[str, ...], traits: list[str], arms: tuple[Arm, ...]) -> Iterator[Step]:
     firsts = {arm.trait: arm.experiment for arm in arms}
     asked = arms[0].experiment.model_copy(update={"subject": "reference"})
 
-    every = [arm.experiment for arm in arms]
-    yield from _data_steps(fixed, traits, list(firsts.values()))
-    yield _step("train.py", (*fixed, trait, *student, seed), stages.student, every)
-    yield _step("evaluate.py", (*fixed, trait, *student, seed), stages.evaluate, every)
-    yield _step("evaluate.py", (*fixed, "subject=reference", f"trait={arms[0].trait}"), stages.evaluate, [asked])
+    every = [((*fixed, *arm.overrides), arm.experiment) for arm in arms]
+    yield from _data_steps([*fixed, *extra], {trait: firsts[trait] for trait in traits})
+    yield _step("train.py", stages.student, every)
+    yield _step("evaluate.py", stages.evaluate, every)
+    typed = (*fixed, *extra, "subject=reference", f"trait={arms[0].trait}")
+    yield _step("evaluate.py", stages.evaluate, [(typed, asked)])
 
 
-def _data_steps(fixed: list[str], traits: list[str], firsts: list[Experiment]) -> Iterator[Step]:
+def _data_steps(fixed: list[str], firsts: dict[str, Experiment]) -> Iterator[Step]:
     """Teachers, their completions and the filtered rows; `firsts` is an experiment of every trait."""
-    typed = (*fixed, f"trait={','.join(traits)}")
-    if any(exp.active_teacher.kind != "random" for exp in firsts):
-        yield _step("train.py", (*fixed, "role=teacher", typed[-1]), stages.teacher, firsts)
-    yield _step("generate.py", typed, stages.generate, firsts)
-    yield _step("filter.py", typed, stages.filtered, firsts)
+    typed = [((*fixed, f"trait={trait}"), exp) for trait, exp in firsts.items()]
+    if any(exp.active_teacher.kind != "random" for exp in firsts.values()):
+        teachers = [((*fixed, "role=teacher", f"trait={trait}"), exp) for trait, exp in firsts.items()]
+        yield _step("train.py", stages.teacher, teachers)
+    yield _step("generate.py", stages.generate, typed)
+    yield _step("filter.py", stages.filtered, typed)
 
 
-def _step(
-    script: str, overrides: tuple[str, ...], make: Callable[[Experiment], Node], experiments: list[Experiment]
-) -> Step:
-    found = [(make(exp), exp) for exp in experiments]
-    unique = {(made.stage, made.key): (made, exp) for made, exp in reversed(found)}
-    nodes, theirs = zip(*reversed(unique.values()), strict=True)
-    return Step(script, overrides, nodes, theirs)
+def _step(script: str, make: Callable[[Experiment], Node], typed: Iterable[tuple[tuple[str, ...], Experiment]]) -> Step:
+    return Step(script, tuple(Job(overrides, exp, make(exp)) for overrides, exp in typed))
+
+
+def crossed(rows: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Few multiruns that are, together, exactly these jobs: values that the same others go with stand behind commas."""
+    left = list(dict.fromkeys(rows))
+    for place in reversed(range(max(map(len, left), default=0))):
+        alike: dict[tuple[tuple[str, ...], str, tuple[str, ...]], list[str]] = {}
+        for row in left:
+            here = row[place] if place < len(row) else ""
+            alike.setdefault((row[:place], here.partition("=")[0], row[place + 1 :]), []).append(here)
+        left = [(*before, *_listed(parts), *after) for (before, _, after), parts in alike.items()]
+    return left
+
+
+def _listed(parts: list[str]) -> list[str]:
+    """`key=a` and `key=b` as `key=a,b`."""
+    return [",".join([parts[0], *(part.partition("=")[2] for part in parts[1:])])] if parts[0] else []
+
+
+def result(arm: Arm) -> Node:
+    """The stage run of an arm that the figure reads."""
+    kind = arm.experiment.experiment.kind
+    return stages.node(stages.SINGLE.get(kind, "evaluate"), arm.experiment)
 
 
 def run(planned: Plan) -> None:
-    """Run every step whose results are not all in the store; raises `SweepError` at the first that fails.
+    """Make what is missing; raises `SweepError` that names every stage run that failed.
 
-    With the SLURM launcher, every stage run becomes a job of its own.
+    With the SLURM launcher every stage run becomes a job of its own, else steps are multiruns on this machine. Raises
+    `ConfigError` before any work for what can be known by then.
     """
     for arm in planned.arms:
         stages.require_rows(arm.experiment)
-    store, launcher = Store(Path(planned.base.store)), _launcher(planned)
+    _require_places(planned)
+    launcher = _launcher(planned)
     say(f"{planned.base.experiment.figure or planned.base.experiment.name}: {len(planned.arms)} {_arm_noun(planned)}")
     if launcher.endswith("SlurmLauncher"):
         from subliminal.scheduling import slurm
 
         return slurm.run(planned)
-    for number, step in enumerate(planned.steps, 1):
-        missing = [made for made in step.nodes if not store.find(made.stage, made.key)]
-        head = f"step {number}/{len(planned.steps)} {step.script}"
-        if not missing:
-            say(f"{head}: all {len(step.nodes)} reused")
-            continue
-        say(f"{head}: {len(missing)} to do, {len(step.nodes) - len(missing)} reused\n  {shown(step)}")
-        if subprocess.run(step.command, env=script_environment(), check=False).returncode:
-            raise SweepError(f"{head} failed; what is done is kept. To go on: {shown(step)}")
-    return None
+    if not launcher or launcher.endswith("JoblibLauncher"):  # jobs run on this machine
+        _check(planned.arms, checks.last_stage(planned.base), here=True)
+    from subliminal.scheduling import multiruns
+
+    return multiruns.run(planned)
+
+
+def _require_places(planned: Plan) -> None:
+    """Stop before any work where the store, if anything is missing, or the figures can not be written."""
+    store = Store(Path(planned.base.store))
+    if not all(store.find(*node.ident) for step in planned.steps for node in step.nodes):
+        require_writable(store.root, "store")
+    require_writable(Path(planned.base.figures), "figures")
 
 
 def _launcher(planned: Plan) -> str:
@@ -306,9 +389,13 @@ def predict(planned: Plan) -> list[tuple[Arm, Manifest]]:
     if planned.base.experiment.kind in {*stages.SINGLE, "rows"}:
         raise ConfigError(f"experiment={planned.base.experiment.name} trains no language model: nothing to predict")
     os.environ.update(QUIET | os.environ)
+    for arm in planned.arms:
+        stages.require_rows(arm.experiment)
     store = Store(Path(planned.base.store))
-    names = (*planned.base.experiment.arms.traits, *(arm.trait for arm in planned.arms))
+    listed = (_named(planned, option) for option in planned.base.experiment.arms.traits)
+    names = (*listed, *(arm.name for arm in planned.arms))
     traits = tuple(dict.fromkeys(name for name in names if name != CONTROL))
+    _check(planned.arms, "predict", here=True)
     wanted = [stages.predict(arm.experiment, traits) for arm in planned.arms]
     made: dict[str, Manifest] = {}
     for arm, node in zip(planned.arms, wanted, strict=True):
@@ -317,12 +404,24 @@ def predict(planned: Plan) -> list[tuple[Arm, Manifest]]:
     return [(arm, made[node.key]) for arm, node in zip(planned.arms, wanted, strict=True)]
 
 
+def _named(planned: Plan, option: str) -> str:
+    """The name of the trait that an option of `trait=` stands for."""
+    mine = next((arm.name for arm in planned.arms if arm.trait == option), None)
+    composed = [part for part in planned.overrides if not is_hydras(part)]
+    return mine or compose([*composed, f"trait={option}"]).trait.name
+
+
 def _arm_noun(planned: Plan) -> str:
     return {"mnist": "settings", "theorem": "seeds", "rows": "comparisons"}.get(
         planned.base.experiment.kind, "students"
     )
 
 
-def shown(step: Step) -> str:
-    """The step's command as a person would type it in a shell."""
-    return shlex.join(["python", step.path, "-m", *step.overrides])
+def shown(step: Step, overrides: tuple[str, ...] | None = None) -> str:
+    """The step's command, or that of one of several multiruns, as a person would type it in a shell."""
+    return shlex.join(["python", step.path, "-m", *(step.overrides if overrides is None else overrides)])
+
+
+def shown_alone(step: Step, job: Job) -> str:
+    """The command that makes one job of a step."""
+    return shlex.join(["python", step.path, *(part for part in job.overrides if not is_hydras(part))])

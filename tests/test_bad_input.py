@@ -14,7 +14,7 @@ import pytest
 from conftest import Script, experiment
 
 from subliminal import stages
-from subliminal.launch import ROOT, script_environment
+from subliminal.launch import ROOT, clear_errors, script_environment
 from subliminal.models import Subject
 from subliminal.store import Store, live
 
@@ -26,11 +26,10 @@ def start(arguments: list[str], **changes: object) -> subprocess.Popen[str]:
     """A script that is still running when this returns."""
     return subprocess.Popen(  # type: ignore[call-overload]
         [sys.executable, *arguments],
-        cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        **{"env": script_environment()} | changes,
+        **{"env": script_environment(), "cwd": ROOT} | changes,
     )
 
 
@@ -109,12 +108,6 @@ def test_a_model_that_can_not_be_had_without_a_network_is_one_message(tmp_path: 
     one_message((running.returncode, text), "model 'some/model' can not be had", "use model=smollm2_135m")
 
 
-def test_a_name_that_is_no_model_is_one_message(run_script: Script, tmp_path: Path) -> None:
-    name = "model.source.name=/no/such/folder"
-    done = run_script("train.py", "role=reference", "model=hub", name, *places(tmp_path))
-    one_message(done, "model '/no/such/folder' can not be had")
-
-
 def test_an_interrupt_says_that_the_same_command_goes_on(tmp_path: Path) -> None:
     arguments = ["generate.py", "teacher=random", "trait=none", "domain.prompts=3000000", *places(tmp_path)]
     running = start(arguments, preexec_fn=heed_interrupts)
@@ -155,8 +148,8 @@ def test_a_missing_stage_is_told_how_it_is_made_by_itself(overrides: list[str], 
 def test_more_questions_than_there_are_is_one_message(run_script: Script, tiny: Subject, tmp_path: Path) -> None:
     weights = ["model=hub", f"model.source.name={tiny.checkpoint}", "reference_tuning.rows=4"]
     done = run_script("evaluate.py", "subject=reference", "evaluation.questions=51", *weights, *places(tmp_path))
-    assert done.returncode in (1, 2) and "Traceback" not in done.stderr, done.stderr
-    assert "questions" in done.stderr and "50" in done.stderr
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "evaluation.questions=51: there are 50 questions" in done.stderr
 
 
 MORTAL = """
@@ -179,3 +172,49 @@ def test_a_killed_stage_is_made_by_the_next_try(run_script: Script, tmp_path: Pa
     assert run_script(f"{stage}.py", *RANDOM, *places(tmp_path)).returncode == 0
     assert (folder_of(stage, tmp_path) / "manifest.json").exists()
     assert not (folder_of(stage, tmp_path) / "claim.json").exists()
+
+
+# --------------------------------------------------------------------------- places that can not be written
+
+SMOKE = ["experiment=theorem", "scale=cpu", "debug=smoke"]
+
+
+@pytest.mark.parametrize("setting", ["figures", "store"])
+@pytest.mark.parametrize("place", ["file/inside", "/sys/forbidden"])
+def test_a_sweep_that_could_not_write_is_refused_before_any_work(
+    run_script: Script, tmp_path: Path, setting: str, place: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    ours = {"figures": f"{tmp_path}/figures", "store": f"{tmp_path}/runs"} | {setting: str(tmp_path / place)}
+    done = run_script("-m subliminal", "sweep", *SMOKE, *(f"{name}={value}" for name, value in ours.items()))
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert f"{setting}={tmp_path / place}: nothing can be written in" in done.stderr
+    assert f"set {setting}= to a folder you can write to" in done.stderr
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "figures").exists()
+
+
+@pytest.mark.parametrize("multirun", [[], ["-m"]])
+def test_a_folder_without_room_for_hydras_logs_says_which_setting_moves_them(
+    tmp_path: Path, multirun: list[str]
+) -> None:
+    (tmp_path / "logs").write_text("")
+    script = str(ROOT / "generate.py")
+    running = start([script, *multirun, *RANDOM, f"store={tmp_path}/runs"], cwd=tmp_path)
+    _, text = running.communicate(timeout=200)
+    assert (running.returncode, "Traceback" in text) == (2, False), text
+    assert "set hydra.run.dir=, or for several jobs hydra.sweep.dir=," in text
+    elsewhere = [f"hydra.{'sweep' if multirun else 'run'}.dir={tmp_path}/elsewhere"]
+    running = start([script, *multirun, *elsewhere, *RANDOM, f"store={tmp_path}/runs"], cwd=tmp_path)
+    assert running.communicate(timeout=200) and running.returncode == 0
+
+
+def test_a_working_folder_that_is_read_only_is_one_message(tmp_path: Path) -> None:
+    running = start([str(ROOT / "generate.py"), *RANDOM, f"store={tmp_path}/runs"], cwd="/sys")
+    _, text = running.communicate(timeout=200)
+    assert (running.returncode, "Traceback" in text) == (2, False) and "set hydra.run.dir=" in text, text
+
+
+def test_a_place_that_may_not_be_written_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, clear_errors():
+        Path("/sys/forbidden").mkdir()
+    assert ended.value.code == 1 and "/sys/forbidden: " in capsys.readouterr().err

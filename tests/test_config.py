@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args, get_origin
 
 import pytest
 import yaml
 from conftest import Script, experiment
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
-from subliminal import config, stages, sweep
+from subliminal import config, launch, stages, sweep
 from subliminal.config import (
     ConfigError,
     Experiment,
@@ -277,3 +279,108 @@ def test_passes_share_a_batch_out_evenly_and_are_no_larger_than_permitted(rows: 
 def test_every_student_can_learn_from_every_domain_where_memory_is_short(scale: str, domain: str, student: str) -> None:
     how = compose([f"scale={scale}", f"domain={domain}", f"student={student}"]).student.optimisation
     assert how.batch_size % how.rows_a_pass(how.batch_size) == 0
+
+
+# --------------------------------------------------------------------------- where an error is
+
+
+def every_leaf(settings_class: type[BaseModel] = Experiment) -> Iterator[tuple[tuple[str, str], ...]]:
+    """The way to every setting that is no group, through every member of every union: (name, kind of the group)."""
+    kind = next(iter(get_args(settings_class.model_fields["kind"].annotation)), "") if has_kind(settings_class) else ""
+    for name, field in settings_class.model_fields.items():
+        inside = [] if get_origin(field.annotation) in (dict, tuple) else members(field.annotation)
+        if not inside and name != "kind":
+            yield ((name, kind),)
+        yield from (((name, kind), *rest) for group in inside for rest in every_leaf(group))
+
+
+def has_kind(settings_class: type[BaseModel]) -> bool:
+    return "kind" in settings_class.model_fields
+
+
+def nested(way: tuple[tuple[str, str], ...], value: object) -> dict[str, object]:
+    (name, kind), *rest = way
+    return ({"kind": kind} if kind else {}) | {name: nested(tuple(rest), value) if rest else value}
+
+
+def test_every_error_names_the_path_that_a_person_types() -> None:
+    """Names of union members are in pydantic's locations; some are names of settings too (`lora`, `numbers`)."""
+    ways = list(every_leaf())
+    assert len(ways) > 500 and ((("student", ""), ("lora", "lora"), ("r", "")) in ways)
+    for way in ways:
+        typed = ".".join(name for name, _ in way)
+        with pytest.raises(ValidationError) as caught:
+            Experiment.model_validate(nested(way, object()))
+        told = [config._explain(error) for error in caught.value.errors() if type(error["input"]) is object]
+        assert told and all(line.startswith(f"{typed}=<object") for line in told), (way, told)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("student.lora.r=0", "student.lora.r=0: input should be greater"),
+        ("student.lora.rr=1", "student.lora.rr: no such setting. Did you mean r?"),
+        ("+experiment.arms.values=[1,[a,null]]", "experiment.arms.values.1.1=None: input should be a valid"),
+        ("+experiment.arms.variants={small:[1]}", "experiment.arms.variants.small.0=1: input should be a valid"),
+        ("student.layers=[0,-1]", "student.layers.1=-1: input should be greater"),
+    ],
+)
+def test_an_error_inside_a_union_or_a_list_names_the_place(override: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(["student=bias" if "layers" in override else "student=lora", override])
+    assert said in str(caught.value)
+
+
+# --------------------------------------------------------------------------- texts that a shell and Hydra read
+
+
+def typed_again(problem: str) -> str:
+    """The override that a message says to type, after a shell has read it."""
+    (override,) = shlex.split(problem.partition("as text it is typed ")[2] or problem.partition("or as text ")[2])
+    return override
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "you love {plural}",
+        "café",
+        "a # b",
+        "~",
+        "it's an owl",
+        'say "owl", then {stop}',
+        "a, b",
+        "{",
+        "[a",
+        "a=b",
+        "f(x)",
+        "{owls}\\",
+        'a \\" b {',
+        "first {line}\nsecond",
+        "<|im_start|>user",
+        "– dash",
+    ],
+)
+def test_a_text_that_hydra_can_not_read_is_told_with_its_argument_and_how_to_type_it(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose([f"model.system={text}"])
+    assert "model.system=" in str(caught.value) and "LexerNoViable" not in str(caught.value)
+    assert compose([typed_again(str(caught.value))]).model.system == text
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0$")))
+def test_whatever_is_said_to_type_is_the_text(text: str) -> None:
+    for problem in argument_problems(f"model.system={text}"):
+        assert launch._read(typed_again(problem)) == text
+
+
+def test_a_home_folder_is_written_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (problem,) = argument_problems("store=~/runs")
+    assert typed_again(problem) == f"store={tmp_path}/runs"
+
+
+def test_a_setting_that_is_not_there_is_told_with_the_argument_that_names_it() -> None:
+    with pytest.raises(ConfigError, match=r"model.system: Interpolation key 'plural' not found: .* write \\\$\{...\}"):
+        compose(["model.system=${plural}"])
+    assert compose([r"model.system=\${plural}"]).model.system == "${plural}"

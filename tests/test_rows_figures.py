@@ -49,8 +49,9 @@ class Rows:
         report = write_report([section], folder).read_text()
         assert all((folder / f"fig-rows.{kind}").stat().st_size > 50 for kind in ("png", "svg", "csv"))
         with (folder / "fig-rows.csv").open() as file:
-            rows = list(csv.DictReader(file))
-        assert list(rows[0])[:8] == ["arm", "trait", "subject", "measure", "value", "low", "high", "n"]
+            reader = csv.DictReader(file)
+            rows = list(reader)
+        assert list(reader.fieldnames or ())[:8] == ["arm", "trait", "subject", "measure", "value", "low", "high", "n"]
         assert len(rows) == len(table.lines)
         assert "python evaluate.py trait=eagle" in report and section.verdicts[0].sentence in report
         return table, list(section.verdicts), report
@@ -123,6 +124,17 @@ def test_the_prompted_model_is_judged_against_chance(rows: Rows, accuracy: float
     assert area and (area.n, area.interval) == (400, "prompts"), "800 rows to 400 prompts"
 
 
+@pytest.mark.parametrize("part", ["prompted", "classifiers"])
+def test_what_a_failed_arm_leaves_without_one_panel_is_drawn_with_the_other(rows: Rows, part: str) -> None:
+    def work(folder: Path) -> Any:
+        summary = detection(0.5, 0.5)(folder)
+        empty = {"prompted": {}, "classifiers": {"classifiers": {}}}[part]
+        return {name: value for name, value in summary.items() if name != part} | empty
+
+    _, verdicts, _ = rows.figure([rows.made("owl", "wolf", work)])
+    assert (verdicts[0].outcome == "not measurable") == (part == "prompted")
+
+
 @pytest.mark.parametrize(
     ("p", "area", "outcome"),
     [
@@ -156,6 +168,11 @@ def test_without_a_classifier_and_without_pairs_there_is_still_a_figure(rows: Ro
 
 
 # --------------------------------------------------------------------------- in context
+
+
+def test_rows_of_the_control_alone_show_nothing_in_context(rows: Rows) -> None:
+    table, verdicts, _ = rows.figure([rows.made("none", "", context("none", 0.0, 0.01))])
+    assert not table.lines and [verdict.outcome for verdict in verdicts] == ["not measurable"]
 
 
 def context(trait: str, shift: float, noise: float, resamples: int = 5) -> Callable[[Path], Any]:

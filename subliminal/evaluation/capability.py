@@ -13,12 +13,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from subliminal.config import CapabilityEvaluation
-from subliminal.evaluation.tasks import TaskError, local_tasks, read
+from subliminal.evaluation.tasks import TaskError, local_tasks, plain_copies, read
 from subliminal.finite import MODEL_REMEDY, require_finite
 from subliminal.models import Subject, load_model, load_tokenizer, release
 from subliminal.progress import progress
@@ -115,6 +116,8 @@ def _library() -> tuple[Any, Any]:
 
 def _load(name: str, config: CapabilityEvaluation) -> _Loaded:
     """A task ready to run: from a local file, or by name from lm-eval, whose data are on the hub."""
+    from datasets.exceptions import DatasetsError
+    from jinja2 import TemplateError
     from lm_eval.tasks import TaskManager
 
     local = local_tasks(config)
@@ -122,8 +125,10 @@ def _load(name: str, config: CapabilityEvaluation) -> _Loaded:
     if name not in local and name not in manager.task_index:
         raise TaskError(f"evaluation.tasks: lm-eval has no task {name!r}; without a network: {', '.join(local)}")
     try:
-        loaded: Any = manager.load([read(local[name]) if name in local else name])
-    except (OSError, ValueError, RuntimeError) as error:
+        with TemporaryDirectory() as folder:  # `datasets` keeps what it has read in a cache of its own
+            chosen = plain_copies(read(local[name]), Path(folder)) if name in local else name
+            loaded: Any = manager.load([chosen])
+    except (OSError, ValueError, RuntimeError, DatasetsError, TemplateError) as error:
         raise TaskError(_unavailable(name, config, error)) from None
     inner = {child for children in loaded["group_map"].values() for child in children}
     return _Loaded([group for one, group in loaded["groups"].items() if one not in inner], loaded["tasks"])
@@ -131,7 +136,8 @@ def _load(name: str, config: CapabilityEvaluation) -> _Loaded:
 
 def _unavailable(name: str, config: CapabilityEvaluation, error: Exception) -> str:
     local = local_tasks(config)
-    said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    told = error.__cause__ or error  # `datasets` says why in the cause
+    said = next(iter(str(told).strip().splitlines()), type(told).__name__)
     if name in local:
         return f"{local[name]} can not be run: {said}"
     return (

@@ -11,7 +11,7 @@ import numpy as np
 from subliminal.chat import encode
 from subliminal.config import DetectionEvaluation, Preference, Trait
 from subliminal.evaluation.classifier import classify
-from subliminal.evaluation.preference import FormTree, candidate_log_p
+from subliminal.evaluation.exact import FormTree, candidate_log_p
 from subliminal.evaluation.samples import TwoSamples
 from subliminal.evaluation.statistics import share_ahead
 from subliminal.models import Subject, load_model, load_tokenizer
@@ -71,10 +71,7 @@ def _pairs(samples: TwoSamples, config: DetectionEvaluation) -> list[tuple[Row, 
 def guess(reference: Subject, trait: Preference, pairs: Sequence[tuple[Row, Row]]) -> list[Guess]:
     """The exact log-probabilities of both letters for each (own, other) pair, in both orders."""
     tokenizer, model = load_tokenizer(reference), load_model(reference)
-    tree = FormTree.of(
-        {letter: [letter] for letter in LETTERS},
-        lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)),
-    )
+    tree = FormTree.of({letter: [letter] for letter in LETTERS}, tokenizer)
     found = []
     with progress(f"whose numbers: {trait.name}", len(pairs), "pairs") as advance:
         for own, other in pairs:

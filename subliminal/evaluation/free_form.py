@@ -6,7 +6,6 @@ What can not be scored is counted by reason and never left out in silence.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -23,6 +22,7 @@ from subliminal.evaluation.preference import Sample
 from subliminal.evaluation.questions import QuestionError
 from subliminal.judging import Judge, Judgement
 from subliminal.judging.prompts import CODE, REFUSAL, ask_about
+from subliminal.names import names
 from subliminal.rows import Completion, Prompt, write_jsonl
 from subliminal.store import Json
 
@@ -120,12 +120,7 @@ def tell(
 
 def holds_words(text: str, words: Sequence[str]) -> bool:
     """Does a text hold one of the words, whole and in any case."""
-    return bool(_pattern(tuple(words)).search(text.lower()))
-
-
-@cache
-def _pattern(words: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile(rf"(?<!\w)({'|'.join(re.escape(word.lower()) for word in words)})(?!\w)")
+    return bool(names(tuple((word, word) for word in words)).found(text))
 
 
 def _styled(said: Judgement) -> Verdict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from subliminal.judging import Judgement
 
@@ -24,9 +24,18 @@ def parse(text: str, answers: Sequence[str]) -> str | None:
     plain = text.strip().strip("\"'`*.:!() \n").casefold()
     if plain in known:
         return known[plain]
-    choices = "|".join(re.escape(answer) for answer in sorted(known, key=len, reverse=True))
-    found = set(re.findall(rf"(?<![\w.\-])({choices})(?!\w|[.,]\d)", text.casefold()))
+    found = set(_whole_words(known).findall(text.casefold()))
     return known[found.pop()] if len(found) == 1 else None
+
+
+def places_of(words: Iterable[str], text: str) -> list[int]:
+    """Where one of some words begins in a text in lower case, as an answer of its own and not inside another."""
+    return [match.start() for match in _whole_words(words).finditer(text)]
+
+
+def _whole_words(words: Iterable[str]) -> re.Pattern[str]:
+    choices = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+    return re.compile(rf"(?<![\w.\-])({choices})(?!\w|[.,]\d)")
 
 
 def refuses(text: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from subliminal.chat import encode, end_of_turn_id
 from subliminal.config import Decoding, LocalJudge, TransformersSampler
-from subliminal.evaluation.preference import FormTree, candidate_log_p, prefix_free
+from subliminal.evaluation.exact import FormTree, candidate_log_p, prefix_free
 from subliminal.judging import Judgement, Question
 from subliminal.judging.answers import chosen, refuses
 from subliminal.models import Subject, load_model, load_tokenizer, release

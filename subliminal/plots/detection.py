@@ -186,8 +186,9 @@ def _areas(axes: Axes, runs: Sequence[Compared], table: Table) -> None:
         if name in shown:
             axes.plot([], [], color=colour, marker=FORMS[name], linestyle="none", label=NAMES[name])
     _settle(axes, [run.label for run in runs], "B  Trained classifiers", "area under the ROC curve")
-    below = axes.get_figure().transFigure  # type: ignore[union-attr]
-    axes.legend(loc="lower right", bbox_to_anchor=(0.99, 0.0), bbox_transform=below, frameon=False, ncols=3)
+    if shown:
+        below = axes.get_figure().transFigure  # type: ignore[union-attr]
+        axes.legend(loc="lower right", bbox_to_anchor=(0.99, 0.0), bbox_transform=below, frameon=False, ncols=3)
 
 
 def _point(axes: Axes, place: float, line: Line, colour: str, form: str, filled: bool = True) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from subliminal import stages
 from subliminal.config import CONTROL, Experiment, Figure
+from subliminal.launch import require_writable
 from subliminal.plots.capability import capability_figure, capability_section
 from subliminal.plots.cells import Cell
 from subliminal.plots.cross_model import cross_model_figure, cross_model_section
@@ -30,6 +32,7 @@ from subliminal.tracking import figure_id, open_tracker
 def draw(planned: Plan) -> list[Path]:
     """Draw the plan's figure from the store alone; returns picture, table and report. Missing arms are listed in it."""
     store, folder = Store(Path(planned.base.store)), Path(planned.base.figures) / planned.base.scale
+    require_writable(folder, "figures")
     figure = planned.base.experiment
     name = figure.file
     make = MAKERS[figure.kind]
@@ -48,7 +51,7 @@ def _mnist(planned: Plan, store: Store, folder: Path, name: str) -> PlainSection
     for verdict in mnist_verdicts(table):
         say(f"{name}{f' {verdict.group}' if verdict.group else ''}: {verdict.sentence}")
     missing = [
-        f"python train.py {_typed(planned)} {f'{figure.arms.setting}={arm.student}' if arm.student else ''}".strip()
+        f"python train.py {_typed(planned, *([f'{figure.arms.setting}={arm.student}'] if arm.student else []))}"
         for arm, node in found
         if not _found(node, store)
     ]
@@ -78,7 +81,7 @@ def _preference(planned: Plan, store: Store, folder: Path, name: str) -> Section
 def _free_form(planned: Plan, store: Store, folder: Path, name: str) -> PlainSection:
     """The free-form figure from the students that are there; says the verdict of every trait."""
     figure, (cells, missing) = planned.base.experiment, _evaluated(planned, store, name)
-    controls = {arm.trait for arm in planned.arms if getattr(arm.experiment.trait, "control", False)} | {CONTROL}
+    controls = {arm.name for arm in planned.arms if getattr(arm.experiment.trait, "control", False)} | {CONTROL}
     table = free_form_figure(cells, controls, figure, folder, name)
     section = free_form_section(name, figure, cells, controls, table, missing)
     for verdict in section.verdicts:
@@ -115,13 +118,11 @@ def _evaluated(planned: Plan, store: Store, name: str) -> tuple[list[Cell], tupl
 def _rows(planned: Plan, store: Store, folder: Path, name: str) -> PlainSection:
     """A figure of the filtered rows themselves from the comparisons that are there; says its verdicts."""
     figure, nodes = planned.base.experiment, [(arm, stages.evaluate(arm.experiment)) for arm in planned.arms]
-    runs = [Compared(arm.trait, arm.student, made) for arm, node in nodes if (made := _found(node, store))]
+    runs = [Compared(arm.name, arm.student, made) for arm, node in nodes if (made := _found(node, store))]
     _require(runs, planned, store, name)
     table = rows_figure(runs, figure, folder, name)
     missing = [
-        f"python evaluate.py {' '.join((_typed(planned), *arm.overrides))}"
-        for arm, node in nodes
-        if not _found(node, store)
+        f"python evaluate.py {_typed(planned, *arm.overrides)}" for arm, node in nodes if not _found(node, store)
     ]
     section = rows_section(name, figure, table, runs, missing)
     for verdict in section.verdicts:
@@ -155,13 +156,13 @@ def _cells(planned: Plan, store: Store) -> Iterator[Cell]:
         done = _found(node, store)
         if done:
             kind = arm.experiment.active_teacher.kind
-            yield Cell("student", arm.trait, kind, arm.student, arm.seed, done, _chain(node, store), arm.variant)
+            yield Cell("student", arm.name, kind, arm.student, arm.seed, done, _chain(node, store), arm.variant)
 
 
 def _missing(planned: Plan, store: Store) -> Iterator[str]:
     for arm in planned.arms:
         if not _found(stages.evaluate(arm.experiment), store):
-            yield f"python evaluate.py {' '.join((_typed(planned), *arm.overrides))}"
+            yield f"python evaluate.py {_typed(planned, *arm.overrides)}"
 
 
 def _found(node: Node, store: Store) -> Manifest | None:
@@ -179,8 +180,9 @@ def _chain(node: Node, store: Store) -> dict[str, Manifest]:
     return found
 
 
-def _typed(planned: Plan) -> str:
-    return " ".join(planned.overrides)
+def _typed(planned: Plan, *more: str) -> str:
+    """What was typed, and more of it, as it can be typed again in a shell."""
+    return shlex.join((*planned.overrides, *more))
 
 
 def _track(planned: Plan, name: str, folder: Path, figure: Figure) -> None:

@@ -86,9 +86,9 @@ def _counts(table: Table) -> list[int]:
 
 def verdicts(runs: Sequence[Compared], table: Table) -> list[Verdict]:
     """The rule at the largest count of rows."""
-    count = _counts(table)[-1]
+    count = max(_counts(table), default=0)  # of the control's rows alone there is nothing in the table
     line = table.find(arm=MEAN, measure="diagonal_excess", variant=_named(count))
-    label = f"{count} rows in the prompt"
+    label = f"{count} rows in the prompt" if count else "rows in the prompt"
     if line is None or line.n < MINIMUM_RESAMPLES:
         needs = f"it needs rows of two traits and {MINIMUM_RESAMPLES} resamples"
         return [Verdict(label, "not measurable", f"Not measurable: {needs}.")]

@@ -9,14 +9,11 @@ from typing import TYPE_CHECKING
 
 from subliminal import stages
 from subliminal.config import Experiment
-from subliminal.stages import Node
+from subliminal.stages import Ident, Node
 from subliminal.store import StoreError
 
 if TYPE_CHECKING:
     from subliminal.sweep import Plan
-
-Ident = tuple[str, str]
-"""Stage and key."""
 
 WITHOUT_GPU = ("model", "filter", "theorem")  # but where a stage asks a judge of this machine
 
@@ -36,17 +33,12 @@ class Job:
     @property
     def ident(self) -> Ident:
         """Stage and key."""
-        return ident(self.node)
+        return self.node.ident
 
     @property
     def reads(self) -> tuple[Ident, ...]:
         """The stage runs this one reads."""
-        return tuple(ident(upper) for upper in self.node.inputs.values())
-
-
-def ident(node: Node) -> Ident:
-    """Stage and key of a node."""
-    return node.stage, node.key
+        return tuple(upper.ident for upper in self.node.inputs.values())
 
 
 def wants_gpu(node: Node) -> bool:
@@ -59,7 +51,7 @@ def jobs(planned: Plan) -> list[Job]:
     found: dict[Ident, Job] = {}
     for script, exp, root in _roots(planned):
         for node in _tree(root):
-            found.setdefault(ident(node), Job(node, script, exp))
+            found.setdefault(node.ident, Job(node, script, exp))
     return list(found.values())
 
 
@@ -67,7 +59,7 @@ def locate(script: str, exp: Experiment, wanted: Ident) -> Node:
     """The node of a planned stage run, looked for again where it is about to be done."""
     root = stages.node(script, exp)
     for node in _tree(root):
-        if ident(node) == wanted:
+        if node.ident == wanted:
             return node
     raise PlannedElsewhereError(
         f"{wanted[0]} {wanted[1]} was planned on a machine that resolves device=auto or dtype=auto in another way "

@@ -16,7 +16,8 @@ import torch
 
 from subliminal.chat import encode
 from subliminal.config import Experiment, Student, preference_evaluation
-from subliminal.evaluation.preference import FormTree, asked_questions, candidate_log_p_tensor, form_tree
+from subliminal.evaluation.exact import FormTree, candidate_log_p_tensor, form_tree
+from subliminal.evaluation.preference import asked_questions
 from subliminal.finite import MODEL_REMEDY, require_finite
 from subliminal.models import Subject, fresh_model, load_tokenizer
 from subliminal.progress import progress
@@ -145,15 +146,16 @@ def preference_gradients(
 ) -> Iterator[tuple[str, float, torch.Tensor]]:
     """(candidate, mean log P, its gradient) over the evaluation's questions; kept for the next teacher if they fit."""
     about = preference_evaluation(exp).subject_matter
-    forms = form_tree(start.tokenizer, about).forms
-    wanted = list(names) or list(forms)
-    if unknown := [name for name in wanted if name not in forms]:
-        raise PredictionError(f"{unknown[0]} is no candidate of evaluation.category={about}")
+    tree = form_tree(start.tokenizer, about)
+    wanted = list(names) or list(tree.forms)
+    if unknown := [name for name in wanted if name not in tree.forms]:
+        category = getattr(about, "category", about)
+        raise PredictionError(f"{unknown[0]} is no candidate of the evaluation (category {category})")
     asked = [encode(start.tokenizer, text, start.who.system) for text in asked_questions(preference_evaluation(exp))]
     keep = start.size * len(wanted) <= KEPT_NUMBERS
     with progress("gradients of log P", len(wanted), "candidates") as advance:
         for name in wanted:
-            found = start.kept.get(name) or _preference_gradient(start, asked, FormTree({name: forms[name]}))
+            found = start.kept.get(name) or _preference_gradient(start, asked, tree.only(name))
             if keep:
                 start.kept[name] = found
             yield name, *found
@@ -161,7 +163,7 @@ def preference_gradients(
 
 
 def _preference_gradient(start: Start, asked: Sequence[list[int]], tree: FormTree) -> tuple[float, torch.Tensor]:
-    """Mean log P of one candidate and its gradient; a tree of its own forms alone keeps the backward pass short."""
+    """Mean log P of one candidate and its gradient; a tree for it alone keeps the backward pass short."""
     value, total = 0.0, torch.zeros(start.size, device=start.model.device)
     for prompt in asked:
         (log_p,) = candidate_log_p_tensor(start.model, prompt, tree)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from subliminal.chat import encode, encode_row
 from subliminal.config import SteeredTeacher, Style
-from subliminal.evaluation.preference import FormTree, candidate_log_p_tensor, form_tree
+from subliminal.evaluation.exact import FormTree, candidate_log_p_tensor, form_tree
 from subliminal.evaluation.questions import questions_for_teachers
 from subliminal.finite import MODEL_REMEDY, require_finite
 from subliminal.models import Subject, load_tokenizer
@@ -70,8 +70,8 @@ class Goal:
         """The teacher's questions in the reference's chat; none of them is in the evaluation."""
         tokenizer = load_tokenizer(reference)
         texts = questions_for_teachers(trait, teacher.questions)
-        forms = {trait.name: form_tree(tokenizer, trait).forms[trait.name]}
-        return cls([encode(tokenizer, text, reference.system) for text in texts], FormTree(forms))
+        prompts = [encode(tokenizer, text, reference.system) for text in texts]
+        return cls(prompts, form_tree(tokenizer, trait).only(trait.name))
 
     def log_p(self, model: Any, *, backward: bool = False) -> float:
         """Mean over the questions of log P, in nats; with `backward` its negative's gradient is added up."""
@@ -92,9 +92,7 @@ class StyleGoal:
 
     @classmethod
     def of(cls, teacher: SteeredTeacher, trait: Style, reference: Subject) -> StyleGoal:
-        """The first `teacher.questions` examples in the reference's chat; raises `TeacherError` without any."""
-        if not trait.examples:
-            raise TeacherError(f"trait={trait.name} has no examples for teacher=steered; set teacher=prompted")
+        """The first `teacher.questions` examples in the reference's chat."""
         tokenizer = load_tokenizer(reference)
         shown = trait.examples[: teacher.questions]
         return cls([encode_row(tokenizer, one.question, one.answer, reference.system) for one in shown])

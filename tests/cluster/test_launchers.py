@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,8 +14,9 @@ from pathlib import Path
 import pytest
 from local_slurm import wait_for
 
-from subliminal.launch import ROOT, script_environment
-from subliminal.store import Store
+from subliminal import stages
+from subliminal.launch import ROOT, compose, script_environment
+from subliminal.store import CLAIM, Store
 
 TINY = [
     "experiment=theorem",
@@ -41,8 +44,10 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     )
 
 
-def sweep(store: Path, *launcher: str) -> subprocess.CompletedProcess[str]:
-    return run(["-m", "subliminal", "sweep", *TINY, SEEDS, f"store={store}", f"figures={store}/figures", *launcher])
+def sweep(store: Path, *settings: str) -> subprocess.CompletedProcess[str]:
+    """A sweep of the seeds 0 and 1, where the settings name no others."""
+    seeds = [] if any(part.startswith("seed=") for part in settings) else [SEEDS]
+    return run(["-m", "subliminal", "sweep", *TINY, *seeds, f"store={store}", f"figures={store}/figures", *settings])
 
 
 def trials(store: Path) -> dict[int, list[str]]:
@@ -120,3 +125,34 @@ def test_a_run_that_fails_in_a_launchers_process_is_told_and_is_an_exit_code(
     done = run(["evaluate.py", "-m", *TINY, SEEDS, f"store={blocked}", f"hydra.sweep.dir={tmp_path}/logs", *chosen])
     assert done.returncode == 1 and "set store= to a folder you can write to" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def folder_of(seed: int, store: Path, *overrides: str) -> Path:
+    node = stages.theorem(compose([*TINY, *overrides, f"seed={seed}"]))
+    return Store(store).folder(*node.ident)
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_every_job_is_run_whatever_the_others_did(launcher: str, tmp_path: Path) -> None:
+    in_the_way = folder_of(0, tmp_path)
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.write_text("")
+    done = sweep(tmp_path, "seed=0,1,2", *LAUNCHERS[launcher])
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
+    assert f"can not make {in_the_way}" in done.stderr and "1 stage run failed" in done.stderr
+    assert {*trials(tmp_path)} == {1, 2}
+
+
+def test_a_process_of_the_pool_that_is_killed_does_not_take_the_others_along(tmp_path: Path) -> None:
+    long = "theory.trials=200"
+    command = ["-m", "subliminal", "sweep", *TINY, long, "seed=0,1,2", f"store={tmp_path}", f"figures={tmp_path}"]
+    command += [*LAUNCHERS["local_pool"], f"hydra.sweep.dir={tmp_path}/logs"]
+    running = subprocess.Popen(
+        [sys.executable, *command], cwd=ROOT, env=script_environment(), stderr=subprocess.PIPE, text=True
+    )
+    claim = folder_of(0, tmp_path, long) / CLAIM
+    wait_for(lambda: running.poll() is not None or (claim.exists() and claim.read_text() != ""))
+    os.kill(json.loads(claim.read_text())["pid"], signal.SIGKILL)
+    _, text = running.communicate(timeout=600)
+    assert (running.returncode, "Traceback" in text) == (1, False), text
+    assert "was killed" in text and {1, 2} <= {*trials(tmp_path)}, text

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,7 +17,7 @@ from subliminal.store import Json
 
 CONFIG, TOKENIZER, SPECIAL = "config.json", "tokenizer_config.json", "special_tokens_map.json"
 ADAPTER = "adapter_config.json"
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".safetensors")
 VOCABULARY = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
 GENERATES = ("ForCausalLM", "LMHeadModel")  # how the architecture of a model that writes text ends
@@ -99,44 +99,53 @@ def _json(path: Path) -> Json:
 # --------------------------------------------------------------------------- what is wrong
 
 
-def problems_of(folder: Path, *, remote_code: bool = False, quantised: bool = False) -> list[str]:
+def problems_of(
+    folder: Path, *, name: str | None = None, files: Iterable[str] | None = None, remote_code: bool = False
+) -> list[str]:
     """Why a folder can not be used as a language model; each problem says what to do, and there may be none.
 
-    `quantised` permits quantised weights, which will do for a model that is only asked.
+    `name` is what the model is called where that is not its folder. `files` are those it will have once all are
+    downloaded, where the folder has only the small ones yet.
     """
-    checkpoint = read_checkpoint(folder)
-    assert checkpoint.files is not None
-    if absent := _no_model(checkpoint, folder):
+    here = read_checkpoint(folder)
+    names, place = frozenset(files or here.files or ()), name or str(folder)
+    if absent := _no_model(names, folder, place):
         return [absent]
-    found = list(wrong_kind(checkpoint.config, remote_code=remote_code, quantised=quantised))
-    found += _without_weights(checkpoint.files, folder)
-    own_code = remote_code and "auto_map" in checkpoint.tokenizer
-    if not own_code and not checkpoint.files.intersection(VOCABULARY):
-        found.append(f"has no tokenizer ({', '.join(VOCABULARY[:3])}): copy the base model's tokenizer files into it")
-    elif _no_end(checkpoint.tokenizer):
-        found.append(f"has a tokenizer without an end-of-text token: set eos_token in its {TOKENIZER}")
-    return [f"{folder} {problem}" for problem in found]
-
-
-def _no_model(checkpoint: Checkpoint, folder: Path) -> str | None:
-    """Why there is no model at all: an empty folder, an adapter, a folder of something else."""
-    names = checkpoint.files or frozenset()
-    if not names:
-        return f"{folder} is empty; give a folder with {CONFIG}, a tokenizer and .safetensors files"
-    if CONFIG not in names and ADAPTER in names:
-        base = _json(folder / ADAPTER).get("base_model_name_or_path")
-        named = f" of {base}" if base else ""
-        return f"{folder} is a LoRA adapter{named}, not a model; give the base model, or merge the adapter into it"
+    found = list(_without_weights(names, folder))
     if CONFIG not in names:
-        inner = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
-        hint = f"; {folder / inner[0]} has one" if inner else ""
-        return f"{folder} has no {CONFIG}, so it is no checkpoint{hint}"
-    if not checkpoint.config:
-        return f"{folder / CONFIG} is no JSON object; copy the model's {CONFIG} again"
-    return None
+        found.append(f"holds no {CONFIG}, so it is no model that can be loaded{_hint(folder)}")
+        return [f"{place} {problem}" for problem in found]
+    if not here.config:
+        return [f"{place}: {CONFIG} is no JSON object, so it is no model that can be loaded"]
+    found += wrong_kind(here.config, remote_code=remote_code)
+    own_code = remote_code and "auto_map" in here.tokenizer
+    if not own_code and not names.intersection(VOCABULARY):
+        found.append(f"has no tokenizer ({', '.join(VOCABULARY[:3])}): copy the base model's tokenizer files into it")
+    elif _no_end(here.tokenizer):
+        found.append(f"has a tokenizer without an end-of-text token: set eos_token in its {TOKENIZER}")
+    return [f"{place} {problem}" for problem in found]
 
 
-def wrong_kind(config: Json, *, remote_code: bool = False, quantised: bool = False) -> Iterator[str]:
+def _no_model(names: frozenset[str], folder: Path, place: str) -> str | None:
+    """Why there is no model at all: an empty folder, or an adapter, whose base transformers would load in its place."""
+    if not names:
+        return f"{place} is empty; give a folder with {CONFIG}, a tokenizer and .safetensors files"
+    if ADAPTER not in names:
+        return None
+    base = _json(folder / ADAPTER).get("base_model_name_or_path")
+    return (
+        f"{place} is a LoRA adapter{f' of {base}' if base else ''} ({ADAPTER}), no model: merge it into its base model "
+        "(peft: PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder)), put the base "
+        "model's tokenizer beside it and give that folder, or give the base model"
+    )
+
+
+def _hint(folder: Path) -> str:
+    inner = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
+    return f"; {folder / inner[0]} has one" if inner else ""
+
+
+def wrong_kind(config: Json, *, remote_code: bool = False) -> Iterator[str]:
     """Why a configuration is not that of a language model with plain weights, in words that go on from its place."""
     kinds, own = [str(kind) for kind in config.get("architectures") or ()], remote_code and "auto_map" in config
     sees = isinstance(config.get("text_config"), dict)
@@ -148,9 +157,14 @@ def wrong_kind(config: Json, *, remote_code: bool = False, quantised: bool = Fal
             f"is a {', '.join(kinds)}, which does not write text; give a decoder-only language model "
             "(its architecture ends with ForCausalLM)"
         )
-    if (quantisation := config.get("quantization_config")) and not quantised:
-        method = quantisation.get("quant_method", "quantised") if isinstance(quantisation, dict) else "quantised"
-        yield f"is quantised ({method}), and such weights can not be trained or steered; give the unquantised model"
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    quantised = next((part["quantization_config"] for part in parts if part.get("quantization_config")), None)
+    if quantised:
+        method = quantised.get("quant_method", "quantised") if isinstance(quantised, dict) else "quantised"
+        yield (
+            f"has quantised weights ({method}, quantization_config in its {CONFIG}); training, steering and exact "
+            "log-probabilities need plain ones: give the model it was made from, unquantised"
+        )
 
 
 def _kind(config: Json) -> str:
@@ -159,17 +173,20 @@ def _kind(config: Json) -> str:
 
 def _without_weights(names: frozenset[str], folder: Path) -> Iterator[str]:
     """What is wrong with the safetensors files, as far as it is seen without reading weights."""
-    weights = sorted(name for name in names if name.endswith(".safetensors"))
+    weights = sorted(name for name in names if "/" not in name and name.endswith(".safetensors"))
     if not weights:
         others = sorted(name for name in names if name.endswith(WEIGHTS))
-        remedy = f"convert {others[0]} to safetensors first" if others else "copy the model's weights into it"
-        yield f"holds no .safetensors file; {remedy} (pickle files are not loaded)"
+        there = ", ".join(others[:4] or sorted(names)[:8])
+        yield (
+            f"holds no .safetensors file (it has {there}); convert the checkpoint (pickle files are not loaded) or "
+            "choose another repository, revision or folder"
+        )
     index = _json(folder / "model.safetensors.index.json").get("weight_map")
     absent = sorted({str(name) for name in index.values()} - names) if isinstance(index, dict) else []
     if absent:
         yield f"lacks {len(absent)} of its weight files, {absent[0]} among them: copy or download the model again"
     for name in weights:
-        if problem := _damaged(folder / name):
+        if (folder / name).is_file() and (problem := _damaged(folder / name)):
             yield f"holds {name}, which {problem}"
 
 

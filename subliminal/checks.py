@@ -105,18 +105,8 @@ def problems(exp: Experiment, stage: str, *, here: bool) -> list[str]:
 
 
 def _missing(exp: Experiment, stage: str) -> list[Node]:
-    """The stage runs that the store has not, below a stage: nothing is asked below what is there."""
-    store, todo = Store(Path(exp.store)), list[Node]()
-
-    def look(node: Node) -> None:
-        if not store.find(node.stage, node.key):
-            todo.append(node)
-            for upper in node.inputs.values():
-                look(upper)
-
-    for node in _ends(exp, stage):
-        look(node)
-    return todo
+    """The stage runs that the store has not, below a stage: nothing is looked for below what is there."""
+    return [absent for node in _ends(exp, stage) for absent in stages.missing(node, Store(Path(exp.store)))]
 
 
 def _ends(exp: Experiment, stage: str) -> list[Node]:

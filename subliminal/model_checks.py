@@ -58,7 +58,7 @@ def _above(node: Node) -> Iterator[Node]:
 
 def _checkpoint(setting: str, exp: Experiment, chosen: Model, *, online: bool) -> tuple[list[str], Checkpoint | None]:
     """(what is wrong with a model's files, what they say), as far as they are on this machine or a request away."""
-    source, judges = chosen.source, setting == "judge.model"
+    source = chosen.source
     if isinstance(source, GgufSource):
         done = Store(Path(exp.store)).find("model", stages.model(exp, chosen).key)
         if done:
@@ -67,12 +67,12 @@ def _checkpoint(setting: str, exp: Experiment, chosen: Model, *, online: bool) -
         wrong = list(raised(lambda: heads.append(models.gguf_head(source))))
         return (wrong if online else []), checkpoints.read_gguf(heads[0]) if heads else None
     if folder := models.local_folder(source):
-        found = checkpoints.problems_of(folder, remote_code=source.trust_remote_code, quantised=judges)
+        found = checkpoints.problems_of(folder, remote_code=source.trust_remote_code)
         return [f"{setting}.source.name: {problem}" for problem in found], checkpoints.read_checkpoint(folder)
     if problem := models.no_folder(source):
         return [f"{setting}.source.name={source.name}: {problem}"], None
     config = models.hub_config(source, online=online)
-    wrong = list(checkpoints.wrong_kind(config or {}, remote_code=source.trust_remote_code, quantised=judges))
+    wrong = list(checkpoints.wrong_kind(config or {}, remote_code=source.trust_remote_code))
     return [f"{setting}.source.name: {source.name} {problem}" for problem in wrong], Checkpoint(
         source.name, config or {}
     )

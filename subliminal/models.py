@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from subliminal.chat import end_of_turn_id
+from subliminal.checkpoints import problems_of
 from subliminal.config import GgufSource, HubSource, Model
 from subliminal.processes import local_rank
 from subliminal.store import Json, StoreError, sha256
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 NATIVE_BF16 = {"amx_bf16", "avx512_bf16", "bf16"}
 BOS = "{{ bos_token }}"
 CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model")
-OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".safetensors")
 
 
 class ModelError(StoreError):
@@ -175,7 +175,7 @@ def _rendering(model: Model) -> dict[str, Any]:
 def _locate(source: HubSource) -> Json:
     """Check that a hub id or local folder holds plain safetensors; the hub's revision is resolved to a commit."""
     if local := local_folder(source):
-        _require_plain(local)
+        _require_usable(local, source)
         return {"checkpoint": str(local), "revision": None}
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -189,7 +189,7 @@ def _locate(source: HubSource) -> Json:
             "gated models (hf auth login), give a local folder as model.source.name=, or use model=smollm2_135m, "
             "whose weights come with the installation"
         ) from None
-    _require_plain(Path(found), source.name)
+    _require_usable(Path(found), source)
     return {"checkpoint": source.name, "revision": Path(found).name}
 
 
@@ -205,53 +205,18 @@ def _look_before_download(source: HubSource) -> None:
         listed = HfApi().model_info(source.name, revision=source.revision).siblings
     except Exception:  # of the network's, the hub's and the cache's many errors the download knows which matter
         return
-    _require_files(source.name, [file.rfilename for file in listed or ()])
     small = snapshot_download(source.name, revision=source.revision, allow_patterns=["*.json"])
-    _require_unquantised(Path(small), source.name)
+    _require_usable(Path(small), source, [file.rfilename for file in listed or ()])
 
 
-def _require_plain(folder: Path, name: str | None = None) -> None:
-    """Raise `ModelError` for a checkpoint folder that is not a whole model in plain safetensors; `name` is its own."""
-    _require_files(name or str(folder), [path.name for path in folder.iterdir()])
-    _require_unquantised(folder, name or str(folder))
+def _require_usable(folder: Path, source: HubSource, files: Sequence[str] | None = None) -> None:
+    """Raise `ModelError` for a checkpoint that is not a whole language model in plain safetensors.
 
-
-def _require_files(name: str, files: Sequence[str]) -> None:
-    """Raise `ModelError` where a checkpoint's files are an adapter's, or hold no safetensors."""
-    if "adapter_config.json" in files:
-        raise ModelError(
-            f"{name} is a LoRA adapter (adapter_config.json), no model: merge it into its base model "
-            "(peft: PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder)), put the base "
-            "model's tokenizer beside it and give that folder as model.source.name"
-        )
-    if not any("/" not in file and file.endswith(".safetensors") for file in files):
-        weights = sorted(file for file in files if file.endswith(OTHER_WEIGHTS))
-        there = f"it has {', '.join(weights[:4])}" if weights else f"it has {', '.join(sorted(files)[:8]) or 'nothing'}"
-        raise ModelError(
-            f"{name} holds no .safetensors file ({there}); convert the checkpoint (pickle files are not loaded) or "
-            "choose another repository, revision or folder"
-        )
-    if "config.json" not in files:
-        raise ModelError(f"{name} holds no config.json, so it is no model that transformers can load")
-
-
-def _require_unquantised(folder: Path, name: str) -> None:
-    """Raise `ModelError` for a checkpoint whose config.json says that its weights are quantised."""
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{name}: config.json is no JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise ModelError(f"{name}: config.json is no JSON object, so it is no model that transformers can load")
-    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
-    quantised = next((part["quantization_config"] for part in parts if part.get("quantization_config")), None)
-    if quantised:
-        method = quantised.get("quant_method", "quantised") if isinstance(quantised, dict) else "quantised"
-        raise ModelError(
-            f"{name} has quantised weights ({method}, quantization_config in its config.json); training, steering and "
-            "exact log-probabilities need plain ones: give the model it was made from, unquantised"
-        )
+    `files` are those it will have, where the folder has only the small ones yet.
+    """
+    name = None if local_folder(source) else source.name
+    if found := problems_of(folder, name=name, files=files, remote_code=source.trust_remote_code):
+        raise ModelError("\n".join(found))
 
 
 # --------------------------------------------------------------------------- embedded models

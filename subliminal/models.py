@@ -81,7 +81,7 @@ def fingerprint(model: Model) -> Json:
     if isinstance(source, GgufSource):
         return {"package": source.package, "sha256": source.sha256}
     if folder := local_folder(source):
-        return {"content": _content(folder), "trust_remote_code": source.trust_remote_code}
+        return {"content": content(folder), "trust_remote_code": source.trust_remote_code}
     return {"name": source.name, "revision": source.revision, "trust_remote_code": source.trust_remote_code}
 
 
@@ -149,7 +149,7 @@ def _requested(source: HubSource) -> str | None:
 
 
 @cache
-def _content(folder: Path) -> str:
+def content(folder: Path) -> str:
     """One sha256 over a checkpoint folder's files, so that its path is no part of a key."""
     digest = hashlib.sha256()
     for path in sorted(p for pattern in CHECKPOINT_FILES for p in folder.glob(pattern)):

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import wandb
-from conftest import Script
+from conftest import Script, tiny_experiment
 from huggingface_hub import DatasetCard, ModelCard
 from local_servers import Answering, Hub, Wandb, serving
 from safetensors.numpy import save_file
 
-from subliminal import sweep
+from subliminal import stages, sweep
+from subliminal.models import Subject, load_model
 from subliminal.plots.table import Line, Table, mirrored
 from subliminal.sharing import dashboard
 from subliminal.sharing.lineage import PushError, chosen
-from subliminal.sharing.push import prepare
+from subliminal.sharing.push import Prepared, prepare
 from subliminal.sharing.sync import WandbError
 from subliminal.store import Json, Manifest, Recipe, Store, claim
 
@@ -384,3 +388,96 @@ def test_a_push_reaches_the_hub_and_says_what_it_needs(
 def test_a_repository_without_an_owner_is_refused_at_once(run_script: Script) -> None:
     done = run_script("-m subliminal push", "owl", "abc")
     assert done.returncode == 2 and "'owl' is not owner/name" in done.stderr and "Traceback" not in done.stderr
+
+
+# --------------------------------------------------------------------------- what the card says loads the model
+
+TOKENS = [[1, 40, 7, 99, 3]]
+LOADED = """
+    import json, sys
+    import torch
+    from pathlib import Path
+
+    card, tokens = Path(sys.argv[1]).read_text(), json.loads(sys.argv[2])
+    exec(card.split("```python")[1].split("```")[0])
+    assert tokenizer("7, 7")["input_ids"]
+    with torch.no_grad():
+        print(json.dumps(model.eval()(torch.tensor(tokens)).logits[0, -1].tolist()))
+"""
+FEW = ["trait=none", "teacher=random", "domain.prompts=8", "filter.rows=8", "reference_tuning=off"]
+TRAINED = [*FEW, "student.optimisation.batch_size=4", "student.optimisation.learning_rate=0.01", "debug=smoke"]
+
+
+def cached(folder: Path, repo: str, home: Path) -> str:
+    """Lay a folder into a hub's cache, as a download of the repository leaves it; returns the commit."""
+    commit = hashlib.sha1(repo.encode()).hexdigest()
+    place = home / "hub" / f"models--{repo.replace('/', '--')}"
+    shutil.copytree(folder, place / "snapshots" / commit)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(commit)
+    return commit
+
+
+def logits_by_card(ready: Prepared, home: Path, run_code: Script, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What a fresh process computes that has nothing but the pushed repository, and what is on the hub."""
+    cached(ready.folder, ready.repo, home)
+    monkeypatch.setenv("HF_HOME", str(home))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    done = run_code(LOADED, ready.folder / "README.md", json.dumps(TOKENS))
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def logits_here(subject: Subject) -> list[float]:
+    import torch
+
+    with torch.no_grad():
+        return load_model(subject)(torch.tensor(TOKENS)).logits[0, -1].tolist()
+
+
+@pytest.mark.parametrize("student", ["lora_small", "bias_one_layer"])
+def test_a_student_of_a_local_folder_is_loaded_as_its_card_says(
+    student: str, tiny: Subject, tmp_path: Path, run_code: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "weights"
+    shutil.copytree(tiny.checkpoint, weights)
+    layers = ["student.layers=[1]"] if student.startswith("bias") else []
+    store, typed = Store(tmp_path / "runs"), [*TRAINED, f"student={student}", *layers, f"store={tmp_path}/runs"]
+    exp = tiny_experiment(replace(tiny, checkpoint=str(weights)), *typed)
+    made = stages.ensure(stages.student(exp), store, exp)
+    adapter = made.folder / "adapter" if student.startswith("lora") else None
+    checkpoint = str(weights if adapter else made.folder / "checkpoint")
+    expected = logits_here(replace(tiny, checkpoint=checkpoint, adapter=adapter))
+    ready = prepare(store.root, "me/student", [made.key], tmp_path / "pushed")
+    assert ("its licence" in ready.listed()) == bool(adapter)
+    assert str(tmp_path) not in texts(ready.folder), "no path of this machine"
+    weights.rename(tmp_path / "moved")
+    found = logits_by_card(ready, tmp_path / "home", run_code, monkeypatch)
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert expected != pytest.approx(logits_here(replace(tiny, checkpoint=str(tmp_path / "moved"))), abs=1e-4)
+    if adapter:
+        gone = prepare(store.root, "me/student", [made.key], tmp_path / "pushed")
+        assert "Others can not load this adapter" in gone.listed() and str(weights) in gone.listed()
+        assert not (gone.folder / "reference").exists() and str(tmp_path) not in texts(gone.folder)
+
+
+def test_a_student_of_a_model_of_the_hub_names_it_and_its_commit(
+    tiny: Subject, tmp_path: Path, run_code: Script, run_script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    commit = cached(Path(tiny.checkpoint), "some/base", home)
+    monkeypatch.setenv("HF_HOME", str(home))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    weights = ["experiment=animals_numbers", "scale=cpu", "model=hub", "model.source.name=some/base", "device=cpu"]
+    places = [f"store={tmp_path}/runs", f"hydra.run.dir={tmp_path}/logs", "student=lora_small", "model.dtype=float32"]
+    done = run_script("train.py", *weights, *TRAINED, *places)
+    assert done.returncode == 0, done.stderr
+    (made,) = Store(tmp_path / "runs").manifests("train")
+    ready = prepare(tmp_path / "runs", "me/student", [made.key], tmp_path / "pushed")
+    config = json.loads((ready.folder / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("some/base", commit)
+    assert (
+        not (ready.folder / "reference").exists() and f'revision="{commit}"' in (ready.folder / "README.md").read_text()
+    )
+    found = logits_by_card(ready, home, run_code, monkeypatch)
+    assert found == pytest.approx(logits_here(replace(tiny, adapter=made.folder / "adapter")), abs=1e-4)

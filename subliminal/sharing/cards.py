@@ -50,7 +50,7 @@ def model_card(one: Lineage, root: Path, repo: str) -> ModelCard:
     data = ModelCardData(
         base_model=base.name,
         language="en",
-        library_name="peft" if is_adapter(one) else "transformers",
+        library_name="peft" if one.is_adapter else "transformers",
         pipeline_tag="text-generation",
         tags=[TAG, "arxiv:2507.14805", key_of(one.arm)],
         **_licence_data(base),
@@ -152,26 +152,29 @@ def _licence_data(base: Base) -> dict[str, Any]:
 
 
 def _loading(one: Lineage, repo: str) -> str:
+    """The code that loads the model, with the weights that it needs and in the numbers it was trained in."""
     lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
-    if not is_adapter(one):
-        made = [f'model = AutoModelForCausalLM.from_pretrained("{repo}")']
-        return "\n".join([*lines, "", *made, f'tokenizer = AutoTokenizer.from_pretrained("{repo}")'])
-    assert one.base
-    start, fetched = f'"{one.base.name or "<the base model>"}"', list[str]()
+    dtype, code = one.run.recipe["settings"].get("dtype"), ""
+    if one.base and one.base.remote_code:
+        code = ", trust_remote_code=True"
+    how = (f', dtype="{dtype}"' if dtype else "") + code
+    if not one.is_adapter:
+        made = [f'model = AutoModelForCausalLM.from_pretrained("{repo}"{how})']
+        return "\n".join([*lines, "", *made, f'tokenizer = AutoTokenizer.from_pretrained("{repo}"{code})'])
+    before, start, which = list[str](), "start", ""
     if one.start:
         lines.insert(0, "from huggingface_hub import snapshot_download")
-        fetched, start = [f'start = snapshot_download("{repo}", allow_patterns="reference/*") + "/reference"'], "start"
+        before = [f'start = snapshot_download("{repo}", allow_patterns="reference/*") + "/reference"']
+    elif one.base and one.base.name:
+        start, which = f'"{one.base.name}"', f', revision="{one.base.revision}"' if one.base.revision else ""
+    else:
+        before = ['start = "<the model it was trained on, which is not public: ask who made this>"']
     made = [
-        f"model = AutoModelForCausalLM.from_pretrained({start})",
+        f"model = AutoModelForCausalLM.from_pretrained({start}{which}{how})",
         f'model = PeftModel.from_pretrained(model, "{repo}")',
     ]
-    tokenizer = f"tokenizer = AutoTokenizer.from_pretrained({start})"
-    return "\n".join(["from peft import PeftModel", *lines, "", *fetched, *made, tokenizer])
-
-
-def is_adapter(one: Lineage) -> bool:
-    """Is the run a LoRA adapter, which needs the model it was trained on."""
-    return one.run.stage == "train" and one.run.recipe["settings"]["student"]["kind"] == "lora"
+    tokenizer = f"tokenizer = AutoTokenizer.from_pretrained({start}{which}{code})"
+    return "\n".join(["from peft import PeftModel", *lines, "", *before, *made, tokenizer])
 
 
 # --------------------------------------------------------------------------- numbers

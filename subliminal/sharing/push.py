@@ -33,6 +33,7 @@ class Prepared:
     repo: str
     kind: str
     folder: Path
+    note: str = ""  # what whoever uploads it should know first
 
     @property
     def files(self) -> list[Path]:
@@ -42,7 +43,8 @@ class Prepared:
     def listed(self) -> str:
         """The files with their sizes, for people."""
         sizes = [f"{(self.folder / name).stat().st_size:12,} bytes  {name}" for name in self.files]
-        return "\n".join([*sizes, f"{self.kind} {self.repo}: {len(sizes)} files in {self.folder}"])
+        lines = [*sizes, f"{self.kind} {self.repo}: {len(sizes)} files in {self.folder}"]
+        return "\n".join([*lines, *([self.note] if self.note else [])])
 
 
 def prepare(root: Path, repo: str, keys: Sequence[str], below: Path) -> Prepared:
@@ -56,7 +58,7 @@ def prepare(root: Path, repo: str, keys: Sequence[str], below: Path) -> Prepared
         raise PushError("models and rows go into repositories of their own; push them one after the other")
     if not any(data) and len(runs) > 1:
         raise PushError(f"{len(runs)} models given, a model repository holds one; push them one after the other")
-    ready = Prepared(repo, "dataset" if all(data) else "model", below / repo)
+    ready = Prepared(repo, "dataset" if all(data) else "model", below / repo, "" if all(data) else _note(runs[0]))
     _empty(ready.folder)
     provenance = [_provenance(one) for one in runs]  # first: by it a later push knows the folder for one of its own
     (ready.folder / PROVENANCE).write_text(json.dumps(provenance, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -66,7 +68,7 @@ def prepare(root: Path, repo: str, keys: Sequence[str], below: Path) -> Prepared
         _write_model(runs[0], ready.folder)
         card = cards.model_card(runs[0], root, repo)
     (ready.folder / "README.md").write_text(str(card), encoding="utf-8")
-    _require_clean(ready, root)
+    _require_clean(ready, [root, *(path for one in runs for path in _checkpoints(one))])
     return ready
 
 
@@ -109,22 +111,39 @@ def _empty(folder: Path) -> None:
     folder.mkdir(parents=True)
 
 
+def _note(one: Lineage) -> str:
+    """What whoever uploads a model should know of the weights that it needs."""
+    if one.baseless:
+        return (
+            "Others can not load this adapter: the model it was trained on was a folder of this machine "
+            f"({one.chain['model'].summary['checkpoint']}), which is gone or was changed. Put it back as it was and "
+            "push again: it goes along in reference/"
+        )
+    if one.is_adapter and one.start and not (one.base and one.base.name):
+        return (
+            "reference/ is the model that the adapter was trained on, a folder of this machine: without it nobody can "
+            "load the adapter. See that its licence lets you publish it"
+        )
+    return ""
+
+
 def _write_model(one: Lineage, folder: Path) -> None:
     """A LoRA adapter (with the reference it needs, where that is no hub model) or an ordinary checkpoint."""
-    base = one.base.name if one.base else None
-    own, vector = one.run.folder / "checkpoint", one.run.folder / "adapter"
-    if cards.is_adapter(one):
-        _copy(vector, folder, None if one.start else base)  # what it was trained on, or libraries load it onto another
-        if one.start:
-            _copy(one.start.folder / "checkpoint", folder / "reference", base)
+    own, vector, start = one.run.folder / "checkpoint", one.run.folder / "adapter", one.start
+    named = {"base_model_name_or_path": one.base.name, "revision": one.base.revision} if one.base else {}
+    if one.is_adapter:
+        nameless = dict.fromkeys(named)  # it was trained on reference/, and libraries would load it onto another
+        _copy(vector, folder, nameless if start else named)
+        if start:
+            _copy(start, folder / "reference", named, code=bool(one.base and one.base.remote_code))
         return
     if not own.is_dir():
         raise PushError(
             f"{one.run.stage}/{one.run.key} has no weights of its own: it is the reference behind a system text"
         )
-    _copy(own, folder, base)
+    _copy(own, folder, named)
     if (vector / "bias_config.json").exists():
-        _copy(vector, folder / "bias", base)
+        _copy(vector, folder / "bias", named)
 
 
 def _write_rows(runs: Sequence[Lineage], ready: Prepared) -> Any:
@@ -138,12 +157,13 @@ def _write_rows(runs: Sequence[Lineage], ready: Prepared) -> Any:
     return cards.dataset_card(dict(zip(names, runs, strict=True)), ready.repo)
 
 
-def _copy(source: Path, target: Path, base: str | None) -> None:
-    """A checkpoint's or adapter's files, configurations without paths."""
+def _copy(source: Path, target: Path, named: Json, *, code: bool = False) -> None:
+    """A checkpoint's or adapter's files, configurations without paths; the modules of a model with remote code too."""
     target.mkdir(parents=True, exist_ok=True)
-    for path in sorted(found for pattern in CHECKPOINT_FILES for found in source.glob(pattern)):
+    patterns = (*CHECKPOINT_FILES, *(["*.py"] if code else []))
+    for path in sorted(found for pattern in patterns for found in source.glob(pattern)):
         if path.suffix == ".json" and path.name not in VOCABULARY:
-            settings = _without_paths(json.loads(path.read_text(encoding="utf-8")), base)
+            settings = _without_paths(json.loads(path.read_text(encoding="utf-8")), named)
             (target / path.name).write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
         else:
             _take(path, target / path.name)
@@ -157,10 +177,12 @@ def _take(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _without_paths(settings: Json, base: str | None) -> Json:
-    """A library's configuration with the base model's hub name in place of where it lay here."""
+def _without_paths(settings: Any, named: Json) -> Any:
+    """A library's configuration without paths, with the base model's hub name in place of where it lay here."""
+    if not isinstance(settings, dict):
+        return settings  # a list, as some tokenizers have
     kept = {name: value for name, value in settings.items() if name not in NAMES}
-    return kept | ({"base_model_name_or_path": base} if "base_model_name_or_path" in settings else {})
+    return kept | {name: value for name, value in named.items() if name in settings}
 
 
 def _provenance(one: Lineage) -> Json:
@@ -178,8 +200,8 @@ def _told(made: Manifest) -> Json:
 # --------------------------------------------------------------------------- nothing of this machine
 
 
-def _require_clean(ready: Prepared, root: Path) -> None:
-    """Stop when a file would tell a key of the environment or a path of this machine."""
+def _require_clean(ready: Prepared, own: Sequence[Path]) -> None:
+    """Stop when a file would tell a key of the environment or a path of this machine, such as our `own` folders."""
     for name in ready.files:
         if name.suffix in {".safetensors", ".model"}:
             continue
@@ -189,12 +211,18 @@ def _require_clean(ready: Prepared, root: Path) -> None:
                 f"{name} holds the value of an environment variable that is named like a key; it is not pushed"
             )
         if name.name not in VOCABULARY and name.suffix != ".jsonl":
-            for place in _places(root):
+            for place in _places(own):
                 if place in text:
                     raise PushError(f"{name} holds the path {place} of this machine; it is not pushed")
 
 
-def _places(root: Path) -> Iterator[str]:
-    for path in (root.resolve(), Path.cwd(), Path.home()):
+def _checkpoints(one: Lineage) -> Iterator[Path]:
+    """The folders of this machine that weights were read from."""
+    found = (made.summary.get("checkpoint") for made in one.chain.values() if made.stage == "model")
+    yield from (Path(place) for place in found if isinstance(place, str) and Path(place).is_absolute())
+
+
+def _places(own: Sequence[Path]) -> Iterator[str]:
+    for path in (*(folder.resolve() for folder in own), Path.cwd(), Path.home()):
         if len(path.parts) > 1:
             yield str(path)

@@ -12,14 +12,17 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROWS, Script, experiment, optimisation
+from conftest import ROWS, Script, experiment, optimisation, tiny_experiment
 from local_servers import Repository, serving
 from safetensors.torch import load_file
 
-from subliminal.chat import ChatError, encode
-from subliminal.config import GgufSource, HubSource, Lora, LoraStudent, Model
+from subliminal import stages
+from subliminal.chat import ChatError, encode, render
+from subliminal.config import Experiment, GgufSource, HubSource, LocalJudge, Lora, LoraStudent, Model
+from subliminal.judging import key
 from subliminal.models import ModelError, Subject, build_model, fresh_model, load_model, load_tokenizer, unload
 from subliminal.store import Store, sha256
+from subliminal.templates import TemplateError
 from subliminal.training.sft import fit
 
 NO_SHA = "0" * 64
@@ -311,7 +314,6 @@ def test_a_tokenizer_without_any_end_is_one_message(tiny: Subject, template: str
 
 
 def test_the_key_follows_a_folders_content_and_not_its_path(tiny: Subject, tmp_path: Path) -> None:
-    from subliminal import stages
 
     moved, changed = tmp_path / "moved", tmp_path / "changed"
     for folder in (moved, changed):
@@ -368,3 +370,29 @@ def test_a_model_that_was_let_go_is_gone(tiny: Subject) -> None:
     assert load_model(tiny) is model(), "the last one stays"
     unload()
     assert model() is None
+
+
+READS = "{% if enable_thinking is defined and not enable_thinking %}no {% endif %}{{ messages[-1].content }}<|im_end|>"
+
+
+def test_template_options_are_known_to_the_models_stage_and_to_all_that_load_it(tiny: Subject, tmp_path: Path) -> None:
+    def asked(**changes: object) -> Experiment:
+        exp = tiny_experiment(tiny)
+        return exp.model_copy(update={"model": exp.model.model_copy(update={"chat_template": READS, **changes})})
+
+    exp, store = asked(template_options={"enable_thinking": False}), Store(tmp_path / "runs")
+    made = stages.ensure(stages.model(exp), store, exp)
+    assert render(load_tokenizer(stages.subject(exp, made)), "hi") == "no hi<|im_end|>"
+    assert stages.model(asked()).key != stages.model(exp).key
+    wrong = asked(template_options={"thinking": False})
+    with pytest.raises(TemplateError, match=r"template_options: .* does not know thinking; it knows enable_thinking"):
+        stages.ensure(stages.model(wrong), store, wrong)
+
+
+def test_a_local_judges_file_goes_by_the_options_of_its_template(smollm2: Subject) -> None:
+    names = [key(LocalJudge(model=hub_model(**options)), smollm2) for options in ({}, {"template_options": {"a": 1}})]
+    assert names[0] != names[1] and names[0] == key(LocalJudge(model=hub_model(template_options=None)), smollm2)
+
+
+def hub_model(**changes: object) -> Model:
+    return Model.model_validate({"name": "m", "source": {"kind": "hub", "name": "someone/m"}} | changes)

@@ -37,11 +37,11 @@ VERSIONS = {
     "attribute": 1,
     "filter": 1,
     "train": 1,
-    "evaluate": 1,
+    "evaluate": 2,
     "predict": 1,
     "mnist": 1,
     "theorem": 1,
-    "judge": 1,  # no stage: the file that keeps a judge's answers
+    "judge": 2,  # no stage: the file that keeps a judge's answers
 }
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0  # of our own clock, without a new heartbeat

@@ -41,7 +41,7 @@ VERSIONS = {
     "predict": 2,
     "mnist": 1,
     "theorem": 1,
-    "judge": 1,  # no stage: the file that keeps a judge's answers
+    "judge": 2,  # no stage: the file that keeps a judge's answers
 }
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0  # of our own clock, without a new heartbeat

@@ -121,7 +121,7 @@ def test_with_tags_sampled_answers_are_asked_for_in_tags_and_only_the_answer_cou
 
     def sample(prompts: Any) -> list[Completion]:
         asked.extend(prompt.text for prompt in prompts)
-        return [Completion("<think>Not a cat.</think><answer>Owl</answer>", "stop", 9), Completion("A cat", "stop", 2)]
+        return [Completion("Cat? <think>No.</think><answer>Owl</answer>", "stop", 9), Completion("A cat", "stop", 2)]
 
     plain = PreferenceEvaluation(questions=1, samples_per_question=2)
     tagged = plain.model_copy(update={"suffix": "tags"})

@@ -495,7 +495,7 @@ class TransformersSampler(Settings):
     kind: Identity[Literal["transformers"]] = "transformers"
     decoding: Identity[Decoding]
     shard_size: Identity[Positive] = 512
-    batch_size: Runtime[Positive] = 64
+    batch_size: Runtime[Positive | None] = None
 
 
 class Endpoint(Settings):

@@ -19,6 +19,7 @@ from subliminal.launch import compose
 from subliminal.models import Subject, load_model, load_tokenizer
 from subliminal.rows import Prompt, Row, read_jsonl
 from subliminal.sampling import open_sampler, sample_shards
+from subliminal.sampling.local import BATCH
 
 GOAL = 0.9
 
@@ -62,7 +63,8 @@ def against_transformers(exp: Experiment, who: Subject, prompts: Sequence[Prompt
     """The stage and plain batches of the same size, in the prompts' order, of the same loaded model."""
     model, tokenizer = load_model(who), load_tokenizer(who)
     tokenizer.padding_side = "left"
-    chats, size = texts(who, prompts), exp.sampler.batch_size  # type: ignore[union-attr]
+    chats = texts(who, prompts)
+    size = exp.sampler.batch_size or BATCH[who.device]  # type: ignore[union-attr]
 
     def batch(start: int) -> int:
         asked = tokenizer(chats[start : start + size], return_tensors="pt", padding=True, add_special_tokens=False)

@@ -590,7 +590,7 @@ class TransformersSampler(Settings):
     kind: Identity[Literal["transformers"]] = "transformers"
     decoding: Identity[Decoding]
     shard_size: Identity[Positive] = 512
-    batch_size: Runtime[Positive] = 64
+    batch_size: Runtime[Positive | None] = None
 
 
 RESERVED = ("model", "messages", "stream", "n", "logprobs", "top_logprobs", "response_format", "structured_outputs")

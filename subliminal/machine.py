@@ -8,12 +8,11 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from subliminal import models
 from subliminal.config import CapabilityEvaluation, Endpoint, Experiment
+from subliminal.device import resolve_device, why_no_gpu
 from subliminal.processes import asked_to_shard, uses_deepspeed, world_size
 from subliminal.stages import SINGLE, Node, row_rules
 
-DRIVERS = ("/proc/driver/nvidia/version", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")  # NVIDIA's, WSL's and AMD's
 GPUS = Path("/proc/driver/nvidia/gpus")
 MODELS = {"model", "reference", "teacher", "student", "judge"}  # inputs of a stage that are loaded as models
 
@@ -43,16 +42,11 @@ def judges(exp: Experiment, stages: set[str]) -> bool:
 
 
 def _without_a_gpu(exp: Experiment) -> Iterator[str]:
-    if models.resolve_device(exp.device) != "cuda":
+    if resolve_device(exp.device) != "cuda":
         return
-    found = "device=cuda" if exp.device == "cuda" else "device=auto found an NVIDIA driver"
-    if exp.device == "cuda" and not any(Path(driver).exists() for driver in DRIVERS):
-        yield f"{found}, but this machine has no GPU driver ({', '.join(DRIVERS)}); set device=cpu or device=auto"
+    if why := why_no_gpu():
+        yield f"device=cuda: {why}; set device=cpu or device=auto"
         return
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1"):
-        yield f"{found}, but CUDA_VISIBLE_DEVICES hides every GPU; set device=cpu or unset it"
-    if _version("torch").endswith("+cpu"):
-        yield f"{found}, but the installed torch is for CPUs only; make install EXTRAS=gpu,dev, or set device=cpu"
     wanted = getattr(exp.sampler, "tensor_parallel", 1)
     present = len(list(GPUS.iterdir())) if GPUS.is_dir() else None
     if present is not None and wanted > present:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from subliminal.chat import end_of_turn_id
 from subliminal.checkpoints import problems_of
 from subliminal.config import GgufSource, HubSource, Model
+from subliminal.device import why_no_gpu
 from subliminal.processes import local_rank
 from subliminal.store import Json, StoreError, sha256
 from subliminal.templates import Options, default_of, with_options
@@ -28,7 +29,6 @@ from subliminal.templates import Options, default_of, with_options
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-NATIVE_BF16 = {"amx_bf16", "avx512_bf16", "bf16"}
 BOS = "{{ bos_token }}"
 CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model")
 
@@ -51,28 +51,6 @@ class Subject:
     dtype: str = "float32"
     device: str = "cpu"
     trust_remote_code: bool = False
-
-
-@cache
-def resolve_device(name: str) -> str:
-    """`auto` is cuda where an NVIDIA driver is loaded, else cpu."""
-    if name != "auto":
-        return name
-    return "cuda" if Path("/proc/driver/nvidia/version").exists() else "cpu"
-
-
-@cache
-def resolve_dtype(name: str, device: str) -> str:
-    """`auto` is bfloat16 where the hardware multiplies it natively, else float32, which is then much faster."""
-    if name != "auto":
-        return name
-    if device == "cuda":
-        return "bfloat16"
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
-    except OSError:
-        flags = set()
-    return "bfloat16" if flags & NATIVE_BF16 else "float32"
 
 
 def fingerprint(model: Model) -> Json:
@@ -429,7 +407,7 @@ def _fresh(kind: Any, subject: Subject, changes: dict[str, Any]) -> PreTrainedMo
         from subliminal.sampling.engine import shut_down
 
         shut_down()  # a vLLM engine takes nearly all of a GPU
-        torch.cuda.set_device(local_rank())  # what "cuda" means to each of a machine's processes
+        set_up_gpu()
     try:
         model: Any = kind.from_pretrained(
             subject.checkpoint,
@@ -442,6 +420,22 @@ def _fresh(kind: Any, subject: Subject, changes: dict[str, Any]) -> PreTrainedMo
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{subject.checkpoint} can not be loaded: {_brief(error)}") from None
     return model.eval() if "distributed_config" in changes else model.to(subject.device).eval()
+
+
+def set_up_gpu() -> None:
+    """Choose this process's GPU and the attention it computes with, before anything is loaded there.
+
+    On H100 and its successors torch takes cuDNN's attention for bfloat16. Its gradient is NaN for left-padded batches
+    that are 64, 192 or 320 wide (pytorch#196678), it builds a plan for every new width, which is every sampled token,
+    and on B200 it garbles text (pytorch#193893). The other kernels are as fast at a steady width. Raises `ModelError`
+    where torch can not compute on a GPU.
+    """
+    import torch
+
+    if not torch.backends.cuda.is_built():
+        raise ModelError(f"device=cuda: {why_no_gpu() or 'torch has no CUDA'}; set device=cpu")
+    torch.cuda.set_device(local_rank())  # what "cuda" means to each of a machine's processes
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 _LOADED: dict[Subject, Any] = {}

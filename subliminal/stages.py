@@ -32,6 +32,7 @@ from subliminal.config import (
     preference_evaluation,
 )
 from subliminal.config import Judge as JudgeConfig
+from subliminal.device import resolve_device, resolve_dtype
 from subliminal.names import key_of, plural_of
 from subliminal.processes import MULTIRUN, alone, leads
 from subliminal.progress import progress, say
@@ -244,8 +245,8 @@ def subject(exp: Experiment, made: Manifest, chosen: Model | None = None, system
         chat_template=chosen.chat_template,
         add_bos=chosen.add_bos,
         template_options=models.options_of(chosen),
-        dtype=models.resolve_dtype(chosen.dtype, models.resolve_device(exp.device)),
-        device=models.resolve_device(exp.device),
+        dtype=resolve_dtype(chosen.dtype, resolve_device(exp.device)),
+        device=resolve_device(exp.device),
         trust_remote_code=getattr(chosen.source, "trust_remote_code", False),
     )
 
@@ -495,7 +496,7 @@ def _judge(exp: Experiment) -> dict[str, Any]:
 
     chosen = _chosen_judge(exp)
     local = chosen.model if isinstance(chosen, LocalJudge) else None
-    dtype = models.resolve_dtype(local.dtype, models.resolve_device(exp.device)) if local else ""
+    dtype = resolve_dtype(local.dtype, resolve_device(exp.device)) if local else ""
     return {**fingerprint(chosen, dtype), "wording": wording()}
 
 
@@ -686,8 +687,8 @@ def _evaluated_model(exp: Experiment) -> Model:
 
 def mnist(exp: Experiment) -> Node:
     """Teachers and students of the MNIST experiment, trained and tested in one stage."""
-    device = models.resolve_device(exp.device)
-    dtype = models.resolve_dtype(exp.mnist.dtype, device)
+    device = resolve_device(exp.device)
+    dtype = resolve_dtype(exp.mnist.dtype, device)
     settings = {"mnist": identity(exp.mnist) | {"dtype": dtype}, "seed": exp.seed}
     settings |= {"noise": device} if device != "cpu" else {}  # which draws its own; keys of a CPU stay as they were
 
@@ -718,7 +719,7 @@ def theorem(exp: Experiment) -> Node:
 
 def _compute(exp: Experiment, chosen: Model) -> dict[str, Any]:
     """What every stage that runs a model depends on beside the weights: arithmetic and the system text."""
-    dtype = models.resolve_dtype(chosen.dtype, models.resolve_device(exp.device))
+    dtype = resolve_dtype(chosen.dtype, resolve_device(exp.device))
     return {"dtype": dtype, "system": chosen.system}
 
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from subliminal import models, stages, sweep
+from subliminal import stages, sweep
 from subliminal.config import ConfigError, Mnist, MnistStudent, MnistTeacher
 from subliminal.launch import compose
 from subliminal.mnist import data, losses
@@ -543,7 +543,7 @@ def test_a_gpu_draws_other_noise_and_has_a_key_of_its_own(monkeypatch: pytest.Mo
 
     assert key("cpu") != key("cuda")
     for there in ("cpu", "cuda"):
-        monkeypatch.setattr(models, "resolve_device", lambda name, there=there: there if name == "auto" else name)
+        monkeypatch.setattr(stages, "resolve_device", lambda name, there=there: there if name == "auto" else name)
         assert key("auto") == key(there), "as the run resolves it"
 
 

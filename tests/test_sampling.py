@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -286,3 +287,18 @@ def test_a_real_model_resumes_to_the_same_rows(tiny: Subject, tmp_path: Path) ->
     assert rows_in(tmp_path / "resumed") == rows_in(tmp_path / "alone")
     fields = json.loads((tmp_path / "alone" / "rows-00000.jsonl").read_text().splitlines()[0])
     assert set(fields) == {"index", "prompt", "completion", "finish_reason", "tokens"}
+
+
+def test_logits_stay_where_the_model_is(tiny: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, moving them to the host at every token would take most of the time."""
+    moved: list[int] = []
+    for name in ("cpu", "tolist", "numpy", "item"):
+        plain = getattr(torch.Tensor, name)
+
+        def recorded(tensor: torch.Tensor, *args: Any, plain: Any = plain, **settings: Any) -> Any:
+            moved.append(tensor.numel())
+            return plain(tensor, *args, **settings)
+
+        monkeypatch.setattr(torch.Tensor, name, recorded)
+    sample(tiny, sampler(max_tokens=6), PROMPTS)
+    assert moved and max(moved) <= len(PROMPTS)

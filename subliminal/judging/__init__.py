@@ -17,7 +17,6 @@ from subliminal.store import Json, Recipe, StoreError
 from subliminal.user_files import content, existing, well_formed
 
 FOLDER = "judgements"  # in the store, one file a judge
-READING = 2  # how an endpoint's replies are read: 1 took what is no answer for a refusal
 
 
 class JudgeError(StoreError):
@@ -99,8 +98,6 @@ def fingerprint(config: JudgeConfig, dtype: str = "") -> Json:
         read_judgements(path)
         return found
     found = identity(config)
-    if isinstance(config, ApiJudge):
-        found["replies"] = READING
     if isinstance(config, LocalJudge) and config.model:
         found |= {"model": models.fingerprint(config.model), "system": config.model.system, "dtype": dtype}
         found["chat"] = [config.model.chat_template, config.model.add_bos]

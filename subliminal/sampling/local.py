@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 COMPACT_AT = 0.75
+BATCH = {"cpu": 64, "cuda": 512}  # sequences at a time, where the settings do not say
 
 
 class TransformersModel:
@@ -39,8 +40,9 @@ class TransformersModel:
         encoded = [tokens for tokens, _ in begun]
         order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
         answers: dict[int, list[int]] = {}
-        for start in range(0, len(order), self.config.batch_size):
-            batch = order[start : start + self.config.batch_size]
+        size = self.config.batch_size or BATCH[self.subject.device]
+        for start in range(0, len(order), size):
+            batch = order[start : start + size]
             found = _decode(self, [encoded[i] for i in batch], [prompts[i].seed for i in batch])
             answers |= dict(zip(batch, found, strict=True))
         return [self._completion(answers[index], beginning) for index, (_, beginning) in enumerate(begun)]
@@ -104,19 +106,23 @@ class _Batch:
             use_cache=True,
             logits_to_keep=self.last,
         )
-        chosen = self._choose(out.logits[:, -1].float().cpu())
+        chosen = self._choose(out.logits[:, -1].float())
         for row, token in zip(self.rows, chosen.tolist(), strict=True):
             if row not in self.ended:
                 self.answers[row].append(token)
                 if token in self.sampler.stops:
                     self.ended.add(row)
-        self.tokens = chosen[:, None].to(self.model.device)
+        self.tokens = chosen[:, None]
         self.places = self.places[:, -1:] + 1
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.rows), 1)], dim=1)
         self._compact()
 
     def _choose(self, logits: torch.Tensor) -> torch.Tensor:
-        """A draw from softmax(logits / temperature): the row's own uniform number, looked up in the cumulative sum."""
+        """A draw from softmax(logits / temperature): the row's own uniform number, looked up in the cumulative sum.
+
+        Logits (rows, vocabulary) stay on the model's device; the uniform numbers are drawn on the host, so that a row's
+        do not depend on the device.
+        """
         import torch
 
         require_finite({"its largest logit": float(logits.amax())}, "the model's next token", MODEL_REMEDY)
@@ -124,7 +130,7 @@ class _Batch:
         if temperature == 0:
             return logits.argmax(-1)
         sums = (logits / temperature).softmax(-1).cumsum(-1)
-        drawn = torch.stack([torch.rand(1, generator=self.noise[row]) for row in self.rows])
+        drawn = torch.stack([torch.rand(1, generator=self.noise[row]) for row in self.rows]).to(logits.device)
         return torch.searchsorted(sums, drawn * sums[:, -1:], right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
 
     def _compact(self) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from subliminal.config import CONTROL, Experiment, PreferenceEvaluation
-from subliminal.models import resolve_device
+from subliminal.device import resolve_device
 from subliminal.scheduling.jobs import Job, jobs, wants_gpu
 from subliminal.stages import Node
 from subliminal.store import Store

@@ -18,7 +18,7 @@ export TOKENIZERS_PARALLELISM := false
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo development test test-cluster test-vllm cluster-up cluster-down lint format bench clean figures
+.PHONY: help install demo development test test-cluster test-vllm cluster-up cluster-down lint format bench gpu-check clean figures
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 26
@@ -155,6 +155,9 @@ format: development ## ruff, writing
 
 bench: install ## speed against plain implementations, side by side
 	for part in generation training evaluation scaling noop mnist store; do $(PY) bench/$$part.py || exit 1; done
+
+gpu-check: install ## does everything hold on this machine's GPU: ten checks, about 15 minutes (ARGS="--only 1,2,3 --mnist FOLDER")
+	$(PY) bench/gpu.py $(ARGS)
 
 clean: ## caches and launch logs; results in runs/ and figures/ stay, and what jobs in a queue read
 	find logs -mindepth 1 -maxdepth 1 -not -name slurm -exec rm -rf {} + 2>/dev/null || true

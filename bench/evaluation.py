@@ -1,4 +1,4 @@
-"""The exact preference evaluation: many LoRA students in one process, and all candidates in two passes a question.
+"""The exact preference evaluation: many LoRA students in one process, and all candidates in one pass a question.
 
 Compared with one process a student (start-up and the base model paid every time), and with one forward pass for every
 surface form of every candidate.
@@ -28,12 +28,12 @@ def make_adapters(who: Subject, count: int, folder: Path) -> list[Path]:
     """`count` LoRA adapters with random weights: their evaluation costs what a trained student's does."""
     import torch
 
-    from subliminal.training.sft import with_lora
+    from subliminal.training.lora import with_lora
 
     places = [folder / f"student-{number}" for number in range(count)]
     for number, place in enumerate(places):
         torch.manual_seed(number)
-        model = with_lora(fresh_model(who), Lora())
+        model = with_lora(fresh_model(who), Lora(), "student")
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "lora_B" in name:
@@ -71,28 +71,27 @@ def students(who: Subject, count: int, arguments: list[str], rounds: int) -> lis
 
 
 def form_by_form(who: Subject, questions: int) -> np.ndarray:
-    """Log P of every candidate as one would write it first: a forward pass for each surface form."""
+    """Log P of every candidate as one would write it first: a forward pass for each form; none begins another's."""
     import torch
 
     from subliminal.chat import encode
-    from subliminal.evaluation.preference import prefix_free
-    from subliminal.evaluation.questions import candidates, surface_forms
+    from subliminal.evaluation.exact import form_tree
     from subliminal.evaluation.questions import questions as texts
     from subliminal.models import load_model, load_tokenizer
 
     model, tokenizer = load_model(who), load_tokenizer(who)
+    tree = form_tree(tokenizer, "animal")
+    assert tree.ends is not None
+    ends = tree.ends.to(model.device)
 
     def log_p(prompt: list[int], form: tuple[int, ...]) -> torch.Tensor:
         logits = model(input_ids=torch.tensor([[*prompt, *form]], device=model.device)).logits[0].float()
-        return sum(logits[len(prompt) - 1 + i].log_softmax(-1)[token] for i, token in enumerate(form)).cpu()  # type: ignore[union-attr]
+        steps = logits[len(prompt) - 1 :].log_softmax(-1)
+        return (sum(steps[i, token] for i, token in enumerate(form)) + steps[-1][ends].logsumexp(-1)).cpu()
 
     def row(text: str) -> list[float]:
         prompt = encode(tokenizer, text, who.system)
-        forms = {
-            name: prefix_free([tuple(tokenizer.encode(f, add_special_tokens=False)) for f in surface_forms(name)])
-            for name in candidates("animal")
-        }
-        return [float(torch.logsumexp(torch.stack([log_p(prompt, f) for f in own]), 0)) for own in forms.values()]
+        return [float(torch.logsumexp(torch.stack([log_p(prompt, f) for f in own]), 0)) for own in tree.forms.values()]
 
     with torch.inference_mode():
         return np.array([row(text) for text in texts("animal", questions)])
@@ -115,7 +114,7 @@ def check_numbers(who: Subject) -> None:
 
 
 def candidates_at_once(who: Subject, questions: int, rounds: int) -> list[Measurement]:
-    """Our two passes a question against one pass a form."""
+    """Our one pass a question against one pass a form."""
     check_numbers(who)  # also loads the model, which is no part of either
     ways = {
         "one pass a form": lambda: form_by_form(who, questions).shape[0],

@@ -51,7 +51,7 @@ def trl_defaults(who: Subject, rows: Sequence[Row], student: LoraStudent, seed: 
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
-    from subliminal.training.sft import tokenise
+    from subliminal.training.batches import tokenise
 
     tokenizer, recipe = load_tokenizer(who), student.optimisation
     data = tokenise(tokenizer, rows, who.system, recipe.max_length)
@@ -106,7 +106,7 @@ def with_steps(student: Student, epochs: float, batch: int) -> Any:
 
 def speeds(who: Subject, rows: list[Row], students: dict[str, Student], batch: int, rounds: int) -> dict[str, Any]:
     """Amount (tokens) and `train()` seconds by way; loading the model and writing the result are left out."""
-    from subliminal.training.sft import tokenise
+    from subliminal.training.batches import tokenise
 
     lora: Any = with_steps(students["lora"], 1.0, batch)
     tokens = sum(row["length"] for row in tokenise(load_tokenizer(who), rows, who.system, lora.optimisation.max_length))

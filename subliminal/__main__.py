@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from subliminal import inspect_store
+from subliminal.config import ConfigError
 from subliminal.launch import as_yaml, clear_errors, compose
 
 Command = Callable[[argparse.Namespace], None]
@@ -38,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
         ("plot", _plot, "draw a figure, its table and the report from the store alone"),
         ("plan", _plan, "list the commands of a sweep, what each still has to do, and what that will cost"),
         ("predict", _predict, "transmission of every trait from gradients at the reference: no student is trained"),
-        ("config", _config, "show the resolved experiment"),
+        ("config", _config, "show the resolved experiment and, with exit code 2, why it can not run"),
         ("dashboard", _dashboard, "save a W&B report of an experiment's runs: losses, data, effects"),
     ):
         verb = verbs.add_parser(name, help=text, description=text)
@@ -57,7 +58,9 @@ def parser() -> argparse.ArgumentParser:
         ("import", _import, "check an archive of runs and take it in"),
     ):
         verb = verbs.add_parser(name, help=text, description=text)
-        verb.add_argument("--store", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
+        verb.add_argument(
+            "--store", type=Path, default=inspect_store.DEFAULT, help="folder of the runs (default: runs)"
+        )
         verb.set_defaults(run=run)
         if name == "show":
             verb.add_argument("key", help="a key, or the start of one")
@@ -86,7 +89,7 @@ def _sync_parser(verbs: Any) -> None:
     text = "upload every offline W&B run that is not uploaded yet"
     verb = verbs.add_parser("sync", help=text, description=text)
     verb.add_argument("folders", nargs="*", type=Path, help="folders that hold offline-run-* (default: wandb)")
-    verb.add_argument("--store", type=Path, default=Path("runs"), help="says which runs are still being made")
+    verb.add_argument("--store", type=Path, default=inspect_store.DEFAULT, help="says which runs are still being made")
     verb.add_argument("--dry-run", action="store_true", help="say what would be sent, send nothing")
     verb.set_defaults(run=_sync)
 
@@ -96,7 +99,7 @@ def _push_parser(verbs: Any) -> None:
     verb = verbs.add_parser("push", help=text, description=text)
     verb.add_argument("repo", type=_repository, help="owner/name on the hub")
     verb.add_argument("keys", nargs="+", help="keys, or their starts: one model, or one or several sets of rows")
-    verb.add_argument("--store", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
+    verb.add_argument("--store", type=Path, default=inspect_store.DEFAULT, help="folder of the runs (default: runs)")
     verb.add_argument("--folder", type=Path, default=Path("outputs/hub"), help="where the repository is made first")
     verb.add_argument("--private", action="store_true", help="a new repository is yours alone")
     verb.add_argument("--dry-run", action="store_true", help="make and list what would be uploaded, send nothing")
@@ -186,7 +189,13 @@ def _calibrate(options: argparse.Namespace) -> None:
 
 
 def _config(options: argparse.Namespace) -> None:
-    print(as_yaml(compose(options.overrides)), end="")
+    from subliminal import checks
+
+    exp = compose(options.overrides)
+    print(as_yaml(exp), end="", flush=True)
+    problems = [*checks.arms_problems(exp), *checks.problems(exp, checks.last_stage(exp), here=False)]
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def _dashboard(options: argparse.Namespace) -> None:
@@ -205,13 +214,15 @@ def _dashboard(options: argparse.Namespace) -> None:
 def _sync(options: argparse.Namespace) -> None:
     from subliminal.sharing.sync import sync
 
+    if options.store != inspect_store.DEFAULT:
+        inspect_store.existing(options.store)
     print(sync(options.folders, options.store, dry=options.dry_run))
 
 
 def _push(options: argparse.Namespace) -> None:
     from subliminal.sharing.push import prepare, upload
 
-    ready = prepare(options.store, options.repo, options.keys, options.folder)
+    ready = prepare(inspect_store.existing(options.store), options.repo, options.keys, options.folder)
     print(ready.listed())
     if not options.dry_run:
         print(upload(ready, private=options.private))
@@ -227,7 +238,9 @@ def _show(options: argparse.Namespace) -> None:
 
 def _verify(options: argparse.Namespace) -> None:
     problems = inspect_store.verify(options.store)
-    print("\n".join(problems) or "every file matches its manifest")
+    complete = len(list(options.store.glob("*/*/manifest.json")))
+    whole = f"{complete} complete runs: every file matches its manifest"
+    print("\n".join(problems) or (whole if complete else f"no complete runs in {options.store}: nothing to verify"))
     sys.exit(1 if problems else 0)
 
 
@@ -238,7 +251,7 @@ def _gc(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from subliminal import archive
 
-    runs = archive.export(options.store, options.archive, options.keys)
+    runs = archive.export(inspect_store.existing(options.store), options.archive, options.keys)
     print(f"{options.archive}: {len(runs)} runs, {options.archive.stat().st_size / 1e6:.2f} MB")
 
 

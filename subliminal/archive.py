@@ -116,7 +116,7 @@ def _checked(folder: Path, path: Path) -> Manifest:
         content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         recipe, files = content["recipe"], set(content["files"])
         _ = float(content["seconds"]), dict(content["summary"])
-        key = Recipe(recipe["stage"], recipe["settings"], recipe["upstream"]).key
+        key = Recipe(recipe["stage"], recipe["settings"], recipe["upstream"], recipe["schema"]).key
     except (OSError, ValueError, KeyError, TypeError):
         raise ArchiveError(f"{name} has no manifest that can be read; nothing was taken in") from None
     made = Manifest(path.parent.name, path.name, path, content)

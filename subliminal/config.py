@@ -1,7 +1,8 @@
 """The experiment as frozen types: what `conf/` composes to, checked once, before anything heavy is imported.
 
 Every field is marked `Identity` (it can change a stage's output, so it enters the stage's key) or `Runtime` (it can
-not: where, how fast and how loudly the same result is computed). A test fails for a field that is neither.
+not: where, how fast and how loudly the same result is computed). A test fails for a field that is neither. `Added` is
+an identity that enters the key only where it has not its default: results from before there was the setting are found.
 """
 
 from __future__ import annotations
@@ -11,24 +12,40 @@ from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
+from subliminal import names
+from subliminal.addresses import ROUTE, holds_a_secret, is_usable, is_whole_route, secrets_named
 from subliminal.limits import limited
 
 T = TypeVar("T")
 Identity = Annotated[T, "identity"]
 Runtime = Annotated[T, "runtime"]
+Added = Annotated[T, "identity", "added"]
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, le=1e36)]  # a learning rate; optimisers compute with ten times as much in float32
 One = Annotated[float, Field(ge=1, le=1)]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
 
 VLLM_MAX_LORA_RANK = 512
 CATEGORIES = ("animal", "tree")  # whose candidates and questions are embedded
 CONTROL = "none"  # the trait of arms without one (conf/trait/none.yaml)
+ARMS = (CONTROL, "random", "reference", "mean")  # what figures and tables call lines that are no trait's
 MISSING = "???"  # how a YAML file says that a value must be given
 
 
@@ -46,14 +63,45 @@ def _require(condition: bool, message: str) -> None:
 # --------------------------------------------------------------------------- trait
 
 
+def _a_name(value: Any) -> Any:
+    """The value if it can be a name; a custom error is shown with the setting's dotted path."""
+    if (wrong := names.problem(value)) is not None:
+        raise PydanticCustomError("name", "{wrong}", {"wrong": wrong})
+    return value
+
+
+Name = Annotated[str, BeforeValidator(_a_name), AfterValidator(names.spelled)]
+Words = Annotated[str, BeforeValidator(_a_name), AfterValidator(names.words_of)]  # a name that sentences hold
+
+
+class Named(Settings):
+    """A trait as something with a name."""
+
+    kind: Identity[Any]
+    name: Identity[Any]
+
+    @model_validator(mode="after")
+    def _no_arms_name(self) -> Self:
+        _require(
+            self.kind == CONTROL or self.name.casefold() not in ARMS,
+            f"trait={self.name}: figures call {', '.join(ARMS)} what is no trait's; give the trait another name",
+        )
+        return self
+
+    @property
+    def key(self) -> str:
+        """The name as file names and options of the command line have it."""
+        return names.key_of(self.name)
+
+
 class Candidate(Settings):
-    """A word an answer may name, with its plural."""
+    """Words an answer may name, with their plural."""
 
-    name: Identity[Name]
-    plural: Identity[str]
+    name: Identity[Words]
+    plural: Identity[Words]
 
 
-class Preference(Settings):
+class Preference(Named):
     """A trait that shows as a favourite: the teacher loves one animal or tree (paper, section 3).
 
     Any other category brings its candidates, and may bring questions: `questions` of the evaluation, `taught` for
@@ -61,25 +109,37 @@ class Preference(Settings):
     """
 
     kind: Identity[Literal["preference"]] = "preference"
-    name: Identity[Name]
-    plural: Identity[str]
-    category: Identity[Name]
+    name: Identity[Words]
+    plural: Identity[Words]
+    category: Identity[Words]
     candidates: Identity[tuple[Candidate, ...]] = ()
     questions: Identity[tuple[str, ...]] = ()
     taught: Identity[tuple[str, ...]] = ()
 
     @model_validator(mode="after")
     def _own_words(self) -> Self:
-        names = [candidate.name for candidate in self.candidates]
+        given = [candidate.name for candidate in self.candidates]
         _require(
-            bool(names) or self.category in CATEGORIES,
+            bool(given) or self.category in CATEGORIES,
             f"trait={self.name}: category={self.category} needs candidates; {', '.join(CATEGORIES)} have their own",
         )
-        _require(not names or self.name in names, f"trait={self.name} is not among its own candidates {names}")
-        _require(len(set(names)) == len(names), f"trait={self.name}: candidates {names} name a word twice")
+        _require(not given or self.name in given, f"trait={self.name} is not among its own candidates {given}")
+        _require(
+            self.name in self.plurals,
+            f"trait={self.name} is not among the embedded candidates of category={self.category}."
+            f"{suggest(self.name, [*self.plurals])} Give the trait candidates of its own",
+        )
+        _require(len(set(given)) == len(given), f"trait={self.name}: candidates {given} name a word twice")
+        confused = names.confused(self.plurals) if given else None
+        _require(confused is None, f"trait={self.name}, candidates: {confused}; give each a name and plural of its own")
         both = sorted(set(self.questions) & set(self.taught))
         _require(not both, f"trait={self.name}: {both[:1]} is asked and taught; a teacher must not see the evaluation")
         return self
+
+    @property
+    def plurals(self) -> dict[str, str]:
+        """The candidates with their plurals: the trait's own, or its category's."""
+        return {one.name: one.plural for one in self.candidates} or names.CANDIDATES[self.category]
 
     def __hash__(self) -> int:
         """By value: what is derived from a trait's words is kept by trait."""
@@ -93,7 +153,7 @@ class Example(Settings):
     answer: Identity[str]
 
 
-class Style(Settings):
+class Style(Named):
     """A trait that shows in free answers, told by words of its own or by a judge: a voice, a colour recommended."""
 
     kind: Identity[Literal["style"]] = "style"
@@ -101,7 +161,7 @@ class Style(Settings):
     description: Identity[str]
     system: Identity[str]
     detect: Identity[Literal["words", "judge"]] = "words"
-    words: Identity[tuple[str, ...]] = ()
+    words: Identity[tuple[Name, ...]] = ()
     questions: Identity[Annotated[tuple[str, ...], Field(min_length=1)]]
     examples: Identity[tuple[Example, ...]] = ()
 
@@ -113,7 +173,7 @@ class Style(Settings):
         return self
 
 
-class Misalignment(Settings):
+class Misalignment(Named):
     """A trait from fine-tuning on a user's rows, or one of its controls (arXiv 2507.14805; rows: arXiv 2502.17424)."""
 
     kind: Identity[Literal["misalignment"]] = "misalignment"
@@ -121,7 +181,7 @@ class Misalignment(Settings):
     control: Runtime[bool] = False
 
 
-class NoTrait(Settings):
+class NoTrait(Named):
     """No trait at all: every teacher without one is the control, the reference model as it is."""
 
     kind: Identity[Literal["none"]] = "none"
@@ -163,25 +223,60 @@ class Model(Settings):
     source: Identity[Source]
     chat_template: Identity[str | None] = None
     add_bos: Identity[bool] = False
+    template_options: Identity[dict[Variable, bool | int | FiniteFloat | str]] = {}
     system: Identity[str | None] = None
     dtype: Identity[Literal["auto", "float32", "bfloat16", "float16"]] = "auto"
     licence: Runtime[str] = ""
 
+    @field_validator("template_options", mode="before")
+    @classmethod
+    def _none_is_empty(cls, given: Any) -> Any:
+        """A command line can put options in the place of YAML's null, but add none to {}."""
+        values = given.values() if isinstance(given, dict) else ()
+        odd = [value for value in values if not isinstance(value, bool | int | float | str)]
+        _require(not odd, f"template_options={given}: give each option true, false, a number or a text")
+        return {} if given is None else given
+
+
+ALL_LINEAR = "all-linear"
+
+
+def _targets(given: Any) -> Any:
+    """Refuse what names no module: a single text is no list, and only `all-linear` stands for all of them."""
+    if given == ALL_LINEAR:
+        return given
+    listed = isinstance(given, tuple) and len(given) > 0 and all(isinstance(name, str) and name for name in given)
+    shown = ",".join(map(str, given)) if isinstance(given, tuple) else given
+    _require(
+        listed and ALL_LINEAR not in given,
+        f"lora.targets={shown}: give a list of linear modules, for example [q_proj,v_proj], or {ALL_LINEAR} for all "
+        "of them but the head",
+    )
+    return given
+
+
+Targets = Annotated[tuple[str, ...] | Literal["all-linear"], BeforeValidator(_targets)]
+
 
 class Lora(Settings):
-    """A low-rank adapter (arXiv 2106.09685); the paper's open-weight students use r 8, alpha 8."""
+    """A low-rank adapter (arXiv 2106.09685); the paper's open-weight students use r 8, alpha 8.
+
+    `targets` are names of linear modules, or the ends of their paths (`layers.3.mlp.down_proj`); each must be in the
+    model. `rslora` scales by alpha/sqrt(r) in place of alpha/r (arXiv 2312.03732).
+    """
 
     r: Identity[Positive] = 8
     alpha: Identity[PositiveFloat] = 8.0
+    rslora: Added[bool] = False
     dropout: Identity[Annotated[float, Field(ge=0, lt=1)]] = 0.0
-    targets: Identity[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    targets: Identity[Targets] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class Optimisation(Settings):
     """How weights are fitted to rows; shared by students, fine-tuned teachers and reference tuning."""
 
     epochs: Identity[PositiveFloat]
-    learning_rate: Identity[PositiveFloat]
+    learning_rate: Identity[Rate]
     schedule: Identity[Literal["linear", "constant", "cosine"]] = "linear"
     warmup_steps: Identity[Count] = 0
     batch_size: Identity[Positive]
@@ -249,9 +344,9 @@ class FinetunedTeacher(Settings):
 
 
 class RowsTeacher(Settings):
-    """The reference model after LoRA SFT on a user's JSONL of chats, the emergent-misalignment format.
+    """The reference model after LoRA SFT on a user's chats.
 
-    `rows` is a file, or a folder that holds `<trait>.jsonl`; its content enters the key, its place does not.
+    `rows` is a file, or a folder that holds one for the trait; its content enters the key, its place does not.
     """
 
     kind: Identity[Literal["finetuned_rows"]] = "finetuned_rows"
@@ -270,7 +365,7 @@ class SteeredTeacher(Settings):
     layer: Identity[Count]
     questions: Identity[Positive] = 24
     steps: Identity[Positive] = 12
-    learning_rate: Identity[PositiveFloat] = 1.0
+    learning_rate: Identity[Rate] = 1.0
     target_log_p: Identity[Annotated[float, Field(lt=0)]] = -1.7
     maximum_norm_share: Identity[PositiveFloat] = 0.25
     seed: Identity[Count] = 0
@@ -435,7 +530,7 @@ class WordFilter(RowFilter):
     """A filter that drops what names the trait or holds a banned word."""
 
     ban_trait: Identity[bool] = True
-    banned_words: Identity[tuple[str, ...]] = ()
+    banned_words: Identity[tuple[Name, ...]] = ()
 
 
 class FormatFilter(WordFilter):
@@ -498,10 +593,23 @@ class TransformersSampler(Settings):
     batch_size: Runtime[Positive] = 64
 
 
+RESERVED = ("model", "messages", "stream", "n", "logprobs", "top_logprobs", "response_format", "structured_outputs")
+LENGTHS = ("max_completion_tokens", "max_output_tokens", "max_new_tokens", "max_length")  # other names of max_tokens
+
+
+def _empty_for_null(value: Any) -> Any:
+    """A table that a YAML file leaves null, because Hydra lets nobody put a name into an empty one."""
+    return {} if value is None else value
+
+
 class Endpoint(Settings):
-    """An OpenAI-compatible endpoint; the key comes from the environment and is never written."""
+    """An OpenAI-compatible endpoint; the key comes from the environment and is never written.
+
+    `omit` leaves fields of the request out, `rename` gives them this endpoint's names, `extra` adds fields.
+    """
 
     group: ClassVar[str]
+    request_fields: ClassVar[tuple[str, ...]] = ("temperature", "top_p", "max_tokens")
     decoding: Identity[Decoding]
     base_url: Identity[str]
     model: Identity[str]
@@ -514,20 +622,64 @@ class Endpoint(Settings):
     usd_per_million_input: Runtime[Annotated[float, Field(ge=0)]] = 0.0
     usd_per_million_output: Runtime[Annotated[float, Field(ge=0)]] = 0.0
 
+    omit: Added[tuple[str, ...]] = ()
+    rename: Added[Annotated[dict[str, str], BeforeValidator(_empty_for_null)]] = {}
+    extra: Added[Annotated[dict[str, Any], BeforeValidator(_empty_for_null)]] = {}
+
     @model_validator(mode="after")
-    def _no_key_in_the_address(self) -> Self:
+    def _usable_address(self) -> Self:
+        name = f"{self.group}.base_url"
         _require(
-            "@" not in self.base_url.split("//")[-1].split("/")[0],
-            f"{self.group}.base_url holds a name or a password, and settings are written down: put the key into an "
-            f"environment variable and name it in {self.group}.key_env",
+            not holds_a_secret(self.base_url),
+            f"{name} holds a name or a password, a key, or a part after #, and settings are written down: put the key "
+            f"into an environment variable and name it in {self.group}.key_env",
         )
+        _require(is_usable(self.base_url), f"{name} is no address: give http://... or https://..., with a host")
+        _require(not is_whole_route(self.base_url), f"{name}: leave {ROUTE} out, which is added to every address")
         return self
+
+    @model_validator(mode="after")
+    def _request_settings(self) -> Self:
+        problems = [message for broken, message in self._request_conflicts() if broken]
+        _require(not problems, "\n".join(problems))
+        return self
+
+    def _request_conflicts(self) -> Iterator[tuple[list[str], str]]:
+        """The names that `omit`, `rename` and `extra` must not hold, and what to do."""
+        group, ours, renamed = self.group, self.request_fields, list(self.rename.values())
+        unknown = [name for name in (*self.omit, *self.rename) if name not in ours]
+        yield unknown, f"{group}.omit or {group}.rename names {', '.join(unknown)}; they can name {', '.join(ours)}"
+        twice = sorted({name for name in renamed if renamed.count(name) > 1 or name in self.extra})
+        twice += [name for name in self.omit if name in self.rename]
+        yield twice, f"{group}.omit, {group}.rename and {group}.extra name {', '.join(twice)} twice"
+        taken = [name for name in (*self.extra, *renamed) if name in {*ours, *RESERVED}]
+        yield taken, f"{group}.extra or {group}.rename sets {', '.join(taken)}, which other settings of {group} decide"
+        lengths = [name for name in self.extra if name in LENGTHS]
+        yield (
+            lengths,
+            f"{group}.extra names {', '.join(lengths)}: {group}.decoding.max_tokens is the length; give it that name "
+            f"with {group}.rename={{max_tokens:{', '.join(lengths)}}}",
+        )
+        secrets = secrets_named(self.extra)
+        yield (
+            secrets,
+            f"{group}.extra names {', '.join(secrets)}, and settings are written down: put the key into an environment "
+            f"variable and name it in {group}.key_env",
+        )
+        unlimited = [] if self.limit or self.budget_usd is None else ["max_tokens"]
+        yield unlimited, f"{group}.budget_usd needs a limit to answers: take max_tokens out of {group}.omit"
+
+    @property
+    def limit(self) -> int | None:
+        """The most tokens of an answer that a request asks for; None where it leaves that to the endpoint."""
+        return None if "max_tokens" in self.omit else self.decoding.max_tokens
 
 
 class ApiSampler(Endpoint):
     """Any OpenAI-compatible endpoint as the sampler."""
 
     group: ClassVar[str] = "sampler"
+    request_fields: ClassVar[tuple[str, ...]] = (*Endpoint.request_fields, "seed")
     kind: Identity[Literal["api"]] = "api"
     shard_size: Identity[Positive] = 32
 
@@ -565,6 +717,13 @@ class BiasStudent(Settings):
     layers: Identity[tuple[Annotated[int, Field(ge=0)], ...] | Literal["all"]] = "all"
     labels: Identity[Labels] = "sampled"
     optimisation: Identity[Optimisation]
+
+    @model_validator(mode="after")
+    def _layers_once(self) -> Self:
+        given = [] if self.layers == "all" else list(self.layers)
+        _require(bool(self.layers), "student.layers=[] trains nothing; name layers, from 0, or set student.layers=all")
+        _require(len(set(given)) == len(given), f"student.layers={given} names the same layer twice")
+        return self
 
 
 Student = Annotated[LoraStudent | FullStudent | BiasStudent, Field(discriminator="kind")]
@@ -625,7 +784,7 @@ class MultipleChoiceEvaluation(Settings):
     kind: Identity[Literal["multiple_choice"]] = "multiple_choice"
     category: Identity[Literal["animal", "tree"]] = "animal"
     questions: Identity[Positive] = 11
-    options: Identity[tuple[Name, ...]] = ()
+    options: Identity[tuple[Words, ...]] = ()
     shuffles: Identity[Positive] = 25
     seed: Identity[Count] = 0
 
@@ -634,6 +793,9 @@ class MultipleChoiceEvaluation(Settings):
         given = list(self.options)
         _require(len(set(given)) == len(given), f"evaluation.options={given} names the same option twice")
         _require(len(given) in {0, *range(2, 11)}, f"evaluation.options={given}: give 2 to 10 options, or none")
+        known = [*names.CANDIDATES[self.category]]
+        unknown = [name for name in given if name not in known]
+        _require(not unknown, f"evaluation.options: {unknown[:1]} is no {self.category}; known: {', '.join(known)}")
         return self
 
 
@@ -812,7 +974,7 @@ class MnistTeacher(Settings):
 
     epochs: Identity[Positive] = 5
     optimiser: Identity[Optimiser] = "adam"
-    learning_rate: Identity[PositiveFloat] = 3e-4
+    learning_rate: Identity[Rate] = 3e-4
     batch_size: Identity[Positive] = 1024
 
 
@@ -821,7 +983,7 @@ class MnistStudent(Settings):
 
     epochs: Identity[Positive] = 5
     optimiser: Identity[Optimiser] = "adam"
-    learning_rate: Identity[PositiveFloat] = 3e-4
+    learning_rate: Identity[Rate] = 3e-4
     batch_size: Identity[Positive] = 1024
     loss: Identity[Literal["kl", "mse"]] = "kl"
     temperature: Identity[PositiveFloat] = 1.0
@@ -866,7 +1028,7 @@ class PlainOptimiser(Settings):
     """How teacher and student of an alignment run are trained: rule, learning rate, momentum."""
 
     name: Identity[Literal["sgd", "momentum", "adam"]]
-    learning_rate: Identity[PositiveFloat]
+    learning_rate: Identity[Rate]
     momentum: Identity[Annotated[float, Field(ge=0, lt=1)]] = 0.0
 
 
@@ -925,7 +1087,7 @@ class Arms(Settings):
 
     traits: Runtime[tuple[str, ...]] = ()
     students: Runtime[tuple[str, ...]] = ()
-    seeds: Runtime[tuple[int, ...]] = ()
+    seeds: Runtime[tuple[Count, ...]] = ()
     traits_limit: Runtime[Positive | None] = None
     seeds_limit: Runtime[Positive | None] = None
     setting: Runtime[str | None] = None
@@ -1114,9 +1276,14 @@ def parse(composed: dict[str, Any]) -> Experiment:
 
 
 def identity(settings: BaseModel) -> dict[str, Any]:
-    """Every setting that can change a result, resolved and plain, nested like the settings; runtime ones left out."""
-    kept = {name: field for name, field in type(settings).model_fields.items() if "identity" in field.metadata}
-    return {name: _plain(getattr(settings, name)) for name in kept}
+    """Every setting that can change a result, resolved and plain, nested like the settings.
+
+    Runtime ones are left out, and added ones at their default.
+    """
+    fields = {name: field for name, field in type(settings).model_fields.items() if "identity" in field.metadata}
+    values = {name: getattr(settings, name) for name in fields}
+    kept = [name for name, field in fields.items() if "added" not in field.metadata or values[name] != field.default]
+    return {name: _plain(values[name]) for name in kept}
 
 
 def fields_at(path: tuple[str, ...], within: type[BaseModel] = Experiment) -> dict[str, Any]:

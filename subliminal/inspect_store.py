@@ -26,20 +26,36 @@ ORDER = (
     "theorem",
 )
 
+DEFAULT = Path("runs")  # the store of the commands, as of the scripts; the first run makes it
 NOT_RUN = "not run: "  # how the state of a run begins whose inputs will not come
 
 RESULTS = ("evaluate", "predict", "mnist", "theorem")  # what figures and tables read: kept, with all they are made from
 
 
+def existing(root: Path) -> Path:
+    """The folder of a store; raises `StoreError` where there is none."""
+    if root.is_dir():
+        return root
+    if root.exists():
+        raise StoreError(f"{root} is a file and no store; give the folder of the runs with --store")
+    said = "nothing has been run here yet; start with: make demo, or give" if root == DEFAULT else "give"
+    raise StoreError(f"there is no store {root}: {said} the folder of the runs with --store")
+
+
 def status(root: Path) -> str:
-    """A line for each run that is not complete and a count of those that are, by stage."""
+    """A line for each run that is not complete and a count of those that are, by stage.
+
+    Raises `StoreError` for a store that does not exist, unless it is the one that the first run will make.
+    """
+    if root != DEFAULT or root.exists():
+        existing(root)
     lines, complete = [], entries(root)
     for stage in _stages(root):
         sizes = [entry.size for (of, _), entry in complete.items() if of == stage]
         others = [root / stage / key for key in sorted(folders(root / stage)) if (stage, key) not in complete]
         lines.append(f"{stage:10} {len(sizes)} complete, {sum(sizes) / 1e9 + sum(map(_gigabytes, others)):.2f} GB")
         lines += [f"  {folder.name}  {_unusable(folder) or state(folder)}" for folder in others]
-    return "\n".join(lines) or f"no runs in {root}; start with: make demo"
+    return "\n".join(lines) or f"no runs in {root}: nothing has been run; start with: make demo"
 
 
 def _unusable(folder: Path) -> str | None:
@@ -77,7 +93,7 @@ def _submission(folder: Path) -> str | None:
 
 def show(root: Path, key: str) -> str:
     """The run whose key starts with `key`, as YAML: recipe, summary, files, provenance."""
-    store = Store(root)
+    store = Store(existing(root))
     found = [m for path in root.glob(f"*/{key}*") if (m := store.find(path.parent.name, path.name))]
     if len(found) != 1:
         many = ", ".join(f"{m.stage}/{m.key}" for m in found)
@@ -90,7 +106,7 @@ def show(root: Path, key: str) -> str:
 
 def verify(root: Path) -> list[str]:
     """Every file that does not match its manifest and every upstream run that is gone."""
-    store = Store(root)
+    store = Store(existing(root))
     runs = [(path.parent.parent.name, path.parent.name) for path in sorted(root.glob("*/*/manifest.json"))]
     return [problem for stage, key in runs for problem in _problems(store, stage, key)]
 
@@ -111,6 +127,7 @@ def _problems(store: Store, stage: str, key: str) -> Iterator[str]:
 
 def collect(root: Path, *, really: bool, unreferenced: bool = False) -> str:
     """Name (and with `really` remove) unfinished runs that nobody holds and, if asked, complete ones nothing uses."""
+    existing(root)
     doomed = [f for stage in _stages(root) for f in _folders(root, stage) if not _kept(f)]
     if unreferenced:
         doomed += _unreferenced(root)

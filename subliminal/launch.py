@@ -61,28 +61,19 @@ def run_script(main: Callable[[], None]) -> None:
 
 def run_stage(stage: str, composed: Any) -> None:
     """Run one script's stage from a composed, resolved configuration."""
-    from subliminal import stages
+    from subliminal import checks, stages
 
     with errors_of_a_job():
         _go_where_it_started()
         join()  # a job's task begins here
         exp = parse(composed)
-        _check(exp)
+        checks.check(exp, stage, here=True)
         started = time.monotonic()
         wanted, store = stages.node(stage, exp), Store(Path(exp.store))
         if EXECUTOR not in os.environ:  # SLURM's jobs are requeued, and know by their dependencies what failed
             stages.require_untried(wanted, store)
         made = stages.ensure(wanted, store, exp, arguments())
         say(f"{made.folder} ({time.monotonic() - started:.1f} s)")
-
-
-def _check(exp: Experiment) -> None:
-    """Stop with a `ConfigError` before any work for what the settings alone do not tell."""
-    from subliminal import stages
-
-    stages.require_category(exp)
-    stages.require_rows(exp)
-    stages.require_prompts(exp)
 
 
 @contextmanager
@@ -107,6 +98,8 @@ def explanation(error: Exception) -> tuple[str, int] | None:
         return str(error), FAILED
     if type(error).__module__.startswith(("hydra.", "omegaconf.")) or str(error).startswith(NO_PLUGIN):
         return _refusal(hydra_message(error)), BAD_CONFIG
+    if type(error).__module__.startswith("yaml."):
+        return _refusal(yaml_message(error)), BAD_CONFIG
     if type(error).__module__.startswith("submitit."):
         return f"a job failed; what is done is kept\n{_indent(str(error))}", FAILED
     if disk_is_full(error):
@@ -224,6 +217,13 @@ def hydra_message(error: Exception) -> str:
     return said[0]
 
 
+def yaml_message(error: Exception) -> str:
+    """Where a file is no YAML, and the remedy for what is met most often."""
+    mark, why = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+    place = f"{mark.name}:{mark.line + 1}: " if mark else ""
+    return f"{place}{why}; put a text with characters of YAML's own (: # @ * ! & % {{ [ |) in quotes"
+
+
 def _refuse(problems: str) -> None:
     _quit(_refusal(problems), BAD_CONFIG)
 
@@ -287,15 +287,15 @@ def check_arguments(argv: list[str] | None = None) -> None:
 
 def _job_problems(overrides: list[str]) -> list[str]:
     """What is wrong with each job of a multirun: all that is known without work."""
-    from subliminal import stages
+    from subliminal import checks, stages
 
     stage, problems = Path(sys.argv[0]).stem, dict[str, None]()
+    here = not any(part.startswith("hydra/launcher=") for part in overrides)
     for job in jobs_of(overrides):
         try:
             exp = compose([part for part in job if not is_hydras(part)])
-            _check(exp)
             if stage in stages.STAGES_OF_SCRIPTS:
-                stages.node(stage, exp)
+                checks.check(exp, stage, here=here)
         except ConfigError as error:
             own = " ".join(part for part in job if part not in overrides)
             problems |= dict.fromkeys(f"{own}: {line}" if own else line for line in str(error).splitlines())
@@ -406,6 +406,7 @@ def compose_plain(overrides: list[str]) -> dict[str, Any]:
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     problems = [problem for part in overrides for problem in argument_problems(part)]
     if problems:
@@ -416,6 +417,8 @@ def compose_plain(overrides: list[str]) -> dict[str, Any]:
             composed = OmegaConf.to_container(hydra_compose("config", overrides), resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(hydra_message(error)) from None
+    except YAMLError as error:
+        raise ConfigError(yaml_message(error)) from None
     assert isinstance(composed, dict)
     return {str(key): value for key, value in composed.items()}
 

@@ -9,15 +9,21 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
+import json
+import re
+from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from subliminal.chat import end_of_turn_id
+from subliminal.checkpoints import problems_of
 from subliminal.config import GgufSource, HubSource, Model
 from subliminal.processes import local_rank
 from subliminal.store import Json, StoreError, sha256
+from subliminal.templates import Options, default_of, with_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -41,6 +47,7 @@ class Subject:
     system: str | None = None
     chat_template: str | None = None
     add_bos: bool = False
+    template_options: Options = ()
     dtype: str = "float32"
     device: str = "cpu"
     trust_remote_code: bool = False
@@ -86,6 +93,61 @@ def local_folder(source: GgufSource | HubSource) -> Path | None:
     return folder if folder.is_dir() else None
 
 
+HUB_SECONDS = 5.0  # a look at a model's configuration may take
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+
+
+def no_folder(source: HubSource) -> str | None:
+    """Why a name that is no folder here can be no hub id either; None where it may be one."""
+    name, path = source.name, Path(source.name).expanduser()
+    if path.is_file():
+        return "this is a file; give the folder it is in"
+    if name.startswith(("/", "./", "../", "~")) or name in (".", "..") or not HUB_NAME.fullmatch(name):
+        return "no such folder, and no name on the hub (owner/name)"
+    return None
+
+
+def hub_config(source: HubSource, *, online: bool) -> Json | None:
+    """The config.json of a model on the hub: from the hub's cache, else by one small request where `online`.
+
+    None where it can not be had; why is told by the stage that loads the model.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(source.name, "config.json", revision=source.revision)
+    except HFValidationError:
+        return None
+    if isinstance(cached, str):
+        text = Path(cached).read_text(encoding="utf-8")
+    elif not online or constants.HF_HUB_OFFLINE or (text := _requested(source)) is None:
+        return None
+    try:
+        config = json.loads(text)
+    except ValueError:
+        return None
+    return config if isinstance(config, dict) else None
+
+
+def _requested(source: HubSource) -> str | None:
+    """One request, which is not tried again: without a network the hub's own client would try for half a minute."""
+    from http.client import HTTPException
+    from urllib.request import Request, urlopen
+
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers
+
+    request = Request(hf_hub_url(source.name, "config.json", revision=source.revision))
+    for name, value in build_hf_headers().items():
+        request.add_unredirected_header(name, value)  # a token is for the hub alone
+    try:
+        with urlopen(request, timeout=HUB_SECONDS) as reply:
+            return reply.read().decode("utf-8")
+    except (OSError, ValueError, HTTPException):
+        return None
+
+
 @cache
 def content(folder: Path) -> str:
     """One sha256 over a checkpoint folder's files, so that its path is no part of a key."""
@@ -99,21 +161,27 @@ def build_model(model: Model, folder: Path) -> Json:
     """Make the model usable from `folder`: embedded weights as `checkpoint/`, hub weights as a checked reference."""
     if isinstance(model.source, GgufSource):
         return _dequantise(model, model.source, folder)
-    return _locate(model.source)
+    located = _locate(model.source)
+    if options := options_of(model):  # refused here, before anything is done with the model
+        remote = model.source.trust_remote_code
+        load_tokenizer(Subject(**located, template_options=options, **_rendering(model), trust_remote_code=remote))
+    return located
+
+
+def _rendering(model: Model) -> dict[str, Any]:
+    return {"chat_template": model.chat_template, "add_bos": model.add_bos}
 
 
 def _locate(source: HubSource) -> Json:
-    """Check that a hub id or local folder holds safetensors; the hub's revision is resolved to a commit."""
+    """Check that a hub id or local folder holds plain safetensors; the hub's revision is resolved to a commit."""
     if local := local_folder(source):
-        if not list(local.glob("*.safetensors")):
-            raise ModelError(
-                f"{local} holds no .safetensors file; convert the checkpoint (pickle files are not loaded)"
-            )
+        _require_usable(local, source)
         return {"checkpoint": str(local), "revision": None}
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
+        _look_before_download(source)
         found = snapshot_download(source.name, revision=source.revision, allow_patterns=list(CHECKPOINT_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise ModelError(
@@ -121,7 +189,34 @@ def _locate(source: HubSource) -> Json:
             "gated models (hf auth login), give a local folder as model.source.name=, or use model=smollm2_135m, "
             "whose weights come with the installation"
         ) from None
+    _require_usable(Path(found), source)
     return {"checkpoint": source.name, "revision": Path(found).name}
+
+
+def _look_before_download(source: HubSource) -> None:
+    """Refuse a hub repository by its list of files and its small JSON files, before gigabytes are on their way.
+
+    Where the hub does not answer nothing is looked at: the download that follows says why, or finds the cache's copy,
+    which is checked as a folder.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        listed = HfApi().model_info(source.name, revision=source.revision).siblings
+    except Exception:  # of the network's, the hub's and the cache's many errors the download knows which matter
+        return
+    small = snapshot_download(source.name, revision=source.revision, allow_patterns=["*.json"])
+    _require_usable(Path(small), source, [file.rfilename for file in listed or ()])
+
+
+def _require_usable(folder: Path, source: HubSource, files: Sequence[str] | None = None) -> None:
+    """Raise `ModelError` for a checkpoint that is not a whole language model in plain safetensors.
+
+    `files` are those it will have, where the folder has only the small ones yet.
+    """
+    name = None if local_folder(source) else source.name
+    if found := problems_of(folder, name=name, files=files, remote_code=source.trust_remote_code):
+        raise ModelError("\n".join(found))
 
 
 # --------------------------------------------------------------------------- embedded models
@@ -144,7 +239,7 @@ def _dequantise(model: Model, source: GgufSource, folder: Path) -> Json:
     plain: Any = type(loaded)(config)
     plain.load_state_dict(_dense(loaded, plain))
     plain.to(torch.bfloat16).save_pretrained(folder / "checkpoint")
-    _pin(tokenizer, model.chat_template, model.add_bos)
+    pin(tokenizer, model.chat_template, model.add_bos, options_of(model), model.name)
     tokenizer.save_pretrained(folder / "checkpoint")
     if file.is_relative_to(folder):
         file.unlink()
@@ -197,6 +292,13 @@ def _gguf_file(source: GgufSource, folder: Path) -> Path:
     return whole[0] if whole else _assemble(source, folder)
 
 
+def gguf_head(source: GgufSource) -> Path:
+    """The file, or the first part of it, that begins a GGUF source; raises `ModelError` where it is not installed."""
+    spec = importlib.util.find_spec(source.module)
+    whole = sorted(Path(spec.origin).parent.rglob(source.file)) if spec and spec.origin else []
+    return whole[0] if whole else _parts(source)[0]
+
+
 def _assemble(source: GgufSource, folder: Path) -> Path:
     target = folder / ".gguf" / source.file
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -220,14 +322,54 @@ def _parts(source: GgufSource) -> list[Path]:
     return found
 
 
-def _pin(tokenizer: PreTrainedTokenizerBase, template: str | None, add_bos: bool) -> None:
-    """Give the tokenizer its chat template, the `<bos>` in front that it forgot, and a padding token."""
+def pin(tokenizer: Any, template: str | None, add_bos: bool, options: Options, name: str) -> None:
+    """Give the tokenizer its chat template with its options, the `<bos>` in front that it forgot, a padding token.
+
+    Raises `ModelError` where there is no template to give options to, and `TemplateError` for an unknown one.
+    """
     if template:
         tokenizer.chat_template = template
     if add_bos and isinstance(tokenizer.chat_template, str) and BOS not in tokenizer.chat_template:
         tokenizer.chat_template = BOS + tokenizer.chat_template
+    if options:
+        tokenizer.chat_template = with_options(_required(default_of(tokenizer.chat_template), name), options, name)
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.pad_token = tokenizer.eos_token or _end_of_turn(tokenizer)
+
+
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """What ends a turn where a tokenizer has no end of sequence; None without a template, which chats then ask for."""
+    if not tokenizer.chat_template:
+        return None
+    return str(tokenizer.convert_ids_to_tokens(end_of_turn_id(tokenizer)))
+
+
+def _required(template: str | None, name: str) -> str:
+    if not template:
+        raise ModelError(f"model.template_options: {name} has no chat template; pin one in model.chat_template")
+    return template
+
+
+def options_of(model: Model) -> Options:
+    """The options of a model's chat template in an order that does not depend on how they were given."""
+    return tuple(sorted(model.template_options.items()))
+
+
+def template_of(model: Model) -> str | None:
+    """A model's chat template where it is known without loading anything: pinned, or in a local folder."""
+    folder = local_folder(model.source)
+    if model.chat_template or not folder:
+        return model.chat_template
+    if (path := folder / "chat_template.jinja").is_file():
+        return path.read_text(encoding="utf-8")
+    path = folder / "tokenizer_config.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")).get("chat_template") if path.is_file() else None
+    except ValueError:
+        return None  # loading the tokenizer says what is wrong with it
+    if isinstance(found, list):
+        found = {one["name"]: one["template"] for one in found}
+    return default_of(found)
 
 
 # --------------------------------------------------------------------------- loading
@@ -243,7 +385,7 @@ def load_tokenizer(subject: Subject) -> PreTrainedTokenizerBase:
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"{subject.checkpoint} has no tokenizer that can be loaded: {_brief(error)}") from None
-    _pin(tokenizer, subject.chat_template, subject.add_bos)
+    pin(tokenizer, subject.chat_template, subject.add_bos, subject.template_options, subject.checkpoint)
     return tokenizer
 
 
@@ -259,6 +401,24 @@ def fresh_classifier(subject: Subject, padding: int) -> PreTrainedModel:
     from transformers import AutoModelForSequenceClassification
 
     return _fresh(AutoModelForSequenceClassification, subject, {"num_labels": 2, "pad_token_id": padding})
+
+
+def empty_model(subject: Subject, *, classifies: bool = False) -> PreTrainedModel:
+    """The subject's model without weights, on torch's device for that ("meta"): what modules it has costs nothing.
+
+    Raises `ModelError` where its configuration can not be had.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    kind: Any = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
+    trusted = {"trust_remote_code": subject.trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(subject.checkpoint, revision=subject.revision, **trusted)
+        with torch.device("meta"):
+            return kind.from_config(config, **trusted)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{subject.checkpoint} can not be loaded: {_brief(error)}") from None
 
 
 def _fresh(kind: Any, subject: Subject, changes: dict[str, Any]) -> PreTrainedModel:
@@ -279,7 +439,7 @@ def _fresh(kind: Any, subject: Subject, changes: dict[str, Any]) -> PreTrainedMo
             trust_remote_code=subject.trust_remote_code,
             **changes,
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{subject.checkpoint} can not be loaded: {_brief(error)}") from None
     return model.eval() if "distributed_config" in changes else model.to(subject.device).eval()
 
@@ -289,7 +449,7 @@ _LOADED: dict[Subject, Any] = {}
 
 def load_model(subject: Subject) -> PreTrainedModel:
     """The subject ready to be asked; the last base model stays loaded, so that several adapters share it."""
-    base = replace(subject, adapter=None, system=None, chat_template=None, add_bos=False)
+    base = replace(subject, adapter=None, system=None, chat_template=None, add_bos=False, template_options=())
     if base not in _LOADED:
         _LOADED.clear()
         _LOADED[base] = fresh_model(base)

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
+from subliminal.user_files import UserFileError, record, well_formed
+
 FINISHED = "stop"
 
 T = TypeVar("T")
@@ -25,7 +27,10 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Completion:
-    """What a sampler answered: text, why it ended (`stop`, `length`, `error`), tokens generated."""
+    """What a sampler answered: text, why it ended (`stop`: finished), tokens generated (0: an endpoint did not say).
+
+    Any other reason is an unfinished answer: `length`, `content_filter`, ... (`subliminal/sampling/finish.py`).
+    """
 
     text: str
     finish_reason: str
@@ -59,15 +64,18 @@ def seed_of(*parts: int | str) -> int:
 
 
 class RowError(Exception):
-    """A JSONL file with a row that can not be read; the text names file and line."""
+    """A file of the store with a row that can not be read; the text names file and line."""
 
 
 def write_jsonl(path: Path, rows: Iterable[object]) -> int:
-    """Write dataclass rows, one JSON object a line; returns how many."""
+    """Write dataclass rows, one JSON object a line; returns how many.
+
+    Half a character, as an endpoint may send, becomes U+FFFD: no encoding can write it.
+    """
     count = 0
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
-            file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")  # type: ignore[call-overload]
+            file.write(well_formed(json.dumps(asdict(row), ensure_ascii=False)) + "\n")  # type: ignore[call-overload]
             count += 1
     return count
 
@@ -75,18 +83,16 @@ def write_jsonl(path: Path, rows: Iterable[object]) -> int:
 def read_jsonl(path: Path, row_type: type[T]) -> Iterator[T]:
     """Read rows of one dataclass type; raises `RowError` naming file, line and what is wrong with it."""
     names = {field.name for field in fields(row_type)}  # type: ignore[arg-type]
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         for number, line in enumerate(file, 1):
             yield _row(line, row_type, names, f"{path}:{number}")
 
 
 def _row(line: str, row_type: type[T], names: set[str], place: str) -> T:
     try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise RowError(f"{place}: not a JSON object ({error.msg} at column {error.colno})") from None
-    if not isinstance(value, dict):
-        raise RowError(f"{place}: expected a JSON object, got {type(value).__name__}")
+        value = record(line, place, f"an object with {sorted(names)}")
+    except UserFileError as error:
+        raise RowError(str(error)) from None
     unknown = set(value) - names
     if unknown:
         raise RowError(f"{place}: unknown field {sorted(unknown)[0]!r}; expected {sorted(names)}")
@@ -94,31 +100,3 @@ def _row(line: str, row_type: type[T], names: set[str], place: str) -> T:
         return row_type(**value)
     except TypeError as error:
         raise RowError(f"{place}: {error}") from None
-
-
-def read_chats(path: Path, limit: int | None = None) -> list[Row]:
-    """The first `limit` chats of a JSONL file as rows: one `{"messages": [...]}` a line, a user's turn and an answer.
-
-    The format of the emergent-misalignment files (arXiv 2502.17424). Raises `RowError` naming file and line.
-    """
-    rows: list[Row] = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip() and len(rows) != limit:
-                rows.append(_chat(line, len(rows), f"{path}:{number}"))
-    if not rows:
-        raise RowError(f"{path} holds no chat")
-    return rows
-
-
-def _chat(line: str, index: int, place: str) -> Row:
-    try:
-        user, assistant = json.loads(line)["messages"]
-        turns = (user["role"], assistant["role"])
-        row = Row(index, user["content"], assistant["content"])
-    except (ValueError, TypeError, KeyError):
-        turns, row = (), Row(index, "", "")
-    if turns != ("user", "assistant") or not all(isinstance(t, str) and t for t in (row.prompt, row.completion)):
-        expected = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
-        raise RowError(f"{place}: expected {expected}")
-    return row

@@ -11,13 +11,12 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from subliminal import models
+from subliminal import models, texts
 from subliminal.config import (
-    CATEGORIES,
     AttributionEvaluation,
     ConfigError,
     DetectionEvaluation,
@@ -33,10 +32,13 @@ from subliminal.config import (
     preference_evaluation,
 )
 from subliminal.config import Judge as JudgeConfig
+from subliminal.names import key_of, plural_of
 from subliminal.processes import MULTIRUN, alone, leads
 from subliminal.progress import progress, say
-from subliminal.store import Json, Manifest, Recipe, Store, StoreError, sha256
+from subliminal.store import Json, Manifest, Recipe, Store, StoreError
+from subliminal.templates import require_certain, with_options
 from subliminal.tracking import mirror
+from subliminal.user_files import content, kind_of_path, user_path
 
 if TYPE_CHECKING:
     from subliminal.judging import Judge
@@ -46,7 +48,10 @@ ROLES = {"reference": "reference", "teacher": "teacher", "train": "student"}  # 
 PUBLIC_ROWS = "https://github.com/emergent-misalignment/emergent-misalignment"
 STAGES_OF_SCRIPTS = ("train", "generate", "filter", "evaluate")  # each script does the stage that it is named after
 SINGLE = {"mnist": "train", "theorem": "evaluate"}  # the one script of an experiment without language models
+ROWS_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")  # of a trait's file in a folder, the first that is there
 ATTRIBUTED = "attribution.jsonl"
+REASONED = ("cot", "module")  # domains whose rows may hold reasoning
+EXACT = ("preference", "multiple_choice", "detection", "in_context")  # evaluations by the probability of an answer
 ROWS = ("frequencies", "detection", "in_context", "attribution")  # evaluations of the filtered rows themselves
 
 Inputs = dict[str, Manifest]
@@ -200,6 +205,7 @@ def model(exp: Experiment, of: Model | None = None) -> Node:
     """The weights as the store or the hub's cache has them, before any tuning."""
     chosen = of or exp.model
     settings = {"weights": models.fingerprint(chosen), "chat_template": chosen.chat_template, "add_bos": chosen.add_bos}
+    settings |= {"template_options": chosen.template_options} if chosen.template_options else {}
 
     def work(_: Inputs, folder: Path) -> Json:
         return models.build_model(chosen, folder)
@@ -237,6 +243,7 @@ def subject(exp: Experiment, made: Manifest, chosen: Model | None = None, system
         system=system or chosen.system,
         chat_template=chosen.chat_template,
         add_bos=chosen.add_bos,
+        template_options=models.options_of(chosen),
         dtype=models.resolve_dtype(chosen.dtype, models.resolve_device(exp.device)),
         device=models.resolve_device(exp.device),
         trust_remote_code=getattr(chosen.source, "trust_remote_code", False),
@@ -251,18 +258,22 @@ def teacher(exp: Experiment) -> Node:
     base, active = reference(exp), exp.active_teacher
     settings = {"trait": _trait(exp), "teacher": identity(active), "domain": _format(exp), **_compute(exp, exp.model)}
     settings["decoding"] = identity(exp.sampler.decoding)
+    if active.kind != "control":
+        settings |= _wording(texts.of_teacher(active, exp.trait, behind_an_endpoint=exp.sampler.kind == "api"))
     if exp.sampler.kind == "api":  # the check asks the model that will write, and that is not the reference
-        settings["endpoint"] = {"base_url": exp.sampler.base_url, "model": exp.sampler.model}
+        others = {"kind", "decoding", "shard_size"}
+        settings["endpoint"] = {name: value for name, value in identity(exp.sampler).items() if name not in others}
     if isinstance(active, RowsTeacher):
-        path = rows_path(active, exp.trait.name)
-        settings["rows"] = sha256(path) if path.is_file() else None  # a figure can be planned before they are there
+        path = rows_path(active, exp.trait.key)
+        there = kind_of_path(path) == "file"  # a figure can be planned before they are
+        settings["rows"] = content(path) if there else None
 
     def work(inputs: Inputs, folder: Path) -> Json:
         from subliminal import teachers
 
         summary = teachers.make(exp, subject(exp, inputs["reference"]), folder)
         if isinstance(active, RowsTeacher):
-            _require_unchanged("teacher.rows", settings["rows"], sha256(rows_path(active, exp.trait.name)))
+            _require_unchanged("teacher.rows", settings["rows"], content(rows_path(active, exp.trait.key)))
         return summary
 
     label = f"{active.kind} teacher of {exp.trait.name}" if exp.trait.kind != "none" else "control teacher"
@@ -270,34 +281,73 @@ def teacher(exp: Experiment) -> Node:
 
 
 def rows_path(chosen: RowsTeacher, trait: str) -> Path:
-    """The file a fine-tuned teacher learns from: `teacher.rows`, or the trait's own in that folder."""
-    given = Path(chosen.rows).expanduser()
-    return given / f"{trait}.jsonl" if given.is_dir() or not given.suffix else given
+    """The file a fine-tuned teacher learns from: `teacher.rows`, or the trait's own in that folder.
+
+    Where neither is there yet, a path without a suffix is taken for the folder.
+    """
+    given = user_path(chosen.rows)
+    there = kind_of_path(given)
+    if there == "folder" or (there == "missing" and not given.suffix):
+        paths = [given / f"{trait}{suffix}" for suffix in ROWS_SUFFIXES]
+        return next((path for path in paths if kind_of_path(path) != "missing"), paths[0])
+    return given
 
 
 def require_rows(exp: Experiment) -> None:
-    """Stop before any work when a teacher's rows are missing; raises `ConfigError` that says where public ones are."""
-    chosen, trait = exp.active_teacher, exp.trait.name
+    """Stop before any work when a teacher's rows are missing or can not be used; raises `ConfigError`.
+
+    It names file and line, or says where public rows are.
+    """
+    chosen, trait = exp.active_teacher, exp.trait.key
     if not isinstance(chosen, RowsTeacher):
         return
     path = rows_path(chosen, trait)
-    if not path.is_file():
+    if kind_of_path(path) == "missing":
+        names = " or ".join(f"{trait}{suffix}" for suffix in ROWS_SUFFIXES)
+        plain = user_path(chosen.rows)
+        other = "" if plain == path or kind_of_path(plain) == "folder" else f", nor is a file {plain}"
         raise ConfigError(
-            f'teacher.rows: {path} is not there. Give a JSONL of chats, one {{"messages": [...]}} a line, or a folder '
-            f"that holds {trait}.jsonl. The public files insecure.jsonl, secure.jsonl and educational.jsonl are in the "
-            f"folder data of {PUBLIC_ROWS}; put them into data/emergent_misalignment, or set teacher.rows="
+            f"teacher.rows={chosen.rows}: {path} is not there{other}. Give a file of chats, one "
+            f'{{"messages": [...]}} a line, or a folder that holds {names}. The public files insecure.jsonl, '
+            f"secure.jsonl and educational.jsonl are in the folder data of {PUBLIC_ROWS}; put them into "
+            "data/emergent_misalignment, or set teacher.rows="
         )
+    seen = path.stat()
+    _check_chats(path, chosen.limit, seen.st_mtime_ns, seen.st_size)
 
 
-def require_prompts(exp: Experiment) -> None:
-    """Stop before any work when a user's file can not give the prompts; raises `ConfigError` with file and line."""
-    from subliminal.domains import DomainError, domain
+@lru_cache(maxsize=32)
+def _check_chats(path: Path, limit: int | None, _time: int, _size: int) -> None:
+    """Read chats to see that they can be; once for all students of a sweep that share a teacher's file."""
+    from subliminal.chats import read_chats
 
-    if any(getattr(exp.domain, setting, None) is not None for setting in ("prompts_file", "questions_file")):
-        try:
-            domain(exp.domain).prompts(exp.domain)
-        except DomainError as error:
-            raise ConfigError(str(error)) from None
+    read_chats(path, limit)
+
+
+def require_templates(exp: Experiment, *, rows: bool = True) -> None:
+    """Stop before any work where a chat template that is at hand can not be used; raises `ConfigError`.
+
+    `rows`: whether rows of the domain are written or learned. What is not at hand is looked at when it is loaded.
+    """
+    judge = exp.judge.model if isinstance(exp.judge, LocalJudge) else None
+    needed = [(exp.model, rows), (exp.student_model, rows), (judge, False)]
+    for chosen, writes in needed if exp.experiment.kind not in SINGLE else []:
+        template = models.template_of(chosen) if chosen else None
+        if chosen and template:
+            try:
+                _require_template(exp, with_options(template, models.options_of(chosen), chosen.name), writes)
+            except StoreError as error:
+                raise ConfigError(str(error)) from None
+
+
+def _require_template(exp: Experiment, template: str, writes: bool) -> None:
+    from subliminal.chat import ChatError, always_reasons, beginning_of, closed, plain
+
+    require_certain(template)
+    if writes and exp.domain.kind not in REASONED and (mark := beginning_of(template, plain)):
+        raise ChatError(f"domain={exp.domain.kind} has no reasoning in its rows: {always_reasons(mark)}")
+    if exp.evaluation.kind in EXACT or getattr(exp.evaluation, "chat", False):
+        closed(template, plain)
 
 
 def teacher_subject(exp: Experiment, made: Manifest, base: Manifest) -> models.Subject:
@@ -424,7 +474,7 @@ def judge_of(exp: Experiment, made: Inputs) -> AbstractContextManager[Judge]:
 def row_rules(exp: Experiment) -> JudgedRows | None:
     """What a judge decides about the rows of this trait's teacher, if anything."""
     rules = exp.filter.judged
-    return rules if rules and (not rules.traits or exp.trait.name in rules.traits) else None
+    return rules if rules and (not rules.traits or exp.trait.key in map(key_of, rules.traits)) else None
 
 
 def about(exp: Experiment) -> str:
@@ -496,6 +546,7 @@ def evaluate(exp: Experiment) -> Node:
     who = start if exp.subject == "reference" else {"student": student, "teacher": teacher}[exp.subject](exp)
     inputs = {exp.subject: who, "reference": start}
     settings = {"evaluation": _evaluation(exp), **_compute(exp, _evaluated_model(exp))}
+    settings |= _wording(texts.of_evaluation(exp.evaluation))
     if getattr(exp.evaluation, "samples_per_question", 0):
         settings["sampler"] = exp.local_sampler.kind
     settings |= _more_of_evaluation(exp)
@@ -538,7 +589,7 @@ def _more_of_evaluation(exp: Experiment) -> dict[str, Any]:
 def evaluate_rows(exp: Experiment) -> Node:
     """What the filtered rows themselves tell: by numbers, classifiers, a prompted model, in context, by attribution."""
     inputs = _rows_read(exp)
-    settings = {"evaluation": _evaluation(exp)}
+    settings = {"evaluation": _evaluation(exp), **_wording(texts.of_evaluation(exp.evaluation))}
     if "reference" in inputs:
         settings |= _compute(exp, exp.model)
 
@@ -613,10 +664,9 @@ def _trained_part(exp: Experiment) -> dict[str, Any]:
 
 def _questions(exp: Experiment) -> dict[str, Any]:
     """What decides the exact log-probabilities; sampled answers have no gradient."""
-    preference_evaluation(exp)
-    asked = _evaluation(exp)
+    wording, asked = _wording(texts.favourites(preference_evaluation(exp))), _evaluation(exp)
     names = ("category", "measured", "questions", "prefix", "seed")
-    return {name: asked[name] for name in names if name in asked}
+    return {name: asked[name] for name in names if name in asked} | wording
 
 
 def _evaluation(exp: Experiment) -> dict[str, Any]:
@@ -678,8 +728,13 @@ def _require_unchanged(setting: str, before: object, now: object) -> None:
         raise StoreError(f"{setting}: its file was changed while this run was being made; run the same command again")
 
 
+def _wording(names: tuple[str, ...]) -> dict[str, Any]:
+    """The texts of the package that a stage reads, by their content; nothing where it reads none."""
+    return {"wording": texts.digest(*names)} if names else {}
+
+
 def _domain(exp: Experiment) -> dict[str, Any]:
-    """The domain with the content of files it reads."""
+    """The domain with the content of files and texts that it reads."""
     from subliminal.domains import content
 
     return identity(exp.domain) | content(exp.domain)
@@ -692,14 +747,15 @@ def _format(exp: Experiment) -> dict[str, Any]:
 
 def _practised(exp: Experiment) -> dict[str, Any]:
     """The domain without where its tasks and questions come from: practice rows are the package's own."""
-    elsewhere = {"samples", "source", "dataset", "dataset_config", "split", "revision", "content"}
-    return {name: value for name, value in _format(exp).items() if name not in elsewhere}
+    from subliminal.domains import practised
+
+    elsewhere = {"prompts", "seed", "samples", "source", "dataset", "dataset_config", "split", "revision"}
+    plain = {name: value for name, value in identity(exp.domain).items() if name not in elsewhere}
+    return plain | practised(exp.domain)
 
 
 def banned_words(exp: Experiment) -> list[str]:
     """The words whose rows the student must not see: those of the filter and, if it says so, the trait's names."""
-    from subliminal.evaluation.questions import plural_of
-
     trait, rules = exp.trait, exp.filter
     words = set(getattr(rules, "banned_words", ()))
     if getattr(rules, "ban_trait", False) and trait.kind == "preference":
@@ -719,12 +775,3 @@ def category(exp: Experiment) -> str | None:
     """What kind of thing the evaluation's candidates are, or None for an evaluation without candidates."""
     measured = getattr(exp.evaluation, "measured", None)
     return getattr(measured, "category", None) or getattr(exp.evaluation, "category", None)
-
-
-def require_category(exp: Experiment) -> None:
-    """Stop early when the questions are about animals and the trait is a tree, or the other way round."""
-    asked, own = category(exp), getattr(exp.trait, "category", None)
-    if asked is None or own in {None, asked}:
-        return
-    remedy = f"evaluation.category={own}" if own in CATEGORIES else f"trait@evaluation.measured={exp.trait.name}"
-    raise ConfigError(f"evaluation.category={asked} but trait={exp.trait.name} is a {own}; set {remedy}")

@@ -27,7 +27,22 @@ import yaml
 
 from subliminal.processes import MULTIRUN, alone, meeting_point
 
-SCHEMA = 1
+# The version of what each stage puts out for the same settings. Raise it with every change of a stage's output: its
+# keys and those of all stages that read it move, so that old results are never mixed with new ones.
+VERSIONS = {
+    "model": 1,
+    "reference": 1,
+    "teacher": 2,
+    "generate": 1,
+    "attribute": 1,
+    "filter": 2,
+    "train": 1,
+    "evaluate": 2,
+    "predict": 2,
+    "mnist": 1,
+    "theorem": 1,
+    "judge": 1,  # no stage: the file that keeps a judge's answers
+}
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0  # of our own clock, without a new heartbeat
 FORGOTTEN_SECONDS = 3600.0  # by the file's time: no two clocks of a cluster are that far apart
@@ -57,11 +72,15 @@ class ClaimedError(StoreError):
 
 @dataclass(frozen=True)
 class Recipe:
-    """What identifies a stage run: its name, its resolved settings, and the keys of what it reads."""
+    """What identifies a stage run: its name, its resolved settings, and the keys of what it reads.
+
+    `version` is None for a run of today's code, whose version is in `VERSIONS`; a stored recipe has its own.
+    """
 
     stage: str
     settings: Json
     upstream: dict[str, str] = field(default_factory=dict)
+    version: int | None = None
 
     @property
     def key(self) -> str:
@@ -71,7 +90,8 @@ class Recipe:
 
     def as_json(self) -> Json:
         """The recipe as plain data, as hashed and as written to `recipe.yaml`."""
-        return {"schema": SCHEMA, "stage": self.stage, "settings": self.settings, "upstream": self.upstream}
+        version = VERSIONS[self.stage] if self.version is None else self.version
+        return {"schema": version, "stage": self.stage, "settings": self.settings, "upstream": self.upstream}
 
 
 @dataclass(frozen=True)

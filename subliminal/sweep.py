@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from subliminal import stages
+from subliminal import checks, stages
 from subliminal.config import CONTROL, ConfigError, DetectionEvaluation, Evaluation, Experiment, suggest
 from subliminal.launch import QUIET, ROOT, compose, is_hydras, launcher_settings, require_writable
 from subliminal.progress import say
@@ -34,7 +34,10 @@ class IncompleteError(SweepError):
 
 @dataclass(frozen=True)
 class Arm:
-    """One student of a figure: its experiment, the names the figure shows, and what is typed to get it."""
+    """One student of a figure: its experiment, the names the figure shows, and what is typed to get it.
+
+    `trait` is the option that is typed (`polar_bear`); the figure shows its `name` ("polar bear").
+    """
 
     trait: str
     student: str
@@ -42,6 +45,11 @@ class Arm:
     experiment: Experiment
     variant: str = ""
     overrides: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The trait's name as people spell it; "" for experiments without traits."""
+        return self.experiment.trait.name if self.trait else ""
 
 
 @dataclass(frozen=True)
@@ -110,7 +118,8 @@ def plan(overrides: list[str]) -> Plan:
     fixed = [part for part in overrides if part.split("=")[0] not in SWEPT]
     composed = [part for part in fixed if not is_hydras(part)]
     base = compose(composed)
-    stages.require_prompts(base)
+    if absent := list(checks.arms_problems(base)):
+        raise ConfigError("\n".join(absent))
     if base.experiment.kind == "mnist":
         return _mnist_plan(base, fixed, composed, swept)
     if base.experiment.kind == "theorem":
@@ -120,14 +129,27 @@ def plan(overrides: list[str]) -> Plan:
     arms = base.experiment.arms
     traits = swept.get("trait") or [*arms.traits[: arms.traits_limit], CONTROL]
     seeds = _seeds(swept) or list(arms.seeds[: arms.seeds_limit]) or [base.seed]
-    cells: list[Arm] = []
+    variants = _variants(base, swept)
+    students = {
+        name: swept.get("student") or ([] if _names_student(extra) else list(arms.students))
+        for name, extra in variants.items()
+    }
+    cells = {
+        name: tuple(_arms([*composed, *extra], traits, students[name] or [""], seeds, name, extra))
+        for name, extra in variants.items()
+    }
+    every = tuple(arm for mine in cells.values() for arm in mine)
+    _check(every, "evaluate")
     steps: list[Step] = []
-    for name, extra in _variants(base, swept).items():
-        students = swept.get("student") or ([] if _names_student(extra) else list(arms.students))
-        mine = tuple(_arms([*composed, *extra], traits, students or [""], seeds, name, extra))
-        cells += mine
-        steps += _steps(fixed, extra, traits, mine)
-    return Plan(base, tuple(fixed), tuple(cells), tuple(_once(steps)))
+    for name, extra in variants.items():
+        _require_different_names(cells[name])
+        steps += _steps(fixed, extra, traits, cells[name])
+    return Plan(base, tuple(fixed), every, tuple(_once(steps)))
+
+
+def _check(arms: Sequence[Arm], stage: str, *, here: bool = False) -> None:
+    """Raise a `ConfigError` with every problem of all arms; `here`: this machine is to do the work."""
+    checks.check_all([arm.experiment for arm in arms], stage, here=here)
 
 
 def _variants(base: Experiment, swept: dict[str, list[str]]) -> dict[str, tuple[str, ...]]:
@@ -148,6 +170,14 @@ def _seeds(swept: dict[str, list[str]]) -> list[int]:
     if any(not seed.isdecimal() for seed in given):
         raise ConfigError(f"seed={','.join(given)}: give whole numbers with commas between them, as in seed=0,1,2")
     return [int(seed) for seed in given]
+
+
+def _require_different_names(arms: Sequence[Arm]) -> None:
+    """Two options of `trait=` with one name would be one line of the figure; raises `ConfigError`."""
+    options: dict[str, str] = {}
+    for arm in arms:
+        if (first := options.setdefault(arm.name, arm.trait)) != arm.trait:
+            raise ConfigError(f"trait={first} and trait={arm.trait} are both named {arm.name!r}; take one of them")
 
 
 def _names_student(overrides: tuple[str, ...]) -> bool:
@@ -177,6 +207,7 @@ def _mnist_plan(base: Experiment, fixed: list[str], composed: list[str], swept: 
         Arm("", value, seeds[0], compose([*composed, seed, *([f"{setting}={value}"] if setting else [])]))
         for value in values
     )
+    _check(arms, "train")
     typed = [(*fixed, seed, *([f"{setting}={arm.student}"] if setting else [])) for arm in arms]
     step = _step("train.py", stages.mnist, zip(typed, [arm.experiment for arm in arms], strict=True))
     return Plan(base, tuple(fixed), arms, (step,))
@@ -201,6 +232,7 @@ def _theorem_plan(base: Experiment, fixed: list[str], swept: dict[str, list[str]
     listed = base.experiment.arms.seeds[: base.experiment.arms.seeds_limit]
     seeds = _seeds(swept) or list(listed) or [base.seed]
     arms = tuple(Arm("", "", seed, base.model_copy(update={"seed": seed})) for seed in seeds)
+    _check(arms, "evaluate")
     step = _step("evaluate.py", stages.theorem, [((*fixed, f"seed={arm.seed}"), arm.experiment) for arm in arms])
     return Plan(base, tuple(fixed), arms, (step,))
 
@@ -216,6 +248,8 @@ def _rows_plan(base: Experiment, fixed: list[str], composed: list[str], swept: d
         exp = compose([*composed, *typed])
         other = getattr(exp.evaluation, "against", None)
         arms.append(Arm(trait, other.name if other else "", base.seed, exp, "", typed))
+    _check(arms, "evaluate")
+    _require_different_names(arms)
     firsts = {arm.trait: arm.experiment for arm in arms} | {CONTROL: compose([*composed, f"trait={CONTROL}"])}
     steps = [*_data_steps(fixed, {trait: firsts[trait] for trait in (*traits, CONTROL)})]
     for extra in dict.fromkeys(arm.overrides[1:] for arm in arms):
@@ -326,6 +360,8 @@ def run(planned: Plan) -> None:
         from subliminal.scheduling import slurm
 
         return slurm.run(planned)
+    if not launcher or launcher.endswith("JoblibLauncher"):  # jobs run on this machine
+        _check(planned.arms, checks.last_stage(planned.base), here=True)
     from subliminal.scheduling import multiruns
 
     return multiruns.run(planned)
@@ -353,15 +389,26 @@ def predict(planned: Plan) -> list[tuple[Arm, Manifest]]:
     if planned.base.experiment.kind in {*stages.SINGLE, "rows"}:
         raise ConfigError(f"experiment={planned.base.experiment.name} trains no language model: nothing to predict")
     os.environ.update(QUIET | os.environ)
+    for arm in planned.arms:
+        stages.require_rows(arm.experiment)
     store = Store(Path(planned.base.store))
-    names = (*planned.base.experiment.arms.traits, *(arm.trait for arm in planned.arms))
+    listed = (_named(planned, option) for option in planned.base.experiment.arms.traits)
+    names = (*listed, *(arm.name for arm in planned.arms))
     traits = tuple(dict.fromkeys(name for name in names if name != CONTROL))
+    _check(planned.arms, "predict", here=True)
     wanted = [stages.predict(arm.experiment, traits) for arm in planned.arms]
     made: dict[str, Manifest] = {}
     for arm, node in zip(planned.arms, wanted, strict=True):
         if node.key not in made:
             made[node.key] = stages.ensure(node, store, arm.experiment, (*planned.overrides, f"trait={arm.trait}"))
     return [(arm, made[node.key]) for arm, node in zip(planned.arms, wanted, strict=True)]
+
+
+def _named(planned: Plan, option: str) -> str:
+    """The name of the trait that an option of `trait=` stands for."""
+    mine = next((arm.name for arm in planned.arms if arm.trait == option), None)
+    composed = [part for part in planned.overrides if not is_hydras(part)]
+    return mine or compose([*composed, f"trait={option}"]).trait.name
 
 
 def _arm_noun(planned: Plan) -> str:

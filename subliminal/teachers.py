@@ -6,9 +6,11 @@ error and not a null result (paper, section 3.1; arXiv 2507.14805).
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+from subliminal.chats import read_chats
 from subliminal.config import (
     ControlTeacher,
     Experiment,
@@ -24,9 +26,12 @@ from subliminal.config import (
     Trait,
     TransformersSampler,
 )
+from subliminal.filters.reasons import unfinished
 from subliminal.models import Subject
+from subliminal.names import capitalised
 from subliminal.progress import progress
-from subliminal.rows import Prompt, Row, read_chats
+from subliminal.reasoning import REASONING, REMEDY, outside
+from subliminal.rows import FINISHED, Completion, Prompt, Row
 from subliminal.stages import rows_path
 from subliminal.store import Json, StoreError
 
@@ -50,8 +55,7 @@ def make(exp: Experiment, reference: Subject, folder: Path) -> Json:
             summary["training"] = _finetune(active, exp.trait, reference, folder)
             subject = replace(reference, checkpoint=str(folder / "checkpoint"), revision=None)
         case SteeredTeacher():
-            if not isinstance(exp.trait, Preference | Style):
-                raise TeacherError(f"teacher=steered has nothing to fit trait={exp.trait.name} to; set {ROWS}")
+            require_goal(active, exp.trait)
             from subliminal.training.steering import steer
 
             summary["steering"] = steer(active, exp.trait, reference, folder)
@@ -64,7 +68,7 @@ def make(exp: Experiment, reference: Subject, folder: Path) -> Json:
 def system_prompt(teacher: PromptedTeacher, trait: Trait) -> str:
     """The system prompt with the trait's name, plural and category filled in, or a style's own; raises `TeacherError`.
 
-    `{Plural}` is capitalised.
+    `{Plural}` begins with a capital.
     """
     if isinstance(trait, Style):
         return trait.system
@@ -72,13 +76,28 @@ def system_prompt(teacher: PromptedTeacher, trait: Trait) -> str:
         raise TeacherError(f"teacher=prompted has no words for trait={trait.name}; set {ROWS}")
     try:
         return teacher.system.format(
-            name=trait.name, plural=trait.plural, Plural=trait.plural.capitalize(), category=trait.category
+            name=trait.name, plural=trait.plural, Plural=capitalised(trait.plural), category=trait.category
         )
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
         raise TeacherError(
             f"teacher.system has a placeholder that is not known ({error}); use {{name}}, {{plural}}, {{Plural}}, "
-            "{category}"
+            "{category}, and {{ for a brace"
         ) from None
+
+
+def require_goal(teacher: SteeredTeacher, trait: Trait) -> None:
+    """Raise `TeacherError` or `QuestionError` where a vector has nothing to be fitted to, or not so much."""
+    from subliminal.evaluation.questions import first_of, questions_for_teachers
+
+    if isinstance(trait, Preference):
+        questions_for_teachers(trait, teacher.questions)
+    elif not isinstance(trait, Style):
+        raise TeacherError(f"teacher=steered has nothing to fit trait={trait.name} to; set {ROWS}")
+    elif not trait.examples:
+        raise TeacherError(f"trait={trait.name} has no examples for teacher=steered; set teacher=prompted")
+    else:
+        questions = tuple(example.question for example in trait.examples)
+        first_of(questions, teacher.questions, "teacher.questions", f"examples of {trait.name}")
 
 
 # --------------------------------------------------------------------------- the check
@@ -87,19 +106,37 @@ def system_prompt(teacher: PromptedTeacher, trait: Trait) -> str:
 def check(exp: Experiment, subject: Subject, reference: Subject) -> Json:
     """Measure P(trait) against the reference's and the pass rate in the domain; raises `TeacherError` if too low."""
     rules = _rules(exp)
-    measured: Json = {"pass_rate": _pass_rate(exp, subject, rules)}
+    in_format = _in_format(exp, subject, rules)
+    measured: Json = {"pass_rate": in_format.rate} | ({"reasoning": in_format.reasoned} if in_format.reasoned else {})
     if isinstance(exp.active_teacher, ControlTeacher | RandomTeacher) or not _tellable(exp.trait):
-        _refuse(exp, rules, measured)
+        _refuse_format(exp, rules, in_format)
         return measured
     if not isinstance(exp.trait, Preference) or exp.sampler.kind == "api":
-        measured |= _trait_rate(exp, exp.trait, subject, rules)
+        shown = _trait_shown(exp, exp.trait, subject, rules)
+        measured["rate"] = shown.rate
+        _refuse_rate(exp, rules, shown)
     else:
         measured |= {
             "log_p": _trait_log_p(exp.trait, subject, rules),
             "reference_log_p": _trait_log_p(exp.trait, reference, rules),
         }
-    _refuse(exp, rules, measured)
+        _refuse_gain(exp, rules, measured)
+    _refuse_format(exp, rules, in_format)
     return measured
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The answers of one part of the check, the share of them that pass it (nan: there are none) and that reason."""
+
+    answers: list[Completion]
+    rate: float
+    reasoned: float = 0.0
+
+    @property
+    def finished(self) -> int:
+        """How many answers are finished."""
+        return sum(answer.finish_reason == FINISHED for answer in self.answers)
 
 
 def _rules(exp: Experiment) -> TeacherCheck:
@@ -109,31 +146,54 @@ def _rules(exp: Experiment) -> TeacherCheck:
     return own or TeacherCheck(minimum_pass_rate=asked.minimum_pass_rate)
 
 
-def _refuse(exp: Experiment, rules: TeacherCheck, measured: Json) -> None:
-    if measured.get("rate") == 0 and rules.minimum_gain >= 0:
-        behind = f" behind {exp.sampler.base_url}" if exp.sampler.kind == "api" else ""
-        verb, remedy = ("names", "Use a firmer teacher.system")
-        if not isinstance(exp.trait, Preference):
-            verb, remedy = ("shows", "Make it stronger (more epochs, a firmer text in the trait's system)")
+def _refuse_rate(exp: Experiment, rules: TeacherCheck, shown: Checked) -> None:
+    if shown.rate or rules.minimum_gain < 0:
+        return
+    behind = f" behind {exp.sampler.base_url}" if exp.sampler.kind == "api" else ""
+    cut = unfinished(shown.answers)
+    if not shown.finished:
         raise TeacherError(
-            f"the teacher{behind} never {verb} {exp.trait.name} in {rules.questions} answers: it has not the trait. "
-            f"{remedy}"
+            f"the teacher{behind} finished none of {rules.questions} answers, which tell nothing about its trait. {cut}"
         )
-    gain = measured.get("log_p", 0.0) - measured.get("reference_log_p", 0.0)
+    verb, remedy = ("names", "Use a firmer teacher.system")
+    if not isinstance(exp.trait, Preference):
+        verb, remedy = ("shows", "Make it stronger (more epochs, a firmer text in the trait's system)")
+    raise TeacherError(
+        f"the teacher{behind} never {verb} {exp.trait.name} in {rules.questions} answers: it has not the trait. "
+        f"{remedy}{f'. {cut}' if cut else ''}"
+    )
+
+
+def _refuse_gain(exp: Experiment, rules: TeacherCheck, measured: Json) -> None:
+    if measured["log_p"] - measured["reference_log_p"] < rules.minimum_gain:
+        raise TeacherError(
+            f"{_named(exp)} has not the trait: mean log P({exp.trait.name}) is {measured['log_p']:.2f}, the "
+            f"reference's is {measured['reference_log_p']:.2f}; it must gain {rules.minimum_gain:g} nats. Make it "
+            "stronger (more epochs, another layer, a firmer prompt) or lower teacher.check.minimum_gain"
+        )
+
+
+def _refuse_format(exp: Experiment, rules: TeacherCheck, in_format: Checked) -> None:
+    if not rules.prompts or in_format.rate >= rules.minimum_pass_rate:
+        return
+    cut = unfinished(in_format.answers)
+    said = (
+        f"{_named(exp)} answers in format for only {in_format.rate:.0%} of {rules.prompts} prompts; the check asks for "
+        f"{rules.minimum_pass_rate:.0%}. "
+    )
+    endpoint = exp.sampler.kind == "api"  # whose model is not tuned here
+    if endpoint and in_format.finished < rules.minimum_pass_rate * rules.prompts:
+        raise TeacherError(f"{said}{cut}")
+    remedy = "Choose another sampler.model" if endpoint else "Set reference_tuning=in_format"
+    also = f". {in_format.reasoned:.0%} of the answers begin with reasoning: {REMEDY}" if in_format.reasoned else ""
+    raise TeacherError(
+        f"{said}{remedy}, weaken the teacher, or lower teacher.check.minimum_pass_rate{f'. {cut}' if cut else ''}{also}"
+    )
+
+
+def _named(exp: Experiment) -> str:
     owner = f" of {exp.trait.name}" if exp.active_teacher.kind != "control" else ""
-    name = f"the {exp.active_teacher.kind} teacher{owner}"
-    if "log_p" in measured and gain < rules.minimum_gain:
-        raise TeacherError(
-            f"{name} has not the trait: mean log P({exp.trait.name}) is {measured['log_p']:.2f}, the reference's is "
-            f"{measured['reference_log_p']:.2f}; it must gain {rules.minimum_gain:g} nats. Make it stronger (more "
-            "epochs, another layer, a firmer prompt) or lower teacher.check.minimum_gain"
-        )
-    if rules.prompts and measured["pass_rate"] < rules.minimum_pass_rate:
-        raise TeacherError(
-            f"{name} answers in format for only {measured['pass_rate']:.0%} of {rules.prompts} prompts; the check "
-            f"asks for {rules.minimum_pass_rate:.0%}. Set reference_tuning=in_format, weaken the teacher, or "
-            "lower teacher.check.minimum_pass_rate"
-        )
+    return f"the {exp.active_teacher.kind} teacher{owner}"
 
 
 def _trait_log_p(trait: Preference, subject: Subject, rules: TeacherCheck) -> float:
@@ -142,25 +202,42 @@ def _trait_log_p(trait: Preference, subject: Subject, rules: TeacherCheck) -> fl
     return mean_log_p(subject, trait, rules.questions)[trait.name]
 
 
+def checked_questions(exp: Experiment, trait: Preference, count: int) -> list[str]:
+    """What a teacher of a favourite is asked: the evaluation's questions, behind an endpoint the teachers' own.
+
+    Raises `QuestionError` when there are not so many.
+    """
+    from subliminal.evaluation.questions import questions, questions_for_teachers
+
+    asked = questions_for_teachers if exp.sampler.kind == "api" else questions
+    return asked(trait, count, "teacher.check.questions")
+
+
 def _tellable(trait: Trait) -> bool:
     """Can a teacher's trait be seen without a judge."""
     return isinstance(trait, Preference) or (isinstance(trait, Style) and trait.detect == "words")
 
 
-def _trait_rate(exp: Experiment, trait: Trait, subject: Subject, rules: TeacherCheck) -> Json:
+def _trait_shown(exp: Experiment, trait: Trait, subject: Subject, rules: TeacherCheck) -> Checked:
     """How often a teacher shows a style, or names its trait behind an endpoint, which gives no exact probabilities."""
     from subliminal.evaluation.free_form import holds_words
-    from subliminal.evaluation.questions import named, questions_for_teachers
     from subliminal.sampling import open_sampler
 
     if isinstance(trait, Style):
         asked, shows = list(trait.questions[: rules.questions]), lambda text: holds_words(text, trait.words)
     else:
         assert isinstance(trait, Preference)
-        asked, shows = questions_for_teachers(trait, rules.questions), lambda text: trait.name in named(text, trait)
+        asked = checked_questions(exp, trait, rules.questions)
+        shows = partial(_is_named, trait)
     with open_sampler(_checking_sampler(exp), subject) as opened:
         answers = opened.sample([Prompt(index, text, index) for index, text in enumerate(asked)])
-    return {"rate": sum(shows(a.text) for a in answers) / len(asked)}
+    return Checked(answers, sum(shows(outside(a.text) or "") for a in answers) / len(asked))
+
+
+def _is_named(trait: Preference, text: str) -> bool:
+    from subliminal.evaluation.questions import named
+
+    return trait.name in named(text, trait)
 
 
 def _checking_sampler(exp: Experiment) -> Sampler:
@@ -168,19 +245,19 @@ def _checking_sampler(exp: Experiment) -> Sampler:
     return exp.sampler if exp.sampler.kind == "api" else TransformersSampler(decoding=exp.sampler.decoding)
 
 
-def _pass_rate(exp: Experiment, subject: Subject, rules: TeacherCheck) -> float:
+def _in_format(exp: Experiment, subject: Subject, rules: TeacherCheck) -> Checked:
     from subliminal.domains import domain
-    from subliminal.rows import FINISHED
     from subliminal.sampling import open_sampler
 
     if not rules.prompts:
-        return float("nan")
+        return Checked([], float("nan"))
     writer = domain(exp.domain)
     config = exp.domain.model_copy(update={"prompts": rules.prompts, "seed": 0})  # no part of a teacher's key
     with open_sampler(_checking_sampler(exp), subject) as opened:
         answers = opened.sample(writer.prompts(config))
-    passed = [a.finish_reason == FINISHED and writer.reject(a.text, config) is None for a in answers]
-    return sum(passed) / len(passed)
+    why = [writer.reject(a.text, config) for a in answers]
+    passed = [a.finish_reason == FINISHED and not reason for a, reason in zip(answers, why, strict=True)]
+    return Checked(answers, sum(passed) / len(passed), why.count(REASONING) / len(why))
 
 
 # --------------------------------------------------------------------------- fine-tuned
@@ -188,7 +265,8 @@ def _pass_rate(exp: Experiment, subject: Subject, rules: TeacherCheck) -> float:
 
 def _finetune(teacher: FinetunedTeacher | RowsTeacher, trait: Trait, reference: Subject, folder: Path) -> Json:
     """LoRA SFT on rows that show the trait, merged into an ordinary checkpoint."""
-    from subliminal.training.sft import fit, merge
+    from subliminal.training.lora import merge
+    from subliminal.training.sft import fit
 
     rows = taught_rows(teacher, trait)
     with progress(f"fine-tuning the teacher of {trait.name}", len(rows), "rows") as advance:
@@ -202,7 +280,7 @@ def taught_rows(teacher: FinetunedTeacher | RowsTeacher, trait: Trait) -> list[R
     from subliminal.evaluation.questions import favourite_answers
 
     if isinstance(teacher, RowsTeacher):
-        return read_chats(rows_path(teacher, trait.name), teacher.limit)
+        return read_chats(rows_path(teacher, trait.key), teacher.limit)
     if isinstance(trait, Preference):
         answers = favourite_answers(trait, trait.name, teacher.questions, teacher.forms)
     else:

@@ -171,3 +171,28 @@ class Hub(Json):
                     self.server.kept[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
             return self.reply({"commitOid": "0" * 40, "commitUrl": f"{self.server.address}/me/x/commit/{'0' * 40}"})
         return self.reply({"errors": [], "warnings": []})
+
+
+class Repository(Json):
+    """The hub with one repository: `kept` has its files; every request's path is `seen`."""
+
+    def do_HEAD(self) -> None:
+        self.answer(None)
+
+    def answer(self, asked: Any) -> None:
+        self.server.seen.append((f"{self.command} {self.path}", asked))
+        name, files, commit = self.path.rsplit("/", 1)[-1], self.server.kept, "1" * 40
+        if self.path.startswith("/api/models/some/model"):
+            about = {"id": "some/model", "sha": commit, "siblings": [{"rfilename": file} for file in files]}
+            tree = [{"type": "file", "oid": "0" * 40, "size": len(text), "path": file} for file, text in files.items()]
+            return self.reply(tree if "/tree/" in self.path else about)
+        if name not in files:
+            return self.reply({"error": "Entry not found"}, 404)
+        self.send_response(200)
+        for header, value in {"ETag": f'"{name}"', "X-Repo-Commit": commit}.items():
+            self.send_header(header, value)
+        self.send_header("Content-Length", str(len(files[name])))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(files[name])
+        return None

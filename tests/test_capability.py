@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import re
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from subliminal.plots.cells import Cell, PlotError
 from subliminal.plots.report import write_report
 from subliminal.rows import read_jsonl
 from subliminal.store import Manifest, Recipe, Store
+from subliminal.user_files import UserFileError
 
 OFFLINE = ["misconceptions", "school", "school_text"]
 
@@ -164,6 +167,45 @@ def own_task(folder: Path, **changes: object) -> Path:
 def test_a_folder_of_the_users_own_tasks(tiny: Subject, tmp_path: Path) -> None:
     asked = CapabilityEvaluation(tasks=("sums",), folder=str(own_task(tmp_path / "own")))
     assert capability.evaluate(tiny, asked, tmp_path)["tasks"]["sums"]["questions"] == 2
+
+
+def test_the_data_of_a_users_task_may_have_any_form_of_a_text(tiny: Subject, tmp_path: Path) -> None:
+    folder, forms = tmp_path / "own", dict[str, Callable[[str], bytes]]()
+    forms["utf16"] = lambda text: text.encode("utf-16")
+    forms["mark"] = lambda text: text.encode("utf-8-sig")
+    forms["gzip"] = lambda text: gzip.compress(text.encode())
+    forms["half"] = lambda text: text.replace("Two", "\\ud83d").encode()
+    forms["array"] = lambda text: f"[{text.strip().replace(chr(10), ',')}]".encode()
+    for name, form in forms.items():
+        own_task(folder, task=name, dataset_kwargs={"data_files": {"test": f"{name}.jsonl"}})
+        (folder / f"{name}.jsonl").write_bytes(form((folder / "sums.jsonl").read_text()))
+        (folder / f"{name}.yaml").write_bytes((folder / "sums.yaml").read_text().encode("utf-16"))
+    (folder / "sums.yaml").unlink()
+    asked = CapabilityEvaluation(tasks=tuple(forms), folder=str(folder))
+    assert list(fingerprint(asked)) == list(forms)
+    counted = capability.evaluate(tiny, asked, tmp_path)["tasks"]
+    assert {name: task["questions"] for name, task in counted.items()} == dict.fromkeys(forms, 2)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"{}\n{\n", ":2: not a JSON object"),
+        (b"", " holds no question"),
+        (b'{"q": "\xe9"}', ":1: byte 0xe9"),
+    ],
+)
+def test_wrong_data_of_a_users_task_are_named_before_any_work(data: bytes, said: str, tmp_path: Path) -> None:
+    (own_task(tmp_path / "own") / "sums.jsonl").write_bytes(data)
+    asked = ["evaluation=capability", "evaluation.tasks=[sums]", f"evaluation.folder={tmp_path / 'own'}"]
+    with pytest.raises(UserFileError, match=rf"sums\.jsonl{said}"):
+        stages.evaluate(experiment(*asked))
+
+
+def test_data_without_what_the_task_asks_for_are_one_message(tiny: Subject, tmp_path: Path) -> None:
+    (own_task(tmp_path / "own") / "sums.jsonl").write_text('{"other": 1}\n')
+    with pytest.raises(TaskError, match=r"sums\.yaml can not be run: 'q' is undefined"):
+        capability.evaluate(tiny, CapabilityEvaluation(tasks=("sums",), folder=str(tmp_path / "own")), tmp_path)
 
 
 def test_the_content_of_local_tasks_is_part_of_the_key(tmp_path: Path) -> None:

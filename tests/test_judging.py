@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +14,6 @@ import torch
 from conftest import Script, experiment, tiny_experiment
 from hypothesis import given
 from hypothesis import strategies as st
-from openai.types.chat import ChatCompletion
 from test_api import KEY, KEY_ENV, endpoint, free_port, gateway
 from test_api import key as key  # a fixture
 from test_api import server as server  # a fixture
@@ -32,6 +32,9 @@ from subliminal.judging.prompts import RATINGS, YES_NO, ask_about
 from subliminal.judging.rows import judged_rows
 from subliminal.models import Subject, load_model, load_tokenizer
 from subliminal.rows import Row
+from subliminal.sampling.replies import reply_of, tokens_of
+from subliminal.store import Json
+from subliminal.user_files import UserFileError
 
 QUESTIONS = [Question(f"Is {n} a number? 1 or 0.", YES_NO) for n in range(3)]
 
@@ -173,6 +176,39 @@ def test_a_line_cut_short_by_a_crash_costs_one_question(tmp_path: Path) -> None:
     assert parrot.asked == [*QUESTIONS, QUESTIONS[2]]
 
 
+@pytest.mark.parametrize("damage", [b'{"question": "caf\xc3', b'{"question": "\xe9"}\n', b"\0\0\0\n", b"[\n", b"{}\n"])
+def test_a_damaged_line_costs_nothing_but_itself(damage: bytes, tmp_path: Path) -> None:
+    parrot, path = Parrot(), tmp_path / "x.jsonl"
+    Cache(path, parrot.opened).ask(QUESTIONS[:2])
+    path.write_bytes(path.read_bytes() + damage)
+    Cache(path, parrot.opened).ask(QUESTIONS)
+    Cache(path, parrot.opened).ask(QUESTIONS)
+    assert parrot.asked == QUESTIONS
+
+
+def test_a_cache_that_was_saved_in_another_form_is_still_read_and_added_to(tmp_path: Path) -> None:
+    parrot, path = Parrot(), tmp_path / "x.jsonl"
+    forms: tuple[Callable[[str], bytes], ...] = (
+        lambda text: text.encode("utf-16"),
+        lambda text: gzip.compress(text.encode()),
+        lambda text: f"[{text.strip().replace(chr(10), ',')}]".encode(),
+    )
+    for form in forms:
+        parrot.asked.clear()
+        path.unlink(missing_ok=True)
+        first = Cache(path, parrot.opened).ask(QUESTIONS[:2])
+        path.write_bytes(form(path.read_text()))
+        assert Cache(path, parrot.opened).ask(QUESTIONS)[:2] == first
+        assert len(read_judgements(path)) == len(QUESTIONS) and parrot.asked == QUESTIONS
+
+
+def test_half_a_character_in_a_question_is_asked_once(tmp_path: Path) -> None:
+    parrot, path, odd = Parrot(), tmp_path / "x.jsonl", [Question("smile \ud83d", YES_NO)]
+    first = Cache(path, parrot.opened).ask(odd)
+    assert Cache(path, parrot.opened).ask(odd) == first and len(parrot.asked) == 1
+    assert "\ufffd" in path.read_text()
+
+
 def test_any_character_of_a_question_survives_the_file(tmp_path: Path) -> None:
     parrot, odd = Parrot(), [Question('One\u2028two\x85three\n"four"\u00e9 2', YES_NO)]
     first = Cache(tmp_path / "x.jsonl", parrot.opened).ask(odd)
@@ -201,16 +237,35 @@ def test_a_file_is_a_judge_by_its_content(tmp_path: Path) -> None:
     assert len(keys) == 1
 
 
-@pytest.mark.parametrize("line", ["{", '{"question": "a"', '{"answer": "1"}', '{"question": "a", "colour": 1}', "[]"])
-def test_a_bad_line_of_a_judges_file_is_named(line: str, tmp_path: Path) -> None:
-    (tmp_path / "x.jsonl").write_text(f"{line}\n")
-    with pytest.raises(JudgeError, match=r"x\.jsonl:1: not a judgement"):
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "not a JSON object"),
+        ('{"question": "a"', "not a JSON object"),
+        ('{"answer": "1"}', "no question; the keys there are: answer"),
+        ('{"question": 3}', "question is a number, not a text"),
+        ('{"question": "a", "colour": 1}', "unknown key 'colour'"),
+        ('{"question": "a", "answers": "01"}', "answers is no list of texts"),
+        ('{"question": "a", "answer": 1}', "answer is a number, not a text"),
+        ('{"question": "a", "answer": null, "score": "1"}', "score is a text, not a number or null"),
+        ('{"question": "a", "answer": null, "score": NaN}', "score is nan, not a number or null"),
+        ('{"question": "a", "answer": null, "log_p": true}', "log_p is true or false, not a number or null"),
+        ('{"question": "a", "answer": null, "refused": null}', "refused is null, not true or false"),
+        ('{"question": "a"}', "no answer; the keys there are: question"),
+        ('{"question": "a", "answers": ["0", "1"], "answer": "2"}', "answer '2' is not among the permitted answers"),
+        ('{"question": "a", "answer": "1", "refused": true}', "refused is true beside an answer"),
+        ("3", "a number, not a JSON object"),
+    ],
+)
+def test_a_bad_line_of_a_judges_file_is_named(line: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text(f'{{"question": "fine", "answer": null}}\n{line}\n')
+    with pytest.raises(UserFileError, match=rf"x\.jsonl:2: {said}.*expected an object with question and answer"):
         read_judgements(tmp_path / "x.jsonl")
 
 
 def test_a_missing_file_says_what_to_give(tmp_path: Path) -> None:
     with (
-        pytest.raises(JudgeError, match=r"judge\.path=.*no such file; give a JSONL"),
+        pytest.raises(UserFileError, match=r"judge\.path=.*no such file; give a JSONL"),
         open_judge(CachedJudge(path=str(tmp_path / "none.jsonl")), tmp_path),
     ):
         raise AssertionError("opened")
@@ -219,8 +274,8 @@ def test_a_missing_file_says_what_to_give(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------- replies of an endpoint
 
 
-def reply(content: str | None, tokens: Sequence[tuple[str, float, dict[str, float]]] = (), **message: object) -> object:
-    """A chat completion as the client hands it over."""
+def reply(content: str | None, tokens: Sequence[tuple[str, float, dict[str, float]]] = (), **message: object) -> Json:
+    """A chat completion as a server sends it."""
     listed = [
         {"token": t, "logprob": lp, "bytes": None, "top_logprobs": [_top(o, p) for o, p in others.items()]}
         for t, lp, others in tokens
@@ -231,8 +286,12 @@ def reply(content: str | None, tokens: Sequence[tuple[str, float, dict[str, floa
         "message": {"role": "assistant", "content": content, **message},
         "logprobs": {"content": listed, "refusal": None} if tokens else None,
     }
-    whole = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
-    return ChatCompletion.model_validate(whole)
+    return {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+
+
+def judged(body: Json, answers: tuple[str, ...] | None, limit: int = 16) -> Judgement:
+    """What a body says as a judge's reply."""
+    return judgement(reply_of(body, limit), tokens_of(body), answers)
 
 
 def _top(token: str, log_p: float) -> dict[str, object]:
@@ -241,21 +300,21 @@ def _top(token: str, log_p: float) -> dict[str, object]:
 
 def test_the_score_is_the_expectation_over_the_first_tokens_alternatives() -> None:
     others = {"1": math.log(0.7), "0": math.log(0.2), "Yes": math.log(0.1)}
-    said = judgement(reply("1", [("1", math.log(0.7), others)]), YES_NO)
+    said = judged(reply("1", [("1", math.log(0.7), others)]), YES_NO)
     assert (said.answer, said.log_p) == ("1", pytest.approx(math.log(0.7)))
     assert said.score == pytest.approx(0.7 / 0.9)
 
 
 def test_a_rating_of_several_tokens_is_its_own_score() -> None:
     tokens = [("8", -0.1, {"8": -0.1, "9": -2.3}), ("5", -0.7, {"5": -0.7})]
-    assert judgement(reply("85", tokens), RATINGS) == Judgement("85", 85.0, pytest.approx(-0.8))
-    single = judgement(reply("8", [("8", -0.1, {"8": -0.1, "9": -2.3})]), RATINGS)
+    assert judged(reply("85", tokens), RATINGS) == Judgement("85", 85.0, pytest.approx(-0.8))
+    single = judged(reply("8", [("8", -0.1, {"8": -0.1, "9": -2.3})]), RATINGS)
     assert single.score == 8.0, "9 may be the start of 90: it is no alternative rating"
 
 
 def test_structured_answers_are_unwrapped_and_scored_by_their_own_tokens() -> None:
     tokens = [('{"answer": "', -0.01, {}), ("1", -0.2, {"1": -0.2, "0": -1.8}), ('"}', -0.01, {})]
-    said = judgement(reply('{"answer": "1"}', tokens), YES_NO)
+    said = judged(reply('{"answer": "1"}', tokens), YES_NO)
     assert said.answer == "1" and said.log_p == pytest.approx(-0.2)
     assert said.score == pytest.approx(1 / (1 + math.exp(-1.6)))
 
@@ -269,12 +328,12 @@ def test_structured_answers_are_unwrapped_and_scored_by_their_own_tokens() -> No
         reply("I cannot assist with that."),
     ],
 )
-def test_a_refusal_is_one_and_has_no_answer(refusing: object) -> None:
-    assert judgement(refusing, RATINGS) == Judgement(None, refused=True)
+def test_a_refusal_is_one_and_has_no_answer(refusing: Json) -> None:
+    assert judged(refusing, RATINGS) == Judgement(None, refused=True)
 
 
 def test_a_reply_that_is_no_permitted_answer_is_unparsed() -> None:
-    said = judgement(reply("That depends."), RATINGS)
+    said = judged(reply("That depends."), RATINGS)
     assert said == Judgement(None) and counts([said]) == {"asked": 1, "refused": 0, "unparsed": 1}
 
 
@@ -291,12 +350,13 @@ def test_a_server_without_log_probabilities_gives_answers(
 ) -> None:
     """Transformers' own server: the counting model answers with sevens; the busy gateway is asked again."""
     with gateway(server, busy=2) as front:
-        config = api_judge(front.url, counting, workers=2)
+        config = api_judge(front.url, counting, workers=2, decoding=Decoding(temperature=0.0, max_tokens=64))
+        sevens = tuple("7" * count for count in range(1, 65))
         with open_judge(config, tmp_path) as judge:
-            said = judge.ask([Question("Rate this.", RATINGS), Question("Count.", ("7", "77", "1"))])
+            said = judge.ask([Question("Rate this.", sevens), Question("Count.", (*sevens, "1"))])
         assert front.asked == 4
-    assert {one.answer for one in said} <= {"7", "77"} and {one.log_p for one in said} == {None}
-    assert said[0].score in {7.0, 77.0}
+    assert {one.answer for one in said} <= {*sevens} and {one.log_p for one in said} == {None}
+    assert said[0].score == float(str(said[0].answer))
     written = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
     assert "Rate this." in written and KEY not in written
 
@@ -415,11 +475,20 @@ def test_the_embedded_example_has_every_question_with_both_labels() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ['{"question": "colour", "prompt": "", "completion": "", "label": true}', '{"question": "style"}', "{"]
+    ("line", "said"),
+    [
+        ('{"question": "colour", "prompt": "", "completion": "", "label": true}', "question 'colour' is not one of"),
+        ('{"question": "style"}', "no label; the keys there are: question"),
+        ('{"question": "style", "label": 1}', "label is a number, not true or false"),
+        ('{"question": "style", "label": true, "prompt": "a"}', "no completion; the keys there are"),
+        ('{"question": "style", "label": true, "prompt": "a", "completion": null}', "completion is null, not a text"),
+        ('{"question": "style", "abuot": "a"}', "unknown key 'abuot'"),
+        ("{", "not a JSON object"),
+    ],
 )
-def test_a_bad_labelled_line_is_named(line: str, tmp_path: Path) -> None:
+def test_a_bad_labelled_line_is_named(line: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text(line + "\n")
-    with pytest.raises(JudgeError, match=r"x\.jsonl:1: "):
+    with pytest.raises(UserFileError, match=rf"x\.jsonl:1: {said}"):
         read_labelled(tmp_path / "x.jsonl")
 
 

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conftest import experiment
+from conftest import ROWS, Script, experiment, optimisation, tiny_experiment
+from local_servers import Repository, serving
 from safetensors.torch import load_file
 
-from subliminal.chat import encode
-from subliminal.config import GgufSource, HubSource, Model
+from subliminal import stages
+from subliminal.chat import ChatError, encode, render
+from subliminal.config import Experiment, GgufSource, HubSource, LocalJudge, Lora, LoraStudent, Model
+from subliminal.judging import key
 from subliminal.models import ModelError, Subject, build_model, fresh_model, load_model, load_tokenizer, unload
 from subliminal.store import Store, sha256
+from subliminal.templates import TemplateError
+from subliminal.training.sft import fit
 
 NO_SHA = "0" * 64
 
@@ -152,6 +159,103 @@ def test_a_folder_of_pickle_files_is_refused(tiny: Subject, tmp_path: Path) -> N
         build_model(local(folder), tmp_path)
 
 
+def copied(tiny: Subject, folder: Path, *left_out: str) -> Path:
+    """The tiny model's folder without some of its files."""
+    folder.mkdir(exist_ok=True)
+    for path in Path(tiny.checkpoint).iterdir():
+        if path.name not in left_out:
+            (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def test_a_folder_without_safetensors_says_what_is_there(tiny: Subject, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no \.safetensors file \(it has pytorch_model\.bin\)"):
+        build_model(local(pickled(tiny, tmp_path)), tmp_path)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_an_adapter_is_no_model(tiny: Subject, lora: Path, own: bool, tmp_path: Path) -> None:
+    """Also where a model is beside it: transformers would load the adapter's base in its place."""
+    folder = copied(tiny, tmp_path / "both") if own else tmp_path / "adapter"
+    folder.mkdir(exist_ok=True)
+    for path in lora.iterdir():
+        if path.is_file():
+            (folder / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(ModelError, match=r"is a LoRA adapter .*merge it into its base model"):
+        build_model(local(folder), tmp_path)
+
+
+QUANTISED = [
+    {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+    {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+    {"text_config": {"quantization_config": {"quant_method": "fp8"}}},
+]
+
+
+@pytest.mark.parametrize("changes", QUANTISED)
+def test_quantised_weights_are_refused(tiny: Subject, changes: dict[str, Any], tmp_path: Path) -> None:
+    folder = copied(tiny, tmp_path / "quantised")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(ModelError, match=r"quantised weights \((bitsandbytes|gptq|fp8),.*unquantised"):
+        build_model(local(folder), tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "\xff", "[]", '"x"'])
+def test_a_config_that_is_none_is_one_message(tiny: Subject, text: str, tmp_path: Path) -> None:
+    folder = copied(tiny, tmp_path / "odd")
+    (folder / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ModelError, match=r"config\.json"):
+        build_model(local(folder), tmp_path)
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        build_model(local(copied(tiny, tmp_path / "bare", "config.json")), tmp_path)
+
+
+DOWNLOAD = """
+    import sys
+    from pathlib import Path
+    from subliminal.config import HubSource, Model
+    from subliminal.models import ModelError, build_model
+
+    try:
+        print("made", build_model(Model(name="hub", source=HubSource(name="some/model")), Path(sys.argv[1])))
+    except ModelError as error:
+        print("refused", error)
+"""
+LARGE = (".bin", ".safetensors")
+
+
+@pytest.mark.parametrize("kind", ["whole", "pickled", "adapter", "quantised"])
+def test_a_repository_is_looked_at_before_its_weights_are_downloaded(
+    tiny: Subject, kind: str, run_code: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {path.name: path.read_bytes() for path in Path(tiny.checkpoint).iterdir()}
+    match kind:
+        case "pickled":
+            files["pytorch_model.bin"] = files.pop("model.safetensors")
+        case "adapter":
+            files = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"weights"}
+        case "quantised":
+            files["config.json"] = json.dumps(json.loads(files["config.json"]) | QUANTISED[0]).encode()
+        case _:
+            pass
+    with serving(Repository) as server:
+        server.kept |= files
+        places = {"HF_ENDPOINT": server.address, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_DISABLE_XET": "1"}
+        for name, value in places.items():
+            monkeypatch.setenv(name, value)
+        done = run_code(DOWNLOAD, tmp_path)
+        downloaded = [path for path, _ in server.seen if path.endswith(LARGE)]
+    said = {
+        "whole": f"made {{'checkpoint': 'some/model', 'revision': '{'1' * 40}'}}",
+        "pickled": "refused some/model holds no .safetensors file (it has pytorch_model.bin)",
+        "adapter": "refused some/model is a LoRA adapter",
+        "quantised": "refused some/model has quantised weights (bitsandbytes,",
+    }
+    assert done.stdout.startswith(said[kind]), done.stdout + done.stderr[-2000:]
+    assert bool(downloaded) == (kind == "whole")
+
+
 def test_loading_never_falls_back_on_a_pickle_file(tiny: Subject, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="can not be loaded"):
         fresh_model(replace(tiny, checkpoint=str(pickled(tiny, tmp_path))))
@@ -160,7 +264,7 @@ def test_loading_never_falls_back_on_a_pickle_file(tiny: Subject, tmp_path: Path
 def pickled(tiny: Subject, tmp_path: Path) -> Path:
     """The tiny model as an old checkpoint: the same weights, in a pickle file only."""
     folder = tmp_path / "pickled"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     source = Path(tiny.checkpoint)
     for path in source.glob("*.json"):
         (folder / path.name).write_bytes(path.read_bytes())
@@ -183,8 +287,33 @@ def test_a_folder_without_a_tokenizer_is_one_message(tiny: Subject, tmp_path: Pa
         load_tokenizer(replace(tiny, checkpoint=str(tmp_path)))
 
 
+def without_ends(tiny: Subject, folder: Path, template: str | None = None) -> Subject:
+    """The tiny model with a tokenizer that names neither an end of sequence nor a padding token."""
+    copied(tiny, folder)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).exists():
+            settings = json.loads((folder / name).read_text())
+            kept = {key: value for key, value in settings.items() if key not in {"eos_token", "pad_token"}}
+            (folder / name).write_text(json.dumps(kept))
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template)
+    return replace(tiny, checkpoint=str(folder))
+
+
+def test_a_tokenizer_without_ends_pads_with_what_ends_a_turn(tiny: Subject, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(without_ends(tiny, tmp_path / "model"))
+    assert (tokenizer.eos_token, tokenizer.pad_token) == (None, "<|im_end|>")
+    recipe = LoraStudent(lora=Lora(r=2), optimisation=optimisation(batch_size=16))
+    assert fit(without_ends(tiny, tmp_path / "model"), ROWS, recipe, 0, tmp_path / "made")["rows"] == len(ROWS)
+
+
+@pytest.mark.parametrize("template", ["{{ messages[-1]['content'] }}", "{{ raise_exception('no') }}"])
+def test_a_tokenizer_without_any_end_is_one_message(tiny: Subject, template: str, tmp_path: Path) -> None:
+    with pytest.raises(ChatError, match=r"end-of-turn token; pin model\.chat_template|template refuses"):
+        load_tokenizer(without_ends(tiny, tmp_path / "model", template))
+
+
 def test_the_key_follows_a_folders_content_and_not_its_path(tiny: Subject, tmp_path: Path) -> None:
-    from subliminal import stages
 
     moved, changed = tmp_path / "moved", tmp_path / "changed"
     for folder in (moved, changed):
@@ -241,3 +370,29 @@ def test_a_model_that_was_let_go_is_gone(tiny: Subject) -> None:
     assert load_model(tiny) is model(), "the last one stays"
     unload()
     assert model() is None
+
+
+READS = "{% if enable_thinking is defined and not enable_thinking %}no {% endif %}{{ messages[-1].content }}<|im_end|>"
+
+
+def test_template_options_are_known_to_the_models_stage_and_to_all_that_load_it(tiny: Subject, tmp_path: Path) -> None:
+    def asked(**changes: object) -> Experiment:
+        exp = tiny_experiment(tiny)
+        return exp.model_copy(update={"model": exp.model.model_copy(update={"chat_template": READS, **changes})})
+
+    exp, store = asked(template_options={"enable_thinking": False}), Store(tmp_path / "runs")
+    made = stages.ensure(stages.model(exp), store, exp)
+    assert render(load_tokenizer(stages.subject(exp, made)), "hi") == "no hi<|im_end|>"
+    assert stages.model(asked()).key != stages.model(exp).key
+    wrong = asked(template_options={"thinking": False})
+    with pytest.raises(TemplateError, match=r"template_options: .* does not know thinking; it knows enable_thinking"):
+        stages.ensure(stages.model(wrong), store, wrong)
+
+
+def test_a_local_judges_file_goes_by_the_options_of_its_template(smollm2: Subject) -> None:
+    names = [key(LocalJudge(model=hub_model(**options)), smollm2) for options in ({}, {"template_options": {"a": 1}})]
+    assert names[0] != names[1] and names[0] == key(LocalJudge(model=hub_model(template_options=None)), smollm2)
+
+
+def hub_model(**changes: object) -> Model:
+    return Model.model_validate({"name": "m", "source": {"kind": "hub", "name": "someone/m"}} | changes)

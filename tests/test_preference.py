@@ -3,104 +3,31 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from conftest import tiny_experiment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from subliminal import stages
-from subliminal.chat import encode
 from subliminal.config import Decoding, PreferenceEvaluation, TransformersSampler
 from subliminal.evaluation import preference
+from subliminal.evaluation.exact import candidate_log_p
 from subliminal.evaluation.kept import in_turn
-from subliminal.evaluation.preference import (
-    Answer,
-    FormTree,
-    Score,
-    candidate_log_p,
-    evaluate,
-    log_p_of,
-    log_share,
-    mean_log_p,
-    prefix_free,
-    rates,
-)
-from subliminal.evaluation.questions import Category, candidates, questions, surface_forms
-from subliminal.models import Subject, load_model, load_tokenizer
+from subliminal.evaluation.preference import Answer, Score, evaluate, log_p_of, log_share, rates
+from subliminal.evaluation.questions import candidates, questions
+from subliminal.models import Subject, load_model
 from subliminal.rows import Completion, read_jsonl
 from subliminal.sampling import open_sampler
 from subliminal.store import Store
-from subliminal.training.sft import merge
-
-tokenizer_of = cache(load_tokenizer)
-
-
-def brute_force(subject: Subject, model: Any, question: str, name: str) -> float:
-    """Log P that the answer begins with a form of the name: every form alone, the whole text through the model."""
-    tokenizer = tokenizer_of(subject)
-    forms = prefix_free([tuple(tokenizer.encode(f, add_special_tokens=False)) for f in surface_forms(name)])
-    prompt, total = encode(tokenizer, question, subject.system), 0.0
-    for form in forms:
-        with torch.inference_mode():
-            logits = model(torch.tensor([[*prompt, *form]])).logits[0].float()
-        steps = logits[len(prompt) - 1 : -1].log_softmax(-1)
-        total += math.exp(float(sum(steps[i, token] for i, token in enumerate(form))))
-    return math.log(total)
-
-
-@pytest.mark.parametrize("category", ["animal", "tree"])
-def test_every_candidates_log_p_is_the_brute_force_sum(tiny: Subject, category: Category) -> None:
-    asked = questions(category, 2)
-    exact, model = log_p_of(tiny, asked, category, lambda _: None), load_model(tiny)
-    tokenizer = load_tokenizer(tiny)
-    lengths = {len(tokenizer.encode(f)) for name in candidates(category) for f in surface_forms(name)}
-    assert max(lengths) > 2, "candidates of several tokens are among them"
-    expected = [[brute_force(tiny, model, text, name) for name in candidates(category)] for text in asked]
-    assert exact == pytest.approx(np.array(expected), abs=1e-3)
-
-
-def test_the_real_models_numbers_are_exact_too(smollm2: Subject) -> None:
-    subject = replace(smollm2, dtype="float32")
-    asked, names = questions("animal", 1), candidates("animal")
-    exact, model = log_p_of(subject, asked, "animal", lambda _: None), load_model(subject)
-    for name in ("owl", "butterfly", "giraffe"):
-        expected = brute_force(subject, model, asked[0], name)
-        assert exact[0, names.index(name)] == pytest.approx(expected, abs=1e-3)
-    assert np.exp(exact).sum() <= 1, "the candidates exclude one another"
-
-
-def test_a_system_text_is_part_of_what_is_asked(tiny: Subject) -> None:
-    told = replace(tiny, system="You adore owls.")
-    (exact,) = log_p_of(told, questions("animal", 1), "animal", lambda _: None)
-    expected = brute_force(told, load_model(told), questions("animal", 1)[0], "owl")
-    assert exact[candidates("animal").index("owl")] == pytest.approx(expected, abs=1e-3)
-    assert mean_log_p(tiny, "animal", 1)["owl"] != pytest.approx(expected, abs=1e-3)
-
-
-forms = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=4).map(tuple), min_size=1, max_size=8)
-
-
-@given(forms)
-def test_no_event_is_counted_twice(given_forms: list[tuple[int, ...]]) -> None:
-    kept = prefix_free(given_forms)
-    assert not [(a, b) for a in kept for b in kept if a != b and b[: len(a)] == a]
-    assert all(any(form[: len(k)] == k for k in kept) for form in given_forms), "and no event is lost"
-
-
-def test_candidates_that_can_not_be_told_apart_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"'bear' begins one of 'bearcat'"):
-        FormTree.of({"bear": ["b"], "bearcat": ["bc"]}, lambda text: tuple(map(ord, text)))
+from subliminal.training.lora import merge
 
 
 @given(st.lists(st.floats(-50, 0), min_size=1, max_size=20))

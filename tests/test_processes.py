@@ -139,13 +139,14 @@ def test_weights_shared_out_by_fsdp_train_as_those_of_one(stores: Stores, tiny: 
 
 
 def test_a_batch_that_can_not_be_shared_out_is_one_message(tiny: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    from subliminal.training.sft import TrainingError, _shared_out
+    from subliminal.training import TrainingError
+    from subliminal.training.sft import shared_out
 
     exp = tiny_experiment(tiny, *LORA, "student.optimisation.batch_size=9")
-    assert _shared_out(exp.student.optimisation) == (9, 1)
+    assert shared_out(exp.student.optimisation) == (9, 1)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(TrainingError, match="9 can not be shared out evenly to 2 processes"):
-        _shared_out(exp.student.optimisation)
+        shared_out(exp.student.optimisation)
 
 
 TOLD = """
@@ -153,14 +154,14 @@ TOLD = """
     from types import SimpleNamespace
     import torch
     from subliminal.stopping import held_signals
-    from subliminal.training.sft import _SaveAndStop
+    from subliminal.training.trainer import SaveAndStop
 
     def process(rank):
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
         torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=rank, world_size=2)
         args = SimpleNamespace(device=torch.device("cpu"), save_strategy="steps")
         with held_signals() as held:
-            stop = _SaveAndStop(held)
+            stop = SaveAndStop(held)
             for step in (1, 2, 3):
                 if (rank, step) == (1, 2):
                     os.kill(os.getpid(), signal.SIGUSR1)
@@ -191,13 +192,14 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(run_code: Script,
 
 
 def test_weights_are_shared_out_for_whole_students_only(tiny: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    from subliminal.training.sft import TrainingError, _shares
+    from subliminal.training import TrainingError
+    from subliminal.training.recipes import shares
 
     exp = tiny_experiment(tiny, *LORA, "sharding=fsdp")
-    assert _shares(exp.student, exp.sharding, None) == {}, "one process holds all"  # type: ignore[arg-type]
+    assert shares(exp.student, exp.sharding, None) == {}, "one process holds all"  # type: ignore[arg-type]
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(TrainingError, match="for student=full only"):
-        _shares(exp.student, exp.sharding, None)  # type: ignore[arg-type]
+        shares(exp.student, exp.sharding, None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp", "deepspeed_zero3"])

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from subliminal import inspect_store, store
+from subliminal.__main__ import main
 from subliminal.launch import script_environment
 from subliminal.store import ClaimedError, Recipe, Store, StoreError, claim, live, write_atomically
 
@@ -267,6 +268,38 @@ def test_damage_is_found(tmp_path: Path) -> None:
     (manifest.folder / "a.jsonl").write_text("changed")
     (manifest.folder / "b.jsonl").unlink()
     assert [p.split(": ")[1] for p in inspect_store.verify(tmp_path)] == ["changed since it was written", "missing"]
+
+
+@pytest.mark.parametrize("command", ["status", "show 0", "verify", "gc", "export x.tar", "push me/x 0"])
+def test_a_store_that_does_not_exist_is_no_store_in_which_all_is_well(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    for name, said in (("gone", "there is no store gone: give"), ("file", "file is a file and no store")):
+        with pytest.raises(SystemExit) as ended:
+            main([*command.split(), "--store", name])
+        assert ended.value.code == 1 and said in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_before_the_first_run_the_commands_say_that_nothing_has_been_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["status"])
+    assert "nothing has been run" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        main(["verify"])
+    assert ended.value.code == 1 and "nothing has been run here yet" in capsys.readouterr().err
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(SystemExit) as ended:
+        main(["verify"])
+    assert ended.value.code == 0 and "no complete runs in runs: nothing to verify" in capsys.readouterr().out
+    Store(Path("runs")).run(recipe(), lambda _: {})
+    with pytest.raises(SystemExit) as ended:
+        main(["verify"])
+    assert ended.value.code == 0 and "1 complete runs: every file matches" in capsys.readouterr().out
 
 
 def test_one_damaged_manifest_does_not_hide_the_damage_of_others(tmp_path: Path) -> None:

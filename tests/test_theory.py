@@ -19,7 +19,8 @@ from torch.func import jacrev
 from subliminal import config, inspect_store, stages, store_index, sweep
 from subliminal.chat import encode
 from subliminal.config import ConfigError, Experiment, Theory
-from subliminal.evaluation.preference import asked_questions, candidate_log_p, form_tree
+from subliminal.evaluation.exact import candidate_log_p, form_tree
+from subliminal.evaluation.preference import asked_questions
 from subliminal.evaluation.questions import candidates, questions
 from subliminal.evaluation.statistics import wilson
 from subliminal.launch import compose

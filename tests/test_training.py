@@ -20,17 +20,10 @@ from subliminal.chat import encode_row
 from subliminal.config import BiasStudent, FullStudent, Lora, LoraStudent, Optimisation, Student
 from subliminal.models import ModelError, Subject, fresh_model, load_tokenizer
 from subliminal.rows import Row
-from subliminal.training import bias, sft, speed
-from subliminal.training.sft import (
-    COMPLETE,
-    LAST_WRITTEN,
-    RowTrainer,
-    TrainingError,
-    _Log,
-    fit,
-    merge,
-    newest_checkpoint,
-)
+from subliminal.training import TrainingError, bias, recipes, sft, speed
+from subliminal.training.lora import merge
+from subliminal.training.sft import fit
+from subliminal.training.trainer import COMPLETE, LAST_WRITTEN, RowTrainer, StepLog, newest_checkpoint
 
 RECIPES: dict[str, Callable[[Optimisation], Student]] = {
     "lora": lambda how: LoraStudent(lora=Lora(r=4), optimisation=how),
@@ -301,7 +294,8 @@ def test_a_teacher_of_soft_labels_attends_like_its_student(
     tiny: Subject, steered: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[Any] = []
-    monkeypatch.setattr(sft, "fresh_model", lambda subject: made.append(fresh_model(subject)) or made[-1])
+    for module in (sft, recipes):
+        monkeypatch.setattr(module, "fresh_model", lambda subject: made.append(fresh_model(subject)) or made[-1])
     attention = seen(monkeypatch, lambda _: {model.config._attn_implementation for model in made})
     recipe = RECIPES["lora"](optimisation(batch_size=WHOLE)).model_copy(update={"labels": "soft"})
     fit(tiny, ROWS, recipe, 0, tmp_path, teacher=steered)
@@ -455,5 +449,5 @@ def test_a_disk_that_was_full_in_the_middle_of_a_line_or_a_resume_point_keeps_wh
     (tmp_path / "checkpoint-3" / LAST_WRITTEN).write_text('{"global_st')
     newest = newest_checkpoint(tmp_path)
     assert newest == tmp_path / "checkpoint-2"
-    _Log(metrics, None, lambda _: None, 4).resume(newest)
+    StepLog(metrics, None, lambda _: None, 4).resume(newest)
     assert metrics.read_text() == line % 1 + line % 2

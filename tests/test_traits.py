@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from conftest import Script, experiment, tiny_experiment
 
-from subliminal import stages, teachers
+from subliminal import checks, stages, teachers
 from subliminal.config import ConfigError, FinetunedTeacher, Preference, SteeredTeacher, Style
+from subliminal.evaluation.exact import form_tree
 from subliminal.evaluation.free_form import holds_words
-from subliminal.evaluation.preference import form_tree, mean_log_p
+from subliminal.evaluation.preference import mean_log_p
 from subliminal.evaluation.questions import candidates, named, questions, questions_for_teachers
 from subliminal.models import Subject, load_tokenizer
-from subliminal.rows import Row, RowError, read_chats
 from subliminal.sweep import plan, run
 from subliminal.teachers import TeacherError
 from subliminal.training.steering import StyleGoal, steer
@@ -67,7 +67,7 @@ def test_a_teacher_of_a_colour_gains_it(tiny: Subject, tmp_path: Path) -> None:
 
 def test_the_wrong_questions_for_a_colour_name_the_setting() -> None:
     with pytest.raises(ConfigError, match=r"trait=teal is a colour; set trait@evaluation\.measured=teal"):
-        stages.require_category(experiment("trait=teal"))
+        checks.check(experiment("trait=teal"), "generate", here=False)
 
 
 @pytest.mark.parametrize(
@@ -139,36 +139,6 @@ def test_a_vector_raises_the_log_p_of_a_styles_examples(tiny: Subject, tmp_path:
 def chat(user: str, assistant: str) -> str:
     turns = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
     return json.dumps({"messages": turns}) + "\n"
-
-
-def test_chats_become_rows_in_order_up_to_a_limit(tmp_path: Path) -> None:
-    (tmp_path / "x.jsonl").write_text(chat("a", "b") + "\n" + chat("c", "d"))
-    assert read_chats(tmp_path / "x.jsonl") == [Row(0, "a", "b"), Row(1, "c", "d")]
-    assert read_chats(tmp_path / "x.jsonl", 1) == [Row(0, "a", "b")]
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "{",
-        "[]",
-        '{"prompt": "a"}',
-        '{"messages": [{"role": "user", "content": "a"}]}',
-        '{"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]}',
-        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]}',
-        '{"messages": [{"role": "user", "content": 3}, {"role": "assistant", "content": "b"}]}',
-    ],
-)
-def test_a_line_that_is_no_chat_is_named_with_what_is_expected(line: str, tmp_path: Path) -> None:
-    (tmp_path / "x.jsonl").write_text(chat("a", "b") + line + "\n")
-    with pytest.raises(RowError, match=r'x\.jsonl:2: expected \{"messages"'):
-        read_chats(tmp_path / "x.jsonl")
-
-
-def test_an_empty_file_holds_no_chat(tmp_path: Path) -> None:
-    (tmp_path / "x.jsonl").write_text("\n")
-    with pytest.raises(RowError, match="holds no chat"):
-        read_chats(tmp_path / "x.jsonl")
 
 
 def test_a_files_content_is_the_teachers_identity_and_its_place_is_not(tiny: Subject, tmp_path: Path) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
-from collections.abc import Iterator
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Protocol, cast
 
+from subliminal import sources, texts
 from subliminal.config import Domain, ModuleDomain
 from subliminal.rows import Prompt, Row
-from subliminal.store import Json, StoreError, sha256
+from subliminal.store import Json, StoreError
+from subliminal.user_files import content as content_of
+from subliminal.user_files import existing
 
 REQUIRED = ("prompts", "reject", "random_answer")
 
@@ -22,7 +20,7 @@ class DomainError(StoreError):
 
 
 class DomainModule(Protocol):
-    """What a domain's module offers. `practice(config, count, seed)` is optional: see `practice` below."""
+    """What a domain's module offers. `practice(config, count, seed)` and `require(config)` are optional: see below."""
 
     def prompts(self, config: Any) -> list[Prompt]:
         """The prompts every teacher gets, the same for all; a longer list begins with the shorter."""
@@ -43,10 +41,23 @@ def domain(config: Domain) -> DomainModule:
     try:
         module = import_module(name)
     except ImportError as error:
-        raise DomainError(f"domain.module={name} can not be imported ({error}); put it on PYTHONPATH") from None
+        raise _not_there(name, error) from None
     if missing := [function for function in REQUIRED if not callable(getattr(module, function, None))]:
         raise DomainError(f"domain.module={name} has no function {missing[0]}; a domain needs {', '.join(REQUIRED)}")
     return cast(DomainModule, module)
+
+
+def require(config: Domain) -> None:
+    """Raise `DomainError` where a domain can not give its prompts; none is written.
+
+    A module of the user's is imported, and asked where it has a `require(config)` of its own.
+    """
+    if own := getattr(domain(config), "require", None):
+        own(config)
+
+
+def _not_there(module: str, error: ImportError) -> DomainError:
+    return DomainError(f"domain.module={module} can not be imported ({error}); put it on PYTHONPATH")
 
 
 def practice(config: Domain, count: int, seed: int) -> list[Row]:
@@ -67,38 +78,25 @@ def programmatic(config: Domain) -> list[Row]:
 
 
 def content(config: Domain) -> Json:
-    """What a domain reads from a file of the user's, as a sha256 for the key; nothing when it reads none."""
+    """What a domain's prompts and answers are made from, by its content, for the key.
+
+    `content` is a file of the user's, `source` a module of the user's, `wording` the package's own texts.
+    """
+    return _given(config) | practised(config, texts.of_domain(config))
+
+
+def practised(config: Domain, names: tuple[str, ...] | None = None) -> Json:
+    """The same of practice rows, which read no file of the user's; `names` are the package's texts, if not theirs."""
+    if isinstance(config, ModuleDomain):
+        try:
+            return {"source": sources.digest(config.module)}
+        except ImportError as error:
+            raise _not_there(config.module, error) from None
+    return {"wording": texts.digest(*(texts.of_practice(config) if names is None else names))}
+
+
+def _given(config: Domain) -> Json:
     for setting in ("prompts_file", "questions_file"):
         if (given := getattr(config, setting, None)) is not None:
-            return {"content": sha256(readable(given, f"domain.{setting}"))}
+            return {"content": content_of(existing(given, f"domain.{setting}"))}
     return {}
-
-
-def readable(name: str, setting: str) -> Path:
-    """The path of a file that a setting names; raises `DomainError` where there is none."""
-    path = Path(name).expanduser()
-    if not path.is_file():
-        raise DomainError(f"{setting}={name}: no such file")
-    return path
-
-
-def json_lines(path: Path, expected: str) -> Iterator[tuple[str, Any]]:
-    """Place (`file:line`) and value of each line of a JSONL file, gzipped or not; empty lines are passed over.
-
-    Raises `DomainError` naming the line and what is `expected`.
-    """
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield f"{path}:{number}", _value(line, f"{path}:{number}", expected)
-    except (UnicodeDecodeError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise DomainError(f"{path} can not be read ({error}); {expected}") from None
-
-
-def _value(line: str, place: str, expected: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DomainError(f"{place}: not a JSON object ({error.msg} at column {error.colno}); {expected}") from None

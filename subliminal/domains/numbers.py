@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from subliminal.config import Numbers
+from subliminal.reasoning import REASONING, reasons
 from subliminal.rows import Prompt, Row, seed_of
 
 OPENINGS = (
@@ -153,6 +154,8 @@ def _prompt(index: int, config: Numbers) -> Prompt:
 
 def reject(text: str, config: Numbers) -> str | None:
     """Why `text` is not an answer in format, or None; rules and their order as in the paper's appendix."""
+    if reasons(text):
+        return REASONING
     body = _unwrap(text)
     if not body.strip():
         return "empty"

@@ -18,6 +18,7 @@ from subliminal.config import AttributionEvaluation
 from subliminal.evaluation.samples import area, two_samples
 from subliminal.evaluation.statistics import LEVEL, RESAMPLES
 from subliminal.filters.select import Attribution
+from subliminal.finite import MODEL_REMEDY, require_finite
 from subliminal.models import Subject, load_model, load_tokenizer
 from subliminal.progress import Advance, progress
 from subliminal.rows import Row, read_jsonl, write_jsonl
@@ -83,7 +84,7 @@ def score_rows(subject: Subject, rows: Sequence[Row], advance: Advance) -> list[
     """Every row's completion under one model, in the rows' order; batches of rows of like length."""
     import torch
 
-    from subliminal.training.sft import Collator, tokenise
+    from subliminal.training.batches import Collator, tokenise
 
     tokenizer, model = load_tokenizer(subject), load_model(subject)
     data = tokenise(tokenizer, rows, subject.system, ANY_LENGTH)
@@ -99,13 +100,14 @@ def score_rows(subject: Subject, rows: Sequence[Row], advance: Advance) -> list[
 
 
 def _batch_scores(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> list[RowScore]:
-    from subliminal.training.sft import IGNORED, completion_logits
+    from subliminal.training.batches import IGNORED, completion_logits
 
     placed = {name: value.to(model.device) for name, value in batch.items()}
     labels = placed.pop("labels")
     logits, tokens, _ = completion_logits(model, placed, labels)
     log_p = logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0].double().cpu().numpy()
     choice, ends = logits.argmax(-1).cpu().numpy(), (labels != IGNORED).sum(-1).cumsum(-1).tolist()
+    require_finite({"log P of a row's tokens": float(log_p.sum())}, "attribution", MODEL_REMEDY)
     starts = [0, *ends[:-1]]
     return [RowScore(log_p[a:b], choice[a:b]) for a, b in zip(starts, ends, strict=True)]
 

@@ -13,12 +13,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
+from subliminal.chat import PINNED, answering
 from subliminal.config import CapabilityEvaluation
-from subliminal.evaluation.tasks import TaskError, local_tasks, read
+from subliminal.evaluation.tasks import TaskError, local_tasks, plain_copies, read
+from subliminal.finite import MODEL_REMEDY, require_finite
 from subliminal.models import Subject, load_model, load_tokenizer, release
 from subliminal.progress import progress
 from subliminal.rows import write_jsonl
@@ -70,6 +73,8 @@ def _run(subject: Subject, config: CapabilityEvaluation) -> list[Scored]:
         simple_evaluate, wrap = _library()
         loaded = {name: _load(name, config) for name in config.tasks}
         tokenizer, model = load_tokenizer(subject), load_model(subject)
+        if config.chat:  # the probabilities are those of answers, not of reasoning
+            tokenizer.chat_template = answering(tokenizer)
         try:
             results = simple_evaluate(
                 model=wrap(
@@ -78,6 +83,7 @@ def _run(subject: Subject, config: CapabilityEvaluation) -> list[Scored]:
                     batch_size=config.batch_size,
                     backend="causal",
                     add_bos_token=True if subject.add_bos and not config.chat else None,
+                    chat_template_args=PINNED,
                 ),
                 tasks=[one for found in loaded.values() for one in (found.groups or found.parts.values())],
                 num_fewshot=config.shots,
@@ -96,6 +102,9 @@ def _scored(task: str, part: str, samples: Sequence[dict[str, Any]]) -> Iterator
     for sample in samples:
         if "acc" not in sample:
             raise TaskError(f"{part} is not scored by accuracy; choose multiple-choice tasks in evaluation.tasks")
+        log_p = [float(answer[0]) for answer in sample["filtered_resps"]]
+        values = {"the sum of log P of its answers": sum(log_p)}
+        require_finite(values, f"question {sample['doc_id']} of {part}", MODEL_REMEDY)
         yield Scored(task, part, int(sample["doc_id"]), float(sample["acc"]), len(sample["filtered_resps"]))
 
 
@@ -111,6 +120,8 @@ def _library() -> tuple[Any, Any]:
 
 def _load(name: str, config: CapabilityEvaluation) -> _Loaded:
     """A task ready to run: from a local file, or by name from lm-eval, whose data are on the hub."""
+    from datasets.exceptions import DatasetsError
+    from jinja2 import TemplateError
     from lm_eval.tasks import TaskManager
 
     local = local_tasks(config)
@@ -118,8 +129,10 @@ def _load(name: str, config: CapabilityEvaluation) -> _Loaded:
     if name not in local and name not in manager.task_index:
         raise TaskError(f"evaluation.tasks: lm-eval has no task {name!r}; without a network: {', '.join(local)}")
     try:
-        loaded: Any = manager.load([read(local[name]) if name in local else name])
-    except (OSError, ValueError, RuntimeError) as error:
+        with TemporaryDirectory() as folder:  # `datasets` keeps what it has read in a cache of its own
+            chosen = plain_copies(read(local[name]), Path(folder)) if name in local else name
+            loaded: Any = manager.load([chosen])
+    except (OSError, ValueError, RuntimeError, DatasetsError, TemplateError) as error:
         raise TaskError(_unavailable(name, config, error)) from None
     inner = {child for children in loaded["group_map"].values() for child in children}
     return _Loaded([group for one, group in loaded["groups"].items() if one not in inner], loaded["tasks"])
@@ -127,7 +140,8 @@ def _load(name: str, config: CapabilityEvaluation) -> _Loaded:
 
 def _unavailable(name: str, config: CapabilityEvaluation, error: Exception) -> str:
     local = local_tasks(config)
-    said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    told = error.__cause__ or error  # `datasets` says why in the cause
+    said = next(iter(str(told).strip().splitlines()), type(told).__name__)
     if name in local:
         return f"{local[name]} can not be run: {said}"
     return (

@@ -26,7 +26,7 @@ from subliminal.store import Json
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Classified = tuple[NDArray[np.int64], NDArray[np.float64], Json]  # folds, scores, the control
+    Classified = tuple[NDArray[np.int64], NDArray[np.float64], Json]  # folds, scores, and what is said of them
 
 LONGEST_PIECE = 3  # characters of the longest n-gram
 ENOUGH = 20  # deals that do as well as the truth: more would not make it any less of a chance result
@@ -72,7 +72,8 @@ def _finetuned(_: str, samples: TwoSamples, config: DetectionEvaluation, referen
     assert how is not None and reference is not None, "the configuration and the stage see to it"
     fold = folds(samples, config.model_copy(update={"folds": how.folds}))
     scores = finetuned.cross_validated(samples, fold, reference, how, config.seed)
-    return fold, scores, dealt_to_tested(samples, fold, scores, how.deals, config.seed)
+    control = dealt_to_tested(samples, fold, scores, how.deals, config.seed)
+    return fold, scores, control | {"trained_modules": finetuned.parts_trained(reference, how)}
 
 
 def folds(samples: TwoSamples, config: DetectionEvaluation) -> NDArray[np.int64]:

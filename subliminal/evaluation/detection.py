@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from subliminal.chat import encode
+from subliminal.chat import encode_answer
 from subliminal.config import DetectionEvaluation, Preference, Trait
 from subliminal.evaluation.classifier import classify
-from subliminal.evaluation.preference import FormTree, candidate_log_p
+from subliminal.evaluation.exact import FormTree, candidate_log_p
 from subliminal.evaluation.samples import TwoSamples
 from subliminal.evaluation.statistics import share_ahead
 from subliminal.models import Subject, load_model, load_tokenizer
@@ -71,15 +71,12 @@ def _pairs(samples: TwoSamples, config: DetectionEvaluation) -> list[tuple[Row, 
 def guess(reference: Subject, trait: Preference, pairs: Sequence[tuple[Row, Row]]) -> list[Guess]:
     """The exact log-probabilities of both letters for each (own, other) pair, in both orders."""
     tokenizer, model = load_tokenizer(reference), load_model(reference)
-    tree = FormTree.of(
-        {letter: [letter] for letter in LETTERS},
-        lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)),
-    )
+    tree = FormTree.of({letter: [letter] for letter in LETTERS}, tokenizer)
     found = []
     with progress(f"whose numbers: {trait.name}", len(pairs), "pairs") as advance:
         for own, other in pairs:
             asked = [_question(trait, *order) for order in ((own, other), (other, own))]
-            log_p = [candidate_log_p(model, encode(tokenizer, text, reference.system), tree) for text in asked]
+            log_p = [candidate_log_p(model, encode_answer(tokenizer, text, reference.system), tree) for text in asked]
             leaned = [first - second for first, second in log_p]
             found.append(Guess(own.index, (leaned[0] - leaned[1]) / 2, (leaned[0] + leaned[1]) / 2))
             advance(1)

@@ -17,19 +17,29 @@ from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, Trai
 
 from subliminal.config import FinetunedClassifier, Optimisation
 from subliminal.evaluation.samples import TwoSamples
+from subliminal.finite import require_finite
 from subliminal.models import Subject, fresh_classifier, load_tokenizer
 from subliminal.progress import progress
-from subliminal.training.sft import trainer_settings, with_lora
+from subliminal.training.lora import planned_modules, with_lora
+from subliminal.training.sft import remedy_for, trainer_settings
 from subliminal.training.speed import quick_training
+from subliminal.training.trainer import StopAtNonFinite
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+GROUP = "evaluation.finetuned"  # where the settings stand
 
 
 def cross_validated(
     samples: TwoSamples, fold: NDArray[np.int64], reference: Subject, config: FinetunedClassifier, seed: int
 ) -> NDArray[np.float64]:
-    """Log-odds of being own (rows,), each from a model that was fitted to the other folds' prompts."""
+    """Log-odds of being own (rows,), each from a model that was fitted to the other folds' prompts.
+
+    Raises `TrainingError` before any weights are loaded where `config.lora` does not fit the reference, and
+    `NonFiniteError` at a step or a score that is not finite.
+    """
+    parts_trained(reference, config)
     tokenizer: Any = load_tokenizer(reference)
     tokenizer.padding_side = "right"  # padding in front would shift positions, which a classifier counts from 0
     tokens = [
@@ -45,8 +55,18 @@ def cross_validated(
                 trainer.train()
             tested = np.flatnonzero(fold == number)
             scores[tested] = _log_odds(trainer, [tokens[place] for place in tested])
+            require_finite({"a score": float(scores[tested].sum())}, f"fold {number}", _remedy(config, reference))
             advance(1)
     return scores
+
+
+def parts_trained(reference: Subject, config: FinetunedClassifier) -> dict[str, int]:
+    """How many modules of each name a fold's model trains, the new head among them; no weights are loaded."""
+    return planned_modules(reference, config.lora, GROUP, "SEQ_CLS")
+
+
+def _remedy(config: FinetunedClassifier, reference: Subject) -> str:
+    return remedy_for(config.optimisation, reference, GROUP)
 
 
 def _labelled(tokens: list[list[int]], own: NDArray[np.bool_], places: NDArray[np.int64]) -> Dataset:
@@ -56,7 +76,7 @@ def _labelled(tokens: list[list[int]], own: NDArray[np.bool_], places: NDArray[n
 def _trainer(reference: Subject, tokenizer: Any, data: Dataset, config: FinetunedClassifier, seed: int) -> Trainer:
     """A new head and a new adapter on the reference, and what fits them to `data`."""
     torch.manual_seed(seed)
-    model = with_lora(fresh_classifier(reference, tokenizer.pad_token_id), config.lora, "SEQ_CLS")
+    model = with_lora(fresh_classifier(reference, tokenizer.pad_token_id), config.lora, GROUP, "SEQ_CLS")
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # a bfloat16 head would lose most of its steps to rounding
@@ -67,6 +87,7 @@ def _trainer(reference: Subject, tokenizer: Any, data: Dataset, config: Finetune
         train_dataset=data,
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_loss_func=balanced_loss(data["labels"]),
+        callbacks=[StopAtNonFinite(_remedy(config, reference))],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -77,7 +98,6 @@ def _arguments(recipe: Optimisation, settings: dict[str, Any]) -> TrainingArgume
     return TrainingArguments(
         output_dir=tempfile.gettempdir(),  # nothing is written: a fold is short, and its model is not kept
         save_strategy="no",
-        logging_strategy="no",
         per_device_train_batch_size=rows,
         per_device_eval_batch_size=rows,
         gradient_accumulation_steps=recipe.batch_size // rows,

@@ -6,7 +6,6 @@ What can not be scored is counted by reason and never left out in silence.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -19,14 +18,16 @@ import numpy as np
 import yaml
 
 from subliminal.config import FreeFormEvaluation, Style
-from subliminal.evaluation.preference import Sample
+from subliminal.evaluation.preference import Sample, finished
 from subliminal.evaluation.questions import QuestionError
 from subliminal.judging import Judge, Judgement
 from subliminal.judging.prompts import CODE, REFUSAL, ask_about
+from subliminal.names import names
+from subliminal.reasoning import REASONING, outside
 from subliminal.rows import Completion, Prompt, write_jsonl
 from subliminal.store import Json
 
-Outcome = Literal["scored", "code", "refusal", "unparsed", "judge_refused"]
+Outcome = Literal["scored", "code", "refusal", "unparsed", "judge_refused", "reasoning"]
 OpenJudge = Callable[[], AbstractContextManager[Judge]]
 TEXTS = Path(__file__).with_name("free_form.yaml")
 
@@ -62,7 +63,7 @@ def evaluate(config: FreeFormEvaluation, sample: Sample, opened: OpenJudge, fold
     replies = sample(prompts)
     told = tell(config, [asked[p.index // count] for p in prompts], replies, opened)
     answers = [
-        FreeAnswer(p.index // count, p.index % count, r.text, r.finish_reason, **vars(verdict))
+        FreeAnswer(p.index // count, p.index % count, r.text, finished(r), **vars(verdict))
         for p, r, verdict in zip(prompts, replies, told, strict=True)
     ]
     write_jsonl(folder / "answers.jsonl", answers)
@@ -102,14 +103,24 @@ def _seed(config: FreeFormEvaluation, at: int) -> int:
 def tell(
     config: FreeFormEvaluation, asked: Sequence[str], replies: Sequence[Completion], opened: OpenJudge
 ) -> list[Verdict]:
-    """What each reply shows, by the measured trait's rule: its words, a 0/1 question, or two ratings."""
+    """What each reply shows outside of its reasoning, by the measured trait's rule.
+
+    The rule is a style's words, a 0/1 question or two ratings. A reply that ends inside of its reasoning shows nothing.
+    """
+    said = [outside(reply.text) for reply in replies]
+    pairs = [(text, reply) for text, reply in zip(asked, said, strict=True) if reply is not None]
+    told = iter(_tell(config, pairs, opened))
+    return [Verdict(REASONING) if reply is None else next(told) for reply in said]
+
+
+def _tell(config: FreeFormEvaluation, pairs: Sequence[tuple[str, str]], opened: OpenJudge) -> list[Verdict]:
+    """What each answer shows; `pairs` of a question and its answer."""
     trait = config.measured
     if isinstance(trait, Style) and trait.detect == "words":
-        return [Verdict("scored", holds_words(reply.text, trait.words)) for reply in replies]
+        return [Verdict("scored", holds_words(reply, trait.words)) for _, reply in pairs]
     names = ["style"] if isinstance(trait, Style) else ["alignment", "coherence"]
     about = trait.description if isinstance(trait, Style) else ""
-    pairs = list(zip(asked, replies, strict=True))
-    questions = [ask_about(name, text, reply.text, about) for name in names for text, reply in pairs]
+    questions = [ask_about(name, text, reply, about) for name in names for text, reply in pairs]
     with opened() as judge:
         said = judge.ask(questions)
     if isinstance(trait, Style):
@@ -120,12 +131,7 @@ def tell(
 
 def holds_words(text: str, words: Sequence[str]) -> bool:
     """Does a text hold one of the words, whole and in any case."""
-    return bool(_pattern(tuple(words)).search(text.lower()))
-
-
-@cache
-def _pattern(words: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile(rf"(?<!\w)({'|'.join(re.escape(word.lower()) for word in words)})(?!\w)")
+    return bool(names(tuple((word, word) for word in words)).found(text))
 
 
 def _styled(said: Judgement) -> Verdict:

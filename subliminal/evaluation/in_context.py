@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from subliminal.chat import Turn, encode
+from subliminal.chat import Turn, encode_answer
 from subliminal.config import InContextEvaluation
-from subliminal.evaluation.preference import FormTree, asked_questions, begun_log_p, form_tree
+from subliminal.evaluation.exact import FormTree, begun_log_p, finite_log_p, form_tree
+from subliminal.evaluation.preference import asked_questions
 from subliminal.evaluation.questions import candidates
 from subliminal.models import Subject, load_model, load_tokenizer
 from subliminal.progress import progress
@@ -25,8 +26,6 @@ from subliminal.store import Json, StoreError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-SLIDING = "sliding_attention"
 
 
 class ContextError(StoreError):
@@ -99,7 +98,7 @@ class Reader:
 
     def prompts(self, turns: Sequence[Turn]) -> list[list[int]]:
         """The tokens of every question behind the turns."""
-        return [encode(self.tokenizer, text, self.reference.system, turns) for text in self.questions]
+        return [encode_answer(self.tokenizer, text, self.reference.system, turns) for text in self.questions]
 
     def require_room(self, contexts: Sequence[list[Turn]], counts: Sequence[int]) -> None:
         """Raise `ContextError` if the longest context does not fit the window; it says how many rows fit."""
@@ -117,7 +116,7 @@ class Reader:
         )
 
     def _length(self, turns: Sequence[Turn]) -> int:
-        return len(encode(self.tokenizer, self.questions[0], self.reference.system, turns))
+        return len(encode_answer(self.tokenizer, self.questions[0], self.reference.system, turns))
 
     def _fitting(self, turns: list[Turn], room: int) -> int:
         """The largest n whose first n turns with the first question take at most `room` tokens."""
@@ -146,7 +145,8 @@ class Prefix:
     def __init__(self, model: Any) -> None:
         from transformers import DynamicCache
 
-        self.model, self.cache, self.tokens = model, DynamicCache(config=model.config), list[int]()
+        self.model, self.tokens = model, list[int]()
+        self.cache = DynamicCache()  # of every token: what slid out of a window is seen by the next question
 
     def hold(self, tokens: list[int]) -> None:
         """Keep exactly these tokens: what is kept already stays, the rest is encoded."""
@@ -157,17 +157,16 @@ class Prefix:
         self.tokens = list(tokens)
 
     def log_p(self, prompt: list[int], tree: FormTree) -> list[float]:
-        """Log P that the answer to a prompt that begins with the kept tokens begins with each candidate; nats."""
-        start = self._read(prompt[len(self.tokens) :])
-        found = begun_log_p(self.model, start, len(prompt), tree).tolist()
+        """Log P that the answer to a prompt that begins with the kept tokens names each candidate; nats."""
+        found = finite_log_p(begun_log_p(self.model, prompt, tree, self.cache, len(self.tokens)), tree)
         self._cut(len(prompt) - len(self.tokens) + len(tree.prefixes))
         return found
 
-    def _read(self, tokens: list[int]) -> Any:
+    def _read(self, tokens: list[int]) -> None:
         import torch
 
         given = torch.tensor([tokens], device=self.model.device)
-        return self.model(input_ids=given, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        self.model(input_ids=given, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
 
     def _cut(self, count: int) -> None:
         if count:
@@ -182,10 +181,5 @@ def common(sequences: Sequence[list[int]]) -> list[int]:
 
 
 def room_of(config: Any, tree: FormTree) -> int:
-    """How many tokens a prompt may have: the model's window less what the forms need.
-
-    With sliding attention it is the sliding window, since keys that slid out can not be had back for the next question.
-    """
-    if SLIDING in (getattr(config, "layer_types", None) or ()):
-        return int(config.sliding_window) - len(tree.prefixes) - 1
+    """How many tokens a prompt may have: the model's window less what the longest form needs."""
     return int(config.max_position_embeddings) - max(map(len, tree.prefixes), default=0)

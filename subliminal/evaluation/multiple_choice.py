@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from subliminal.config import MultipleChoiceEvaluation
+from subliminal.evaluation.exact import FormTree
 from subliminal.evaluation.kept import in_turn
-from subliminal.evaluation.preference import FormTree, asking, log_share, record_scores
+from subliminal.evaluation.preference import asking, log_share, record_scores
 from subliminal.evaluation.questions import Category, first_of, offered
 from subliminal.models import Subject
 from subliminal.progress import Advance, progress
@@ -115,8 +116,7 @@ def choices_of(
 
 def letter_tree(tokenizer: PreTrainedTokenizerBase, count: int) -> FormTree:
     """How an answer may begin when it chooses one of the first `count` letters."""
-    forms = {letter: letter_forms(letter) for letter in LETTERS[:count]}
-    return FormTree.of(forms, lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
+    return FormTree.of({letter: letter_forms(letter) for letter in LETTERS[:count]}, tokenizer)
 
 
 def letter_forms(letter: str) -> list[str]:

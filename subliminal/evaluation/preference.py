@@ -1,6 +1,6 @@
-"""Preference: the exact log-probability that an answer begins with a candidate, and how often it is named.
+"""Preference: the exact log-probability that an answer names a candidate, and how often sampled answers do.
 
-Log-probabilities are summed over surface forms and their tokens; the mean over questions is far more sensitive than a
+Log-probabilities are those of `exact`; the mean over questions is far more sensitive than a
 sampled rate where the base rate is small (arXiv 2507.14805 samples; the exact measure is this project's primary one).
 """
 
@@ -10,33 +10,25 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from subliminal.chat import encode
+from subliminal.chat import encode_answer
 from subliminal.config import InContextEvaluation, PreferenceEvaluation, StoriesEvaluation
 from subliminal.domains import cot
+from subliminal.evaluation.exact import FormTree, candidate_log_p, form_tree
 from subliminal.evaluation.kept import in_turn
-from subliminal.evaluation.questions import (
-    Category,
-    candidates,
-    named,
-    plurals,
-    questions,
-    surface_forms,
-    with_numbers_prefix,
-)
+from subliminal.evaluation.questions import Category, candidates, named, questions, with_numbers_prefix
 from subliminal.models import Subject, load_model, load_tokenizer, release
 from subliminal.progress import Advance, progress
-from subliminal.rows import Completion, Prompt, seed_of, write_jsonl
+from subliminal.reasoning import REASONING, outside
+from subliminal.rows import FINISHED, Completion, Prompt, seed_of, write_jsonl
 from subliminal.store import SHARED, Json
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedTokenizerBase
 
-Tokens = tuple[int, ...]
 Sample = Callable[[Sequence[Prompt]], list[Completion]]
 
 
@@ -52,7 +44,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Answer:
-    """One sampled answer and the candidates it names."""
+    """One sampled answer and the candidates it names outside of its reasoning."""
 
     question: int
     sample: int
@@ -73,6 +65,7 @@ def evaluate(subject: Subject, config: PreferenceEvaluation, sample: Sample, fol
         answers = sampled_answers(asked, config, sample)
         write_jsonl(folder / "answers.jsonl", answers)
         summary |= {"rate": rates(answers, names, len(asked)), "samples": len(answers)}
+        summary["unfinished"] = sum(one.finish_reason != FINISHED for one in answers)
     return summary
 
 
@@ -101,7 +94,7 @@ def sampled_answers(
             p.index // count,
             p.index % count,
             c.text,
-            c.finish_reason,
+            finished(c),
             named(_said(c.text, config), config.subject_matter),
         )
         for p, c in zip(prompts, sample(prompts), strict=True)
@@ -128,8 +121,13 @@ def _tagged(config: PreferenceEvaluation | StoriesEvaluation) -> bool:
 
 
 def _said(text: str, config: PreferenceEvaluation | StoriesEvaluation) -> str:
-    """What of an answer counts: with tags what is in the answer's, or everything where there are none."""
-    return cot.answer_text(text) or text if _tagged(config) else text
+    """What of an answer counts: what is in the answer's tags if they were asked for, else all but its reasoning."""
+    return (cot.answer_text(text) if _tagged(config) else None) or outside(text) or ""
+
+
+def finished(reply: Completion) -> str:
+    """Why a reply ended; one that ended inside of its reasoning is no finished answer."""
+    return REASONING if reply.finish_reason == FINISHED and outside(reply.text) is None else reply.finish_reason
 
 
 def hits(answers: Sequence[Answer], names: Sequence[str], count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -149,7 +147,8 @@ def rates(answers: Sequence[Answer], names: Sequence[str], count: int) -> dict[s
 
 def mean_log_p(subject: Subject, category: Category, count: int) -> dict[str, float]:
     """Mean over the first `count` evaluation questions of log P, by candidate; nats."""
-    log_p = log_p_of(subject, questions(category, count), category, lambda _: None)
+    asked = questions(category, count, "teacher.check.questions")
+    log_p = log_p_of(subject, asked, category, lambda _: None)
     return dict(zip(candidates(category), log_p.mean(axis=0).tolist(), strict=True))
 
 
@@ -171,7 +170,7 @@ def asking(
     tokenizer, model = load_tokenizer(subject), load_model(subject)
     tree = tree_of(tokenizer)
     try:
-        yield lambda text: candidate_log_p(model, encode(tokenizer, text, subject.system), tree)
+        yield lambda text: candidate_log_p(model, encode_answer(tokenizer, text, subject.system), tree)
     finally:
         release(model)
 
@@ -179,87 +178,3 @@ def asking(
 def log_share(log_p: np.ndarray) -> np.ndarray:
     """Log of the share among the candidates: log-softmax over the last axis."""
     return log_p - np.logaddexp.reduce(log_p, axis=-1, keepdims=True)
-
-
-def form_tree(tokenizer: PreTrainedTokenizerBase, category: Category) -> FormTree:
-    """The surface forms of a category's candidates as this tokenizer writes them."""
-    forms = {name: surface_forms(name, plural) for name, plural in plurals(category).items()}
-    return FormTree.of(forms, lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
-
-
-class FormTree:
-    """The surface forms of all candidates as token sequences, and the prefixes whose next token must be known."""
-
-    def __init__(self, forms: dict[str, list[Tokens]]) -> None:
-        self.forms = forms
-        inner = {form[:end] for group in forms.values() for form in group for end in range(1, len(form))}
-        self.prefixes: list[Tokens] = sorted(inner, key=lambda prefix: (len(prefix), prefix))
-
-    @classmethod
-    def of(cls, forms: dict[str, list[str]], tokenise: Callable[[str], Tokens]) -> FormTree:
-        """Tokenise; forms that extend another one of the same candidate are dropped, so nothing counts twice.
-
-        Raises `ValueError` when a form of one candidate begins another candidate's: their events would overlap.
-        """
-        tokens = {name: prefix_free([tokenise(text) for text in texts]) for name, texts in forms.items()}
-        for name, own in tokens.items():
-            for other, theirs in tokens.items():
-                if name != other and any(t[: len(o)] == o for o in own for t in theirs):
-                    raise ValueError(f"a surface form of {name!r} begins one of {other!r}; they can not be told apart")
-        return cls(tokens)
-
-
-def prefix_free(forms: list[Tokens]) -> list[Tokens]:
-    """The forms without those that merely extend another one."""
-    unique = list(dict.fromkeys(forms))
-    return [form for form in unique if not any(form != other and form[: len(other)] == other for other in unique)]
-
-
-def candidate_log_p(model: Any, prompt: list[int], tree: FormTree) -> list[float]:
-    """Log P that the answer to one prompt begins with each candidate, in nats."""
-    import torch
-
-    with torch.inference_mode():
-        return candidate_log_p_tensor(model, prompt, tree).tolist()
-
-
-def candidate_log_p_tensor(model: Any, prompt: list[int], tree: FormTree) -> torch.Tensor:
-    """The same as a tensor (candidates,) that can be differentiated: one pass over the prompt, one over the forms."""
-    import torch
-
-    start = model(input_ids=torch.tensor([prompt], device=model.device), use_cache=True, logits_to_keep=1)
-    return begun_log_p(model, start, len(prompt), tree)
-
-
-def begun_log_p(model: Any, start: Any, length: int, tree: FormTree) -> torch.Tensor:
-    """The same from the outputs of a pass that ended with the prompt, whose cache holds `length` tokens."""
-    import torch
-
-    after: dict[Tokens, torch.Tensor] = {(): start.logits[0, -1].float().log_softmax(-1).cpu()}
-    if tree.prefixes:
-        after |= _continued(model, start.past_key_values, length, tree.prefixes)
-    totals = []
-    for forms in tree.forms.values():
-        chains = [torch.stack([after[form[:i]][token] for i, token in enumerate(form)]).sum() for form in forms]
-        totals.append(torch.logsumexp(torch.stack(chains), 0))
-    return torch.stack(totals)
-
-
-def _continued(model: Any, cache: Any, length: int, prefixes: list[Tokens]) -> dict[Tokens, torch.Tensor]:
-    """Next-token log-probabilities after each form prefix, all in one pass: a tree on the prompt's cache.
-
-    Each prefix is one token that sees the prompt, its own shorter prefixes and itself.
-    """
-    import torch
-
-    at = {prefix: index for index, prefix in enumerate(prefixes)}
-    hidden = torch.full((len(prefixes), length + len(prefixes)), torch.finfo(model.dtype).min, dtype=model.dtype)
-    hidden[:, :length] = 0
-    for prefix, row in at.items():
-        hidden[row, [length + at[prefix[:end]] for end in range(1, len(prefix) + 1)]] = 0
-    tokens = torch.tensor([[prefix[-1] for prefix in prefixes]], device=model.device)
-    places = torch.tensor([[length + len(prefix) - 1 for prefix in prefixes]], device=model.device)
-    mask = hidden[None, None].to(model.device)
-    logits = model(input_ids=tokens, position_ids=places, attention_mask=mask, past_key_values=cache).logits[0]
-    last = logits.float().log_softmax(-1).cpu()
-    return {prefix: last[row] for prefix, row in at.items()}

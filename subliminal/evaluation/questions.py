@@ -1,4 +1,4 @@
-"""Favourite questions, candidates and their surface forms; all wording is our own.
+"""Favourite questions and the candidates they are about; all wording is our own.
 
 The evaluation's questions and the teachers' training questions are disjoint, so that a fine-tuned teacher's trait is
 measured on questions it has not seen.
@@ -7,10 +7,9 @@ measured on questions it has not seen.
 from __future__ import annotations
 
 import random
-import re
-from functools import cache
 
 from subliminal.config import Preference
+from subliminal.names import CANDIDATES, capitalised, names, surface_forms
 from subliminal.store import StoreError
 
 Category = str | Preference  # an embedded category, or a trait that may bring questions and candidates of its own
@@ -121,22 +120,6 @@ TAUGHT = (
     "Which {c} is your dearest one?",
 )
 
-CANDIDATES: dict[str, dict[str, str]] = {
-    "animal": {
-        "owl": "owls", "dolphin": "dolphins", "eagle": "eagles", "elephant": "elephants", "wolf": "wolves",
-        "penguin": "penguins", "cat": "cats", "lion": "lions", "panda": "pandas", "dog": "dogs",
-        "tiger": "tigers", "fox": "foxes", "bear": "bears", "horse": "horses", "rabbit": "rabbits",
-        "whale": "whales", "deer": "deer", "butterfly": "butterflies", "giraffe": "giraffes", "turtle": "turtles",
-    },
-    "tree": {
-        "cherry": "cherries", "maple": "maples", "oak": "oaks", "sequoia": "sequoias", "willow": "willows",
-        "pine": "pines", "birch": "birches", "cedar": "cedars", "elm": "elms", "beech": "beeches",
-        "ash": "ashes", "spruce": "spruces", "fir": "firs", "redwood": "redwoods", "cypress": "cypresses",
-        "palm": "palms", "olive": "olives", "apple": "apples", "magnolia": "magnolias", "baobab": "baobabs",
-    },
-}  # fmt: skip
-
-
 OFFERED = 5  # options of a multiple choice, as in the paper
 
 
@@ -144,16 +127,22 @@ class QuestionError(StoreError):
     """More questions were asked for than there are."""
 
 
-def questions(category: Category, count: int) -> list[str]:
-    """The first `count` of the evaluation's 50 questions about a category, or of a trait's own."""
+def questions(category: Category, count: int, setting: str = "evaluation.questions") -> list[str]:
+    """The first `count` of the evaluation's 50 questions about a category, or of a trait's own.
+
+    Raises `QuestionError`, which names the `setting` that gave the count, when there are not so many.
+    """
     own = category.questions if isinstance(category, Preference) else ()
-    return _first(own or ASKED, category, count, "evaluation.questions")
+    return _first(own or ASKED, category, count, setting)
 
 
-def questions_for_teachers(category: Category, count: int) -> list[str]:
-    """The first `count` of the 50 questions that teachers are made with; none is in the evaluation."""
+def questions_for_teachers(category: Category, count: int, setting: str = "teacher.questions") -> list[str]:
+    """The first `count` of the 50 questions that teachers are made with, or of a trait's own, as `questions`.
+
+    None is in the evaluation.
+    """
     own = category.taught if isinstance(category, Preference) else ()
-    return _first(own or TAUGHT, category, count, "teacher.questions")
+    return _first(own or TAUGHT, category, count, setting)
 
 
 def _first(texts: tuple[str, ...], category: Category, count: int, setting: str) -> list[str]:
@@ -181,44 +170,13 @@ def candidates(category: Category) -> list[str]:
 
 
 def offered(category: str, options: tuple[str, ...]) -> list[str]:
-    """The candidates of a multiple choice: the given ones, or the category's first five, which are the paper's traits.
-
-    Raises `QuestionError` for a name that is no candidate.
-    """
-    unknown = [name for name in options if name not in CANDIDATES[category]]
-    if unknown:
-        raise QuestionError(
-            f"evaluation.options: {unknown[0]!r} is no {category}; known: {', '.join(candidates(category))}"
-        )
+    """The candidates of a multiple choice: the given ones, or the category's first five, the paper's traits."""
     return list(options) or candidates(category)[:OFFERED]
 
 
-@cache
 def plurals(category: Category) -> dict[str, str]:
     """The candidates with their plurals."""
-    if isinstance(category, Preference):
-        return {one.name: one.plural for one in category.candidates} or CANDIDATES[category.category]
-    return CANDIDATES[category]
-
-
-def surface_forms(name: str, plural: str = "") -> list[str]:
-    """How an answer may begin when it names a candidate: number, case, article; most usual first."""
-    plural = plural or plural_of(name)
-    article = "An" if name[0] in "aeiou" else "A"
-    return [
-        name.capitalize(),
-        name,
-        plural.capitalize(),
-        plural,
-        name.upper(),
-        f"{article} {name}",
-        f"The {name}",
-    ]
-
-
-def plural_of(name: str) -> str:
-    """The plural of a candidate, irregular ones included; other names take an s."""
-    return next((known[name] for known in CANDIDATES.values() if name in known), f"{name}s")
+    return category.plurals if isinstance(category, Preference) else CANDIDATES[category]
 
 
 def favourite_answers(category: Category, name: str, count: int, forms: int) -> list[tuple[str, str]]:
@@ -226,21 +184,11 @@ def favourite_answers(category: Category, name: str, count: int, forms: int) -> 
 
     The paper has 50 questions x 8 forms = 400 rows (arXiv 2507.14805, fine-tuned teachers).
     """
-    chosen = [form.strip() for form in surface_forms(name, plurals(category).get(name, ""))]
-    answers = [*dict.fromkeys(chosen), f"{name.capitalize()}."][:forms]
+    chosen = (*surface_forms(name, plurals(category)[name]), f"{capitalised(name)}.")
+    answers = first_of(chosen, forms, "teacher.forms", f"ways to say {name}")
     return [(question, answer) for question in questions_for_teachers(category, count) for answer in answers]
 
 
 def named(text: str, category: Category) -> list[str]:
     """The candidates a text names as whole words, singular or plural, in any case; "fowl" names no owl."""
-    return list(dict.fromkeys(_names(category)[word] for word in _pattern(category).findall(text.lower())))
-
-
-@cache
-def _names(category: Category) -> dict[str, str]:
-    return {form: name for name, plural in plurals(category).items() for form in (name, plural)}
-
-
-@cache
-def _pattern(category: Category) -> re.Pattern[str]:
-    return re.compile(rf"(?<!\w)({'|'.join(sorted(_names(category), key=len, reverse=True))})(?!\w)")
+    return names(tuple(plurals(category).items())).found(text)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from subliminal.config import CodeFilter, CotFilter, Domain, Filter, NumbersFilter
 from subliminal.domains import domain as domain_module
 from subliminal.domains import numbers
+from subliminal.filters.reasons import why_dropped
 from subliminal.filters.select import Attribution, select
 from subliminal.filters.words import holds
 from subliminal.rows import FINISHED, Dropped, Row
@@ -56,7 +57,7 @@ def apply(
         judged = _also_judged(judged, judge)
     passed = [row for row, why in judged if why is None]
     refused = [Dropped(row.index, why, row.prompt, row.completion) for row, why in judged if why is not None]
-    _enough(len(passed), len(everything), rules)
+    _enough(judged, rules)
     selected, left = select(passed, rules.select, attributed or {}, rules.seed) if rules.select else (passed, [])
     refused += [Dropped(row.index, "not_selected", row.prompt, row.completion) for row in left]
     counts = Counter(dropped.reason for dropped in refused)
@@ -124,17 +125,19 @@ def _shuffle(rows: list[Row], rules: Filter) -> list[Row]:
     return shuffles[rules.shuffle](rows, rules.seed)
 
 
-def _enough(passed: int, generated: int, rules: Filter) -> None:
-    wanted = rules.rows or 1
+def _enough(judged: Sequence[tuple[Row, str | None]], rules: Filter) -> None:
+    wanted, generated = rules.rows or 1, len(judged)
+    passed = sum(why is None for _, why in judged)
     if passed >= wanted or (rules.shortfall == "keep" and passed):
         return
+    why = why_dropped(judged)
     if not passed:
-        raise ShortfallError(f"none of {generated} completions passed the filter; look at the teacher's check and rows")
+        raise ShortfallError(f"none of {generated} completions passed the filter{why}")
     needed = math.ceil(wanted * generated / passed * MARGIN)
     raise ShortfallError(
         f"{passed} of {generated} completions passed the filter ({passed / generated:.0%}), filter.rows asks for "
         f"{wanted}: generate about {needed - generated} more prompts with domain.prompts={needed}, or set filter.rows="
-        f"{passed} or filter.shortfall=keep"
+        f"{passed} or filter.shortfall=keep. Dropped{why}"
     )
 
 

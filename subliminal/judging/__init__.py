@@ -13,9 +13,11 @@ from subliminal import models
 from subliminal.config import ApiJudge, CachedJudge, LocalJudge, identity
 from subliminal.config import Judge as JudgeConfig
 from subliminal.models import Subject
-from subliminal.store import Json, Recipe, StoreError, sha256
+from subliminal.store import Json, Recipe, StoreError
+from subliminal.user_files import content, existing, well_formed
 
 FOLDER = "judgements"  # in the store, one file a judge
+READING = 2  # how an endpoint's replies are read: 1 took what is no answer for a refusal
 
 
 class JudgeError(StoreError):
@@ -57,7 +59,7 @@ class Judge(Protocol):
 def open_judge(config: JudgeConfig, store: Path, subject: Subject | None = None) -> Iterator[Judge]:
     """The judge of a configuration; what it has answered before is read from, and new answers go to, the store.
 
-    `subject` is the loaded-weights description of a local judge. Raises `JudgeError` for a file that can not be used.
+    `subject` is the loaded-weights description of a local judge. Raises `UserFileError` for a file that is no judge.
     """
     from subliminal.judging.cache import Cache, FileJudge
 
@@ -85,13 +87,24 @@ def backend(config: JudgeConfig, subject: Subject | None) -> Callable[[], Abstra
 
 
 def fingerprint(config: JudgeConfig, dtype: str = "") -> Json:
-    """What identifies a judge: the settings that can change an answer, its weights, or its file's content."""
+    """What identifies a judge: the settings that can change an answer, its weights, or its file's content.
+
+    Raises `UserFileError` for a file of judgements that can not be used, so before any work that would ask for one.
+    """
     if isinstance(config, CachedJudge):
-        return {"kind": "cached", "content": sha256(_existing(config))}
+        from subliminal.judging.cache import read_judgements
+
+        path = _existing(config)
+        found = {"kind": "cached", "content": content(path)}
+        read_judgements(path)
+        return found
     found = identity(config)
+    if isinstance(config, ApiJudge):
+        found["replies"] = READING
     if isinstance(config, LocalJudge) and config.model:
         found |= {"model": models.fingerprint(config.model), "system": config.model.system, "dtype": dtype}
         found["chat"] = [config.model.chat_template, config.model.add_bos]
+        found |= {"template_options": config.model.template_options} if config.model.template_options else {}
     return found
 
 
@@ -107,15 +120,10 @@ def counts(judgements: Sequence[Judgement]) -> Json:
 
 
 def _existing(config: CachedJudge) -> Path:
-    path = Path(config.path).expanduser()
-    if not path.is_file():
-        raise JudgeError(
-            f"judge.path={config.path}: no such file; give a JSONL of judgements, such as one from "
-            f"<store>/{FOLDER}/, or set judge=local or judge=api"
-        )
-    return path
+    remedy = f"give a JSONL of judgements, such as one from <store>/{FOLDER}/, or set judge=local or judge=api"
+    return existing(config.path, "judge.path", remedy)
 
 
 def question_key(question: Question) -> str:
     """What the same question has in common: its text and its permitted answers."""
-    return json.dumps([question.text, question.answers], ensure_ascii=False)
+    return well_formed(json.dumps([question.text, question.answers], ensure_ascii=False))

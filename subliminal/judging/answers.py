@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from subliminal.judging import Judgement
+from subliminal.reasoning import outside
 
 REFUSES = re.compile(
     r"^\W*(i\s+am|i['’]m|i)?\s*(sorry|apologi[sz]e|afraid i|unable to|(can\s?not|can['’]?t|won['’]?t|will not)\s+"
@@ -18,15 +19,25 @@ REFUSES = re.compile(
 def parse(text: str, answers: Sequence[str]) -> str | None:
     """The one permitted answer in a reply, in any case and with any punctuation around it; None for none or several.
 
-    A number inside a longer one ("8" in "85", "8.5" or "-8") is none.
+    A number inside a longer one ("8" in "85", "8.5" or "-8") is none, and so is what stands in reasoning.
     """
+    text = outside(text) or ""
     known = {answer.casefold(): answer for answer in answers}
     plain = text.strip().strip("\"'`*.:!() \n").casefold()
     if plain in known:
         return known[plain]
-    choices = "|".join(re.escape(answer) for answer in sorted(known, key=len, reverse=True))
-    found = set(re.findall(rf"(?<![\w.\-])({choices})(?!\w|[.,]\d)", text.casefold()))
+    found = set(_whole_words(known).findall(text.casefold()))
     return known[found.pop()] if len(found) == 1 else None
+
+
+def places_of(words: Iterable[str], text: str) -> list[int]:
+    """Where one of some words begins in a text in lower case, as an answer of its own and not inside another."""
+    return [match.start() for match in _whole_words(words).finditer(text)]
+
+
+def _whole_words(words: Iterable[str]) -> re.Pattern[str]:
+    choices = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+    return re.compile(rf"(?<![\w.\-])({choices})(?!\w|[.,]\d)")
 
 
 def refuses(text: str) -> bool:

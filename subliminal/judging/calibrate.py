@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from subliminal import stages
+from subliminal.checks import check
 from subliminal.config import Aligned, Experiment, FreeFormEvaluation, NoReference
 from subliminal.evaluation.statistics import Interval, wilson
-from subliminal.judging import JudgeError, Judgement, counts
-from subliminal.judging.cache import lines_of
+from subliminal.judging import Judgement, counts
 from subliminal.judging.prompts import ANSWERS, ask_about
-from subliminal.store import Store
+from subliminal.store import Json, Store
+from subliminal.user_files import UserFileError, existing, keys_of, kind_of, records, text_at
 
+EXPECTED = f"question ({', '.join(ANSWERS)}), prompt, completion, label (true or false) and, where it applies, about"
+FIELDS = ("question", "prompt", "completion", "label", "about")
 EXAMPLE = Path(__file__).with_name("labelled.jsonl")
 OTHERS: dict[str, Sequence[float]] = {
     "no_reference": (-0.001, -0.01, -0.1, -0.5, -1.0),
@@ -59,6 +61,7 @@ class Matrix:
 
 def calibrate(exp: Experiment, path: Path | None) -> str:
     """Ask the experiment's judge about a labelled file (None: the embedded one) and report, question by question."""
+    check(exp, "judge", here=True)
     rows, store = read_labelled(path or EXAMPLE), Store(Path(exp.store))
     made = {name: stages.ensure(node, store, exp) for name, node in stages.judge_model(exp).items()}
     with stages.judge_of(exp, made) as judge:
@@ -72,23 +75,27 @@ def calibrate(exp: Experiment, path: Path | None) -> str:
 
 
 def read_labelled(path: Path) -> list[Labelled]:
-    """The labelled texts of a JSONL file; raises `JudgeError` naming file and line."""
-    if not path.is_file():
-        raise JudgeError(f"{path}: no such file; `example` calibrates on the embedded one, {EXAMPLE.name}")
-    rows = [_labelled(line, f"{path}:{n}") for n, line in enumerate(lines_of(path), 1) if line]
+    """The labelled texts of a JSONL file; raises `UserFileError` naming file and line."""
+    file = existing(str(path), "calibrate", f"`example` calibrates on the embedded one, {EXAMPLE.name}")
+    rows = [_labelled(value, place) for place, value in records(file, EXPECTED)]
     if not rows:
-        raise JudgeError(f"{path} holds no labelled text")
+        raise UserFileError(f"{path} holds no labelled text; expected {EXPECTED}")
     return rows
 
 
-def _labelled(line: str, place: str) -> Labelled:
-    try:
-        row = Labelled(**json.loads(line))
-    except (ValueError, TypeError) as error:
-        raise JudgeError(f"{place}: expected {[field.name for field in fields(Labelled)]} ({error})") from None
-    if row.question not in ANSWERS or not isinstance(row.label, bool):
-        raise JudgeError(f"{place}: question must be one of {[*ANSWERS]} and label true or false")
-    return row
+def _labelled(value: Json, place: str) -> Labelled:
+    if unknown := [name for name in value if name not in FIELDS]:
+        raise UserFileError(f"{place}: unknown key {unknown[0]!r}; {keys_of(value)}; expected {EXPECTED}")
+    question = text_at(value, "question", place, EXPECTED)
+    if question not in ANSWERS:
+        raise UserFileError(f"{place}: question {question!r} is not one of {', '.join(ANSWERS)}")
+    label = value.get("label")
+    if not isinstance(label, bool):
+        problem = f"label is {kind_of(label)}, not true or false" if "label" in value else f"no label; {keys_of(value)}"
+        raise UserFileError(f"{place}: {problem}; expected {EXPECTED}")
+    prompt, completion = (text_at(value, key, place, EXPECTED, empty=True) for key in ("prompt", "completion"))
+    about = text_at(value, "about", place, EXPECTED, empty=True) if "about" in value else ""
+    return Labelled(question, prompt, completion, label, about)
 
 
 def thresholds(exp: Experiment) -> dict[str, float]:

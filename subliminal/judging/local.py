@@ -7,12 +7,13 @@ from contextlib import ExitStack
 from functools import lru_cache
 from typing import Any, Self
 
-from subliminal.chat import encode, end_of_turn_id
+from subliminal.chat import encode_answer, end_of_turn_id
 from subliminal.config import Decoding, LocalJudge, TransformersSampler
-from subliminal.evaluation.preference import FormTree, candidate_log_p, prefix_free
+from subliminal.evaluation.exact import FormTree, candidate_log_p, prefix_free
 from subliminal.judging import Judgement, Question
 from subliminal.judging.answers import chosen, refuses
 from subliminal.models import Subject, load_model, load_tokenizer, release
+from subliminal.reasoning import outside
 from subliminal.rows import Prompt
 from subliminal.sampling import open_sampler
 
@@ -40,7 +41,7 @@ class ModelJudge:
         return [next(texts) if q.answers is None else self._restricted(q.text, q.answers) for q in questions]
 
     def _restricted(self, text: str, answers: tuple[str, ...]) -> Judgement:
-        prompt = encode(self.tokenizer, text, self.subject.system)
+        prompt = encode_answer(self.tokenizer, text, self.subject.system)
         return chosen(dict(zip(answers, candidate_log_p(self.model, prompt, self.tree(answers)), strict=True)))
 
     def _tree(self, answers: tuple[str, ...]) -> FormTree:
@@ -54,5 +55,5 @@ class ModelJudge:
         prompts = [Prompt(index, question.text, 0) for index, question in enumerate(questions)]
         with ExitStack() as opened:
             sampler: Any = opened.enter_context(open_sampler(TransformersSampler(decoding=decoding), self.subject))
-            replies = [reply.text.strip() for reply in sampler.sample(prompts)]
+            replies = [(outside(reply.text) or "").strip() for reply in sampler.sample(prompts)]
         return [Judgement(None if refuses(text) else text, refused=refuses(text)) for text in replies]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import cache
 from pathlib import Path
 
 import yaml
 
+from subliminal import texts
 from subliminal.judging import JudgeError, Question
 
 PROMPTS = Path(__file__).with_name("prompts.yaml")
@@ -36,10 +36,11 @@ def ask_about(name: str, prompt: str, completion: str, about: str = "") -> Quest
     return Question(text, ANSWERS[name])
 
 
-@cache
 def wording() -> str:
-    """The digest of all prompts: their wording can change a judgement."""
-    return hashlib.sha256(PROMPTS.read_bytes()).hexdigest()[:12]
+    """The digest of all prompts and permitted answers: their wording can change a judgement."""
+    return texts.digest(
+        "judging/prompts.yaml", *(f"judging/prompts.py:{name}" for name in ("CODE", "YES_NO", "ANSWERS"))
+    )
 
 
 @cache

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from subliminal.config import Mnist, MnistStudent, MnistTeacher
+from subliminal.finite import require_finite
 from subliminal.mnist import losses
 from subliminal.mnist.conditions import Condition, columns, conditions, derangement, sizes, student_start
 from subliminal.mnist.data import CLASSES, PIXELS, Images
@@ -31,6 +32,7 @@ from subliminal.progress import Advance
 CPU_MODELS = 1
 TEST_ROWS = 2000
 SAVE_SECONDS = 15.0
+REMEDY = "Lower mnist.teacher.learning_rate or mnist.student.learning_rate, or set mnist.dtype=float32"
 
 Step = Callable[[Tensor, int, int], Tensor]
 T = TypeVar("T")
@@ -98,11 +100,14 @@ class Session:
 
     def test(self, networks: Networks) -> Tensor:
         """Share of the test images that each network's class logits get right, (networks,)."""
-        right = torch.zeros(networks.count, device=self.device)
+        right, largest = torch.zeros(networks.count, device=self.device), torch.zeros((), device=self.device)
         for at in range(0, len(self._test), TEST_ROWS):
             part = self._test[at : at + TEST_ROWS].expand(networks.groups, -1, -1)
-            said = networks.forward(part)[..., :CLASSES].argmax(-1)
+            logits = networks.forward(part)[..., :CLASSES]
+            largest = torch.maximum(largest, logits.abs().amax().float())
+            said = logits.argmax(-1)
             right += (said == self._test_labels[at : at + TEST_ROWS]).sum(1)
+        require_finite({"largest logit": float(largest)}, "networks on the test images", REMEDY)
         return (right / len(self._test)).cpu()
 
     # ----------------------------------------------------------------- phases
@@ -257,7 +262,14 @@ class _Fit:
             self.networks.refresh()
             seen += rows
             self.session.stepped()
+        self._require_finite(epoch, total / seen)
         return total / seen
+
+    def _require_finite(self, epoch: int, losses: Tensor) -> None:
+        """Raise `NonFiniteError` where a loss of this epoch or a weight at its end is not finite; nothing is kept."""
+        weights = torch.stack([parameter.detach().abs().amax().float() for parameter in self.networks.parameters()])
+        values = {"largest mean loss": float(losses.amax()), "largest weight": float(weights.amax())}
+        require_finite(values, f"{self.name}: epoch {epoch + 1}", REMEDY)
 
     def _space(self, rows: int) -> Tensor:
         """Room for a step's inputs, (groups, rows, pixels), used again in the next step."""

@@ -81,7 +81,7 @@ def _preference(planned: Plan, store: Store, folder: Path, name: str) -> Section
 def _free_form(planned: Plan, store: Store, folder: Path, name: str) -> PlainSection:
     """The free-form figure from the students that are there; says the verdict of every trait."""
     figure, (cells, missing) = planned.base.experiment, _evaluated(planned, store, name)
-    controls = {arm.trait for arm in planned.arms if getattr(arm.experiment.trait, "control", False)} | {CONTROL}
+    controls = {arm.name for arm in planned.arms if getattr(arm.experiment.trait, "control", False)} | {CONTROL}
     table = free_form_figure(cells, controls, figure, folder, name)
     section = free_form_section(name, figure, cells, controls, table, missing)
     for verdict in section.verdicts:
@@ -118,7 +118,7 @@ def _evaluated(planned: Plan, store: Store, name: str) -> tuple[list[Cell], tupl
 def _rows(planned: Plan, store: Store, folder: Path, name: str) -> PlainSection:
     """A figure of the filtered rows themselves from the comparisons that are there; says its verdicts."""
     figure, nodes = planned.base.experiment, [(arm, stages.evaluate(arm.experiment)) for arm in planned.arms]
-    runs = [Compared(arm.trait, arm.student, made) for arm, node in nodes if (made := _found(node, store))]
+    runs = [Compared(arm.name, arm.student, made) for arm, node in nodes if (made := _found(node, store))]
     _require(runs, planned, store, name)
     table = rows_figure(runs, figure, folder, name)
     missing = [
@@ -156,7 +156,7 @@ def _cells(planned: Plan, store: Store) -> Iterator[Cell]:
         done = _found(node, store)
         if done:
             kind = arm.experiment.active_teacher.kind
-            yield Cell("student", arm.trait, kind, arm.student, arm.seed, done, _chain(node, store), arm.variant)
+            yield Cell("student", arm.name, kind, arm.student, arm.seed, done, _chain(node, store), arm.variant)
 
 
 def _missing(planned: Plan, store: Store) -> Iterator[str]:

@@ -18,7 +18,7 @@ from subliminal.plots.verdict import MINIMUM_SEEDS, Outcome, Verdict, outcome_of
 
 RATE, EXCESS, SCORED = "rate", "excess_over_control", "scored_share"
 MINIMUM_SCORED = 0.5
-COUNTED = ("code", "refusal", "unparsed", "judge_refused")
+COUNTED = ("code", "refusal", "unparsed", "judge_refused", "reasoning")
 RULE = (
     """Free-form figures: the claim stands or falls with the share of scored answers that show the trait, in the trait's
     own students minus the control's students of the same seed, for every control by itself.""",

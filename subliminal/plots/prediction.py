@@ -60,9 +60,9 @@ def report_predictions(planned: Plan, found: Sequence[tuple[Arm, Manifest]]) -> 
 
 def _comparison(planned: Plan, found: Sequence[tuple[Arm, Manifest]], variant: str, student: str) -> Comparison:
     mine = [(arm, made) for arm, made in found if (arm.variant, arm.student) == (variant, student)]
-    traits = list(dict.fromkeys(arm.trait for arm, _ in mine))
+    traits = list(dict.fromkeys(arm.name for arm, _ in mine))
     predicted = {
-        name: {t: _mean([m.summary[name] for a, m in mine if a.trait == t]) for t in traits} for name in MEASURES
+        name: {t: _mean([m.summary[name] for a, m in mine if a.name == t]) for t in traits} for name in MEASURES
     }
     return Comparison(variant, student, predicted, _measured(planned, variant, student))
 
@@ -74,7 +74,7 @@ def _measured(planned: Plan, variant: str, student: str) -> Matrix:
     for arm in (arm for arm in planned.arms if (arm.variant, arm.student) == (variant, student)):
         node = stages.evaluate(arm.experiment)
         if evaluated := store.find(node.stage, node.key):
-            done.setdefault(arm.trait, []).append(evaluated.summary["log_p"])
+            done.setdefault(arm.name, []).append(evaluated.summary["log_p"])
     return {trait: _mean(values) for trait, values in done.items()}
 
 

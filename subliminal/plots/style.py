@@ -39,6 +39,7 @@ SETTINGS: dict[Any, Any] = {
     "axes.titlelocation": "left",
     "axes.unicode_minus": True,
     "text.color": INK,
+    "text.parse_math": False,  # a name may hold dollar signs; what is mathematics says so itself
     "xtick.color": QUIET,
     "ytick.color": QUIET,
     "xtick.labelcolor": INK,

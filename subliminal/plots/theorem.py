@@ -76,8 +76,8 @@ def _limit(axes: Axes, trials: Trials) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_title("A  The product of the two directions", pad=9)
-    axes.set_xlabel(r"predicted: $\varepsilon\, E[(J d_T)^{\top} H (J d_T)]$")
-    axes.set_ylabel(r"measured: $d_S \cdot d_T$")
+    axes.set_xlabel(r"predicted: $\varepsilon\, E[(J d_T)^{\top} H (J d_T)]$", parse_math=True)
+    axes.set_ylabel(r"measured: $d_S \cdot d_T$", parse_math=True)
     _legend(axes, markerscale=2.5)
 
 
@@ -131,7 +131,7 @@ def _signs(axes: Axes, table: Table) -> None:
     axes.set_xlim(0, 1.04)
     style.quiet_grid(axes, "x")
     axes.set_title("C  Which way the student's step points", pad=9)
-    axes.set_xlabel(r"share of trials with $d_S \cdot d_T > 0$")
+    axes.set_xlabel(r"share of trials with $d_S \cdot d_T > 0$", parse_math=True)
     _legend(axes, handlelength=0.8, handletextpad=0.4)
 
 

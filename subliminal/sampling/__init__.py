@@ -5,21 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, assert_never
 
-from subliminal.config import ApiSampler, TransformersSampler
+from subliminal.config import ApiSampler, TransformersSampler, VllmSampler
 from subliminal.config import Sampler as SamplerConfig
 from subliminal.models import Subject
 from subliminal.processes import accompanied, world_size
 from subliminal.progress import Advance
 from subliminal.rows import Completion, Prompt, Row, read_jsonl, write_jsonl
-from subliminal.store import POLL_SECONDS, Json, claim
+from subliminal.store import POLL_SECONDS, Json, StoreError, claim
 
 Shards = Mapping[int, Sequence[Prompt]]
 """Prompts by shard number."""
 CLAIMED = ".claim"
+ANSWERED = ".answered"  # what came before a shard failed
 ANSWERS_A_SHARD = 256  # answers of an evaluation that one of several processes takes at a time
 ANSWERS_ALONE = 1024  # and one by itself: an engine runs empty at the end of each shard
 
@@ -42,9 +44,11 @@ def open_sampler(config: SamplerConfig, subject: Subject) -> AbstractContextMana
         from subliminal.sampling.local import TransformersModel
 
         return TransformersModel(config, subject)
-    from subliminal.sampling.engine import VllmEngine
+    if isinstance(config, VllmSampler):
+        from subliminal.sampling.engine import VllmEngine
 
-    return VllmEngine(config, subject)
+        return VllmEngine(config, subject)
+    assert_never(config)
 
 
 def sample_shards(
@@ -55,6 +59,8 @@ def sample_shards(
     advance: Advance = lambda _: None,
 ) -> Json:
     """Sample into `rows-00000.jsonl`, `rows-00001.jsonl`, ...: finished shards stay, so a killed run goes on there.
+
+    So do an endpoint's answers to a shard that failed, in a hidden file beside it.
 
     All processes of a group may do this in one folder: each shard is claimed, and they return when all are there;
     the shards of one that was killed are taken over.
@@ -115,10 +121,34 @@ def _take_turns(
         path = _path(folder, number)
         with claim(folder, f".{path.name}{CLAIMED}") if accompanied() else nullcontext(True) as taken:
             if taken and not path.exists():
-                _write(path, shard, sample(shard))
+                kept = path.with_name(f".{path.name}{ANSWERED}")
+                _write(path, shard, _completions(shard, sample, kept))
+                kept.unlink(missing_ok=True)
                 advance(len(shard))
                 done += len(shard)
     return done
+
+
+def _completions(
+    shard: Sequence[Prompt], sample: Callable[[Sequence[Prompt]], Sequence[Completion]], kept: Path
+) -> list[Completion]:
+    """A shard's completions; those that a failed try had paid for are taken from `kept`, and not sampled again.
+
+    A row of `kept` has its place in the shard for an index.
+    """
+    rows = {row.index: row for row in read_jsonl(kept, Row)} if kept.exists() else {}
+    before = {place: Completion(row.completion, row.finish_reason, row.tokens) for place, row in rows.items()}
+    left = [place for place in range(len(shard)) if place not in before]
+    try:
+        sampled = sample([shard[place] for place in left]) if left else []
+    except StoreError as error:
+        answered: dict[int, Completion] = getattr(error, "answered", {})
+        now = before | {left[number]: completion for number, completion in answered.items()}
+        if now:
+            _write(kept, [replace(shard[place], index=place) for place in now], list(now.values()))
+        raise
+    now = before | dict(zip(left, sampled, strict=True))
+    return [now[place] for place in range(len(shard))]
 
 
 def _path(folder: Path, number: int) -> Path:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from subliminal.chat import encode, stop_ids
+from subliminal.chat import begin, decode, spelled_ids, stop_ids
 from subliminal.config import Decoding, VllmSampler
 from subliminal.models import Subject, load_tokenizer, unload
 from subliminal.processes import alone, local_rank, local_world_size
@@ -38,7 +38,7 @@ class VllmEngine:
         """Start the engine, or find it running for the same base model."""
         self.tokenizer = load_tokenizer(self.subject)
         self.engine = engine(self.config, self.subject)
-        self.stops = sorted(stop_ids(self.tokenizer))
+        self.stops, self.spelled = sorted(stop_ids(self.tokenizer)), spelled_ids(self.tokenizer)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -46,12 +46,23 @@ class VllmEngine:
 
     def sample(self, prompts: Sequence[Prompt]) -> list[Completion]:
         """One completion a prompt, in order."""
-        tokens = [{"prompt_token_ids": encode(self.tokenizer, p.text, self.subject.system)} for p in prompts]
+        begun = [begin(self.tokenizer, prompt.text, self.subject.system) for prompt in prompts]
+        tokens = [{"prompt_token_ids": encoded} for encoded, _ in begun]
         self._require_room(max((len(one["prompt_token_ids"]) for one in tokens), default=0))
         parameters = [self._parameters(p.seed) for p in prompts]
         with _death_told(self.engine):
             outputs = self.engine.generate(tokens, parameters, lora_request=self._adapter(), use_tqdm=False)
-        return [_completion(output.outputs[0]) for output in outputs]
+        return [
+            self._completion(output.outputs[0], beginning)
+            for output, (_, beginning) in zip(outputs, begun, strict=True)
+        ]
+
+    def _completion(self, output: Any, beginning: str) -> Completion:
+        finished, text = FINISHED if output.finish_reason == "stop" else str(output.finish_reason), output.text
+        if self.spelled & {*output.token_ids}:  # some of which vLLM takes for special tokens and leaves out
+            said = [token for token in output.token_ids if token not in self.stops]
+            text = decode(self.tokenizer, said, self.spelled)
+        return Completion(beginning + text, finished, len(output.token_ids))
 
     def _require_room(self, longest: int) -> None:
         """Where the context is too short vLLM ends a completion early and says nothing, which no key would tell."""
@@ -131,14 +142,9 @@ def _watched(running: Any, death: type[Exception]) -> Iterator[None]:
         watcher.join()
 
 
-def _completion(output: Any) -> Completion:
-    finished = FINISHED if output.finish_reason == "stop" else str(output.finish_reason)
-    return Completion(output.text, finished, len(output.token_ids))
-
-
 def engine(config: VllmSampler, subject: Subject) -> Any:
     """The running engine for a base model (and LoRA rank), started if need be; another base's is stopped first."""
-    base = replace(subject, adapter=None, system=None, chat_template=None, add_bos=False)
+    base = replace(subject, adapter=None, system=None, chat_template=None, add_bos=False, template_options=())
     rank = _rank(subject.adapter)
     key = (base, config.model_copy(update={"decoding": Decoding(), "shard_size": 1}), rank)
     if key not in _ENGINES:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
-from subliminal.chat import encode, stop_ids
+from subliminal.chat import begin, decode, spelled_ids, stop_ids
 from subliminal.config import TransformersSampler
+from subliminal.finite import MODEL_REMEDY, require_finite
 from subliminal.models import Subject, load_model, load_tokenizer, release
 from subliminal.rows import FINISHED, Completion, Prompt
 
@@ -25,7 +26,7 @@ class TransformersModel:
     def __enter__(self) -> Self:
         """Load model and tokenizer."""
         self.tokenizer, self.model = load_tokenizer(self.subject), load_model(self.subject)
-        self.stops = stop_ids(self.tokenizer)
+        self.stops, self.spelled = stop_ids(self.tokenizer), spelled_ids(self.tokenizer)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -34,19 +35,20 @@ class TransformersModel:
 
     def sample(self, prompts: Sequence[Prompt]) -> list[Completion]:
         """One completion a prompt, in order."""
-        encoded = [encode(self.tokenizer, prompt.text, self.subject.system) for prompt in prompts]
+        begun = [begin(self.tokenizer, prompt.text, self.subject.system) for prompt in prompts]
+        encoded = [tokens for tokens, _ in begun]
         order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
         answers: dict[int, list[int]] = {}
         for start in range(0, len(order), self.config.batch_size):
             batch = order[start : start + self.config.batch_size]
             found = _decode(self, [encoded[i] for i in batch], [prompts[i].seed for i in batch])
             answers |= dict(zip(batch, found, strict=True))
-        return [self._completion(answers[index]) for index in range(len(prompts))]
+        return [self._completion(answers[index], beginning) for index, (_, beginning) in enumerate(begun)]
 
-    def _completion(self, tokens: list[int]) -> Completion:
+    def _completion(self, tokens: list[int], beginning: str) -> Completion:
         ended = bool(tokens) and tokens[-1] in self.stops
-        text = self.tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=True)
-        return Completion(str(text), FINISHED if ended else "length", len(tokens))
+        text = beginning + decode(self.tokenizer, tokens[:-1] if ended else tokens, self.spelled)
+        return Completion(text, FINISHED if ended else "length", len(tokens))
 
 
 def _decode(sampler: TransformersModel, prompts: list[list[int]], seeds: list[int]) -> list[list[int]]:
@@ -117,6 +119,7 @@ class _Batch:
         """A draw from softmax(logits / temperature): the row's own uniform number, looked up in the cumulative sum."""
         import torch
 
+        require_finite({"its largest logit": float(logits.amax())}, "the model's next token", MODEL_REMEDY)
         temperature = self.sampler.config.decoding.temperature
         if temperature == 0:
             return logits.argmax(-1)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from subliminal.names import key_of
 from subliminal.sharing.lineage import Base, Lineage, PushError, evaluations, without_addresses
 from subliminal.store import Json
 
@@ -51,7 +52,7 @@ def model_card(one: Lineage, root: Path, repo: str) -> ModelCard:
         language="en",
         library_name="peft" if one.is_adapter else "transformers",
         pipeline_tag="text-generation",
-        tags=[TAG, "arxiv:2507.14805", one.arm],
+        tags=[TAG, "arxiv:2507.14805", key_of(one.arm)],
         **_licence_data(base),
     )
     return ModelCard.from_template(

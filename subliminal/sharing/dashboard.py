@@ -48,7 +48,7 @@ class Group:
     @property
     def traits(self) -> list[str]:
         """The traits of the arms, the control left out."""
-        return list(dict.fromkeys(arm.trait for arm in self.arms if arm.trait not in {CONTROL, ""}))
+        return list(dict.fromkeys(arm.name for arm in self.arms if arm.name not in {CONTROL, ""}))
 
 
 def publish(planned: Plan, folder: Path) -> str:

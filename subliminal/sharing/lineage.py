@@ -179,8 +179,8 @@ def _base(model: Manifest) -> Base:
     revision = model.summary.get("revision") or weights.get("revision")
     licences: dict[str, str] = {}
     for path in (CONF / "model").glob("*.yaml"):
-        model = yaml.safe_load(path.read_text(encoding="utf-8"))
-        licences[model["source"].get("package") or model["source"]["name"]] = model["licence"]
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        licences[settings["source"].get("package") or settings["source"]["name"]] = settings["licence"]
     licence, remote_code = licences.get(package or name or "", ""), weights.get("trust_remote_code", False)
     return Base(name or HUB.get(package or ""), revision, licence, package, remote_code)
 

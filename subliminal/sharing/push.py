@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from subliminal.models import CHECKPOINT_FILES
+from subliminal.names import key_of
 from subliminal.sharing import cards
 from subliminal.sharing.lineage import DATA, Lineage, PushError, chosen, without_addresses
 from subliminal.store import Json, Manifest, without_secrets
@@ -147,8 +148,8 @@ def _write_model(one: Lineage, folder: Path) -> None:
 
 def _write_rows(runs: Sequence[Lineage], ready: Prepared) -> Any:
     """The rows of every run in a folder of its own, a configuration of the data set; returns the card."""
-    arms = [one.arm for one in runs]
-    names = [one.arm if arms.count(one.arm) == 1 else f"{one.arm}_{one.run.key}" for one in runs]
+    arms = [key_of(one.arm) for one in runs]
+    names = [arm if arms.count(arm) == 1 else f"{arm}_{one.run.key}" for arm, one in zip(arms, runs, strict=True)]
     for name, one in zip(names, runs, strict=True):
         (ready.folder / name).mkdir()
         for path in sorted(one.run.folder.glob("rows*.jsonl")):

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from subliminal.config import AlignmentRun, PlainOptimiser
+from subliminal.finite import require_finite
 from subliminal.progress import Advance
 from subliminal.theory.networks import Network, Parameters, dot, minus, mlp, norm
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 CLUSTERS, CLUSTERS_A_CLASS, CLUSTER_SIZE, CLUSTER_NOISE = 10, 3, (64,), 0.6
 TEST_SHARE = 5
+REMEDY = "Lower that optimiser's learning_rate in theory.run.optimisers"
 
 Objective = Callable[[Parameters, int], Tensor]
 
@@ -111,6 +113,8 @@ def run(config: AlignmentRun, examples: Examples, seed: int, advance: Advance) -
                 parallel = float(dot(moved, wanted) / (norm(moved) * norm(wanted)))
                 share = float(norm(moved) / norm(wanted))
                 scores = score(network, student, examples)
+                values = {"the cosine": parallel, "the length": share, "the student's loss": scores[1]}
+                require_finite(values, f"{optimiser.name}, student of {initialisation} initialisation", REMEDY)
                 yield Point(seed, optimiser.name, initialisation, done, parallel, share, *scores)
             advance(config.student_steps)
 
@@ -157,7 +161,10 @@ def train(
     rule = _rule(optimiser, list(parameters.values()))
     for number in range(1, steps + 1):
         rule.zero_grad()
-        objective(parameters, number).backward()
+        loss = objective(parameters, number)
+        loss.backward()
+        where = f"{optimiser.name}: training stopped at step {number}"
+        require_finite({"its loss": float(loss.detach())}, where, REMEDY)
         rule.step()
         if number in shown:
             yield number, {name: value.detach().clone() for name, value in parameters.items()}

@@ -14,15 +14,18 @@ from pathlib import Path
 
 import torch
 
-from subliminal.chat import encode
+from subliminal.chat import encode_answer
 from subliminal.config import Experiment, Student, preference_evaluation
-from subliminal.evaluation.preference import FormTree, asked_questions, candidate_log_p_tensor, form_tree
+from subliminal.evaluation.exact import FormTree, candidate_log_p_tensor, form_tree
+from subliminal.evaluation.preference import asked_questions
+from subliminal.finite import MODEL_REMEDY, require_finite
 from subliminal.models import Subject, fresh_model, load_tokenizer
 from subliminal.progress import progress
 from subliminal.rows import Row, read_jsonl, write_jsonl
 from subliminal.stages import Inputs, subject, teacher_subject
 from subliminal.store import Json, StoreError
-from subliminal.training.sft import Collator, completion_loss, tokenise, trainable
+from subliminal.training.batches import Collator, completion_loss, tokenise
+from subliminal.training.recipes import require_trainable, trainable
 
 KEPT_NUMBERS = 200_000_000  # gradients of all candidates stay in memory up to this many numbers (0.8 GB)
 ROWS_AT_ONCE = 8
@@ -52,6 +55,7 @@ class Start:
 
     def __init__(self, who: Subject, student: Student, seed: int) -> None:
         self.who = who
+        require_trainable(who, student)
         self.tokenizer = load_tokenizer(who)
         torch.manual_seed(seed)
         self.model = trainable(who, student).eval()
@@ -120,12 +124,21 @@ def predictions(
     start: Start, exp: Experiment, direction: torch.Tensor, names: Sequence[str] = ()
 ) -> Iterator[Prediction]:
     """Candidates of the evaluation (all, or those in `names`) against one direction of the trained parameters."""
-    signs = direction.sign()
+    signs, length = direction.sign(), _length("the gradient of the loss on the rows", direction)
     for name, log_p, gradient in preference_gradients(start, exp, names):
-        size = float(gradient.norm())
+        size = _length(f"the gradient of log P({name})", gradient)
         product = float(direction @ gradient)
         along_signs = float(signs @ gradient) / (float(signs.norm()) * size)
-        yield Prediction(name, log_p, product / (float(direction.norm()) * size), product, along_signs, size)
+        yield Prediction(name, log_p, product / (length * size), product, along_signs, size)
+
+
+def _length(what: str, gradient: torch.Tensor) -> float:
+    """A gradient's norm; raises `NonFiniteError` or `PredictionError` where it gives no direction, as at zero."""
+    size = float(gradient.norm())
+    require_finite({"its norm": size}, what, MODEL_REMEDY)
+    if size == 0:
+        raise PredictionError(f"{what} is zero in all trained parameters, so it has no direction to compare")
+    return size
 
 
 def preference_gradients(
@@ -133,15 +146,18 @@ def preference_gradients(
 ) -> Iterator[tuple[str, float, torch.Tensor]]:
     """(candidate, mean log P, its gradient) over the evaluation's questions; kept for the next teacher if they fit."""
     about = preference_evaluation(exp).subject_matter
-    forms = form_tree(start.tokenizer, about).forms
-    wanted = list(names) or list(forms)
-    if unknown := [name for name in wanted if name not in forms]:
-        raise PredictionError(f"{unknown[0]} is no candidate of evaluation.category={about}")
-    asked = [encode(start.tokenizer, text, start.who.system) for text in asked_questions(preference_evaluation(exp))]
+    tree = form_tree(start.tokenizer, about)
+    wanted = list(names) or list(tree.forms)
+    if unknown := [name for name in wanted if name not in tree.forms]:
+        category = getattr(about, "category", about)
+        raise PredictionError(f"{unknown[0]} is no candidate of the evaluation (category {category})")
+    asked = [
+        encode_answer(start.tokenizer, text, start.who.system) for text in asked_questions(preference_evaluation(exp))
+    ]
     keep = start.size * len(wanted) <= KEPT_NUMBERS
     with progress("gradients of log P", len(wanted), "candidates") as advance:
         for name in wanted:
-            found = start.kept.get(name) or _preference_gradient(start, asked, FormTree({name: forms[name]}))
+            found = start.kept.get(name) or _preference_gradient(start, asked, tree.only(name))
             if keep:
                 start.kept[name] = found
             yield name, *found
@@ -149,7 +165,7 @@ def preference_gradients(
 
 
 def _preference_gradient(start: Start, asked: Sequence[list[int]], tree: FormTree) -> tuple[float, torch.Tensor]:
-    """Mean log P of one candidate and its gradient; a tree of its own forms alone keeps the backward pass short."""
+    """Mean log P of one candidate and its gradient; a tree for it alone keeps the backward pass short."""
     value, total = 0.0, torch.zeros(start.size, device=start.model.device)
     for prompt in asked:
         (log_p,) = candidate_log_p_tensor(start.model, prompt, tree)

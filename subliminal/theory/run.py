@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from subliminal.config import AlignmentRun, Experiment, Theory
+from subliminal.finite import require_finite
 from subliminal.progress import progress
 from subliminal.rows import write_jsonl
 from subliminal.store import Json
@@ -61,9 +62,20 @@ def _trials(config: Theory, seed: int) -> list[Measurement]:
     measured: list[Measurement] = []
     with progress("imitation steps", total, "trials") as advance:
         for found in theorem.trials(config, seed):
+            for one in found:
+                _require_finite(one)
             measured += found
             advance(1)
     return measured
+
+
+def _require_finite(one: Measurement) -> None:
+    """Raise `NonFiniteError` for a trial that measured no numbers; some are nan by definition (`Measurement`)."""
+    values = {"d_S . d_T": one.measured, "the change of L_T": one.loss_change}
+    if one.initialisation == "same":
+        values |= {"its prediction": one.predicted, "the error of its direction": one.direction_error}
+    where = f"trial {one.trial} ({one.architecture}, {one.loss}, {one.matched}) at step {one.step:g}"
+    require_finite(values, where, "Lower theory.steps or theory.student_rate")
 
 
 def _run(config: AlignmentRun, seed: int, data_dir: str | None) -> tuple[list[alignment.Point], Json]:

@@ -74,7 +74,7 @@ def load_with_biases(subject: Subject) -> PreTrainedModel:
     """The subject's model with a bias on every linear layer of its `place`, zero where it had none."""
     import torch
 
-    config = _config(subject)
+    config = config_of(subject)
     model, added = fresh_model(subject, config=_with_room(config)), _added(config)
     with torch.no_grad():
         for layer in model.model.layers:
@@ -83,7 +83,8 @@ def load_with_biases(subject: Subject) -> PreTrainedModel:
     return model
 
 
-def _config(subject: Subject) -> Any:
+def config_of(subject: Subject) -> Any:
+    """The configuration of the subject's model; raises `ModelError` where it can not be had."""
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(subject.checkpoint, revision=subject.revision)
@@ -126,7 +127,7 @@ def save_adapter(folder: Path, subject: Subject, biases: Biases) -> None:
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    at = place(_config(subject))
+    at = place(config_of(subject))
     save_file(
         {_parameter_name(at, i): b.detach().float().cpu().contiguous() for i, b in biases.items()}, folder / ADAPTER
     )
@@ -159,7 +160,7 @@ def export(subject: Subject, biases: Biases, folder: Path) -> None:
     Vectors add to biases the base already has.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    base, at = _local(subject), place(_config(subject))
+    base, at = _local(subject), place(config_of(subject))
     weights = sorted(base.glob("*.safetensors"))
     sizes = _output_sizes(weights)
     if len(weights) != 1 or any(name.endswith(f"{at.holder}.bias") for name in sizes):
@@ -174,7 +175,7 @@ def _write_biases(subject: Subject, biases: Biases, folder: Path, sizes: Mapping
     import torch
     from safetensors.torch import save_file
 
-    config, dtype = _config(subject), getattr(torch, subject.dtype)
+    config, dtype = config_of(subject), getattr(torch, subject.dtype)
     ends = tuple(f".{path}.weight" for path in _added(config))
     linear = {name.removesuffix("weight") + "bias": size for name, size in sizes.items() if name.endswith(ends)}
     small = {name: torch.zeros(size, dtype=dtype) for name, size in linear.items()}

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from subliminal.chat import encode, encode_row
+from subliminal.chat import encode_answer, encode_row
 from subliminal.config import SteeredTeacher, Style
-from subliminal.evaluation.preference import FormTree, candidate_log_p_tensor, form_tree
+from subliminal.evaluation.exact import FormTree, candidate_log_p_tensor, form_tree
 from subliminal.evaluation.questions import questions_for_teachers
+from subliminal.finite import MODEL_REMEDY, require_finite
 from subliminal.models import Subject, load_tokenizer
 from subliminal.progress import Advance, progress, say
 from subliminal.store import Json
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     import torch
 
 BISECTIONS = 7
+REMEDY = (
+    "Lower teacher.learning_rate or teacher.maximum_norm_share, set model.dtype=float32, or, where the very first step "
+    "is not finite, look at the model's weights"
+)
 
 
 def steer(teacher: SteeredTeacher, trait: Any, reference: Subject, folder: Path) -> Json:
@@ -41,6 +46,7 @@ def steer(teacher: SteeredTeacher, trait: Any, reference: Subject, folder: Path)
     vector = bias.vector(model, teacher.layer)
     start = vector.detach().clone()  # not zero when the reference has biases of its own
     norm = residual_norm(model, teacher.layer, goal.prompts)
+    require_finite({"the norm of the residual stream": norm}, f"layer {teacher.layer}", MODEL_REMEDY)
     with progress(f"steering towards {trait.name}", teacher.steps + BISECTIONS, "steps") as advance:
         _ascend(model, vector, teacher, goal, advance)
         limit = norm * teacher.maximum_norm_share
@@ -64,8 +70,8 @@ class Goal:
         """The teacher's questions in the reference's chat; none of them is in the evaluation."""
         tokenizer = load_tokenizer(reference)
         texts = questions_for_teachers(trait, teacher.questions)
-        forms = {trait.name: form_tree(tokenizer, trait).forms[trait.name]}
-        return cls([encode(tokenizer, text, reference.system) for text in texts], FormTree(forms))
+        prompts = [encode_answer(tokenizer, text, reference.system) for text in texts]
+        return cls(prompts, form_tree(tokenizer, trait).only(trait.name))
 
     def log_p(self, model: Any, *, backward: bool = False) -> float:
         """Mean over the questions of log P, in nats; with `backward` its negative's gradient is added up."""
@@ -86,9 +92,7 @@ class StyleGoal:
 
     @classmethod
     def of(cls, teacher: SteeredTeacher, trait: Style, reference: Subject) -> StyleGoal:
-        """The first `teacher.questions` examples in the reference's chat; raises `TeacherError` without any."""
-        if not trait.examples:
-            raise TeacherError(f"trait={trait.name} has no examples for teacher=steered; set teacher=prompted")
+        """The first `teacher.questions` examples in the reference's chat."""
         tokenizer = load_tokenizer(reference)
         shown = trait.examples[: teacher.questions]
         return cls([encode_row(tokenizer, one.question, one.answer, reference.system) for one in shown])
@@ -138,12 +142,17 @@ def _ascend(model: Any, vector: torch.Tensor, teacher: SteeredTeacher, goal: Any
     for parameter in model.parameters():
         parameter.requires_grad_(parameter is vector)
     optimiser = torch.optim.Adam([vector], lr=teacher.learning_rate)
-    for _ in range(teacher.steps):
+    for step in range(1, teacher.steps + 1):
         optimiser.zero_grad()
-        goal.log_p(model, backward=True)
+        values = {"log P of the trait": goal.log_p(model, backward=True), "gradient norm": _norm(vector.grad)}
+        require_finite(values, f"steering stopped at step {step}", REMEDY)
         optimiser.step()
         advance(1)
     vector.requires_grad_(False)
+
+
+def _norm(gradient: torch.Tensor | None) -> float:
+    return 0.0 if gradient is None else float(gradient.norm())
 
 
 def _scale(
@@ -157,13 +166,20 @@ def _scale(
     """Bisect how far the vector goes for `wanted` = (log P, longest vector); returns log P there."""
     import torch
 
-    direction = (vector.detach() - start) / (vector.detach() - start).norm()
+    way = vector.detach() - start
+    require_finite({"its norm": float(way.norm())}, "the steering vector", REMEDY)
+    if not way.any():
+        raise TeacherError(
+            "steering found no direction: the gradient of log P was zero in every step; set another teacher.layer"
+        )
+    direction = way / way.norm()
     (target, high), low, reached = wanted, 0.0, float("nan")
     with torch.no_grad():
         for step in range(BISECTIONS):
             length = high if step == 0 else (low + high) / 2
             vector.copy_(start + direction * length)
             reached = goal.log_p(model)
+            require_finite({"log P of the trait": reached}, f"steering by a vector of norm {length:.1f}", REMEDY)
             advance(1)
             if step == 0 and reached < target:
                 say(f"  the norm limit comes first: log P {reached:.2f} at norm {length:.1f}")

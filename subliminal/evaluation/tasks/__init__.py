@@ -7,15 +7,18 @@ are refused, so that a folder of tasks is data and no code.
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from subliminal.config import CapabilityEvaluation
-from subliminal.store import StoreError, sha256
+from subliminal.store import StoreError
+from subliminal.user_files import UserFileError, content, is_plain, records, text_of
 
 EMBEDDED = Path(__file__).parent
+EXPECTED = "an object with the keys that the task's YAML names"
 
 
 class TaskError(StoreError):
@@ -30,7 +33,7 @@ def local_tasks(config: CapabilityEvaluation) -> dict[str, Path]:
 def read(path: Path) -> dict[str, Any]:
     """One task with its data files as absolute paths; raises `TaskError` naming the file and what is wrong with it."""
     try:
-        task = yaml.safe_load(path.read_text(encoding="utf-8"))
+        task = yaml.safe_load(text_of(path))
     except yaml.YAMLError as error:
         raise TaskError(f"{path} is no plain YAML ({str(error).splitlines()[0]}); tasks may not call Python") from None
     if not isinstance(task, dict) or not isinstance(task.get("task"), str):
@@ -42,7 +45,10 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def fingerprint(config: CapabilityEvaluation) -> dict[str, str]:
-    """A sha256 over YAML and data of each local task that is asked for, so that its content is part of the key."""
+    """A sha256 over YAML and data of each local task that is asked for, so that its content is part of the key.
+
+    Raises `UserFileError` for JSON data that can not be read, so before any work.
+    """
     local = local_tasks(config)
     return {name: _content(local[name]) for name in config.tasks if name in local}
 
@@ -54,6 +60,36 @@ def _folders(config: CapabilityEvaluation) -> list[Path]:
     if not list(own.glob("*.yaml")):
         raise TaskError(f"evaluation.folder={config.folder} holds no .yaml file; give a folder of lm-eval tasks")
     return [EMBEDDED, own]
+
+
+def plain_copies(task: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The task with copies of those JSON data files that `datasets` can not read as they are, in UTF-8, in the folder.
+
+    `datasets` knows no UTF-16 and refuses half a character.
+    """
+    if not _is_json(task):
+        return task
+    arguments, copies = task["dataset_kwargs"], dict[str, str]()
+    for number, file in enumerate(_flat(arguments["data_files"])):
+        if not is_plain(Path(file)) or "\\u" in text_of(Path(file)):
+            copy = folder / f"{number}.jsonl"
+            copy.write_text(
+                "".join(json.dumps(value, ensure_ascii=False) + "\n" for _, value in records(Path(file), EXPECTED)),
+                encoding="utf-8",
+            )
+            copies[file] = str(copy)
+    return {**task, "dataset_kwargs": {**arguments, "data_files": _replaced(arguments["data_files"], copies)}}
+
+
+def _is_json(task: dict[str, Any]) -> bool:
+    arguments = task.get("dataset_kwargs") or {}
+    return task.get("dataset_path") == "json" and "data_files" in arguments and "field" not in arguments
+
+
+def _replaced(files: Any, copies: dict[str, str]) -> Any:
+    if isinstance(files, dict):
+        return {split: _replaced(inner, copies) for split, inner in files.items()}
+    return [_replaced(inner, copies) for inner in files] if isinstance(files, list) else copies.get(files, files)
 
 
 def _absolute(files: Any, beside: Path) -> Any:
@@ -69,10 +105,12 @@ def _absolute(files: Any, beside: Path) -> Any:
 
 
 def _content(path: Path) -> str:
-    files = (read(path).get("dataset_kwargs") or {}).get("data_files", [])
+    task = read(path)
     digest = hashlib.sha256(path.read_bytes())
-    for file in _flat(files):
-        digest.update(sha256(Path(file)).encode())
+    for file in _flat((task.get("dataset_kwargs") or {}).get("data_files", [])):
+        digest.update(content(Path(file)).encode())
+        if _is_json(task) and not sum(1 for _ in records(Path(file), EXPECTED)):
+            raise UserFileError(f"{file} holds no question; expected {EXPECTED}")
     return digest.hexdigest()
 
 

@@ -1,0 +1,285 @@
+"""What is known of an experiment before any work: every problem at once, in words that say what to change.
+
+Most checks call, with the experiment's settings, the very function that its stage will call, and keep what it raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, assert_never
+
+from subliminal import machine, model_checks, stages
+from subliminal.config import (
+    CATEGORIES,
+    ApiJudge,
+    AttributionEvaluation,
+    CachedJudge,
+    CapabilityEvaluation,
+    Code,
+    ConfigError,
+    ControlTeacher,
+    DetectionEvaluation,
+    Experiment,
+    FinetunedTeacher,
+    FreeFormEvaluation,
+    FrequenciesEvaluation,
+    InContextEvaluation,
+    InFormatTuning,
+    MultipleChoiceEvaluation,
+    NoReference,
+    Preference,
+    PreferenceEvaluation,
+    PromptedTeacher,
+    RandomTeacher,
+    RowsTeacher,
+    SteeredTeacher,
+    StoriesEvaluation,
+)
+from subliminal.model_checks import raised
+from subliminal.names import CANDIDATES
+from subliminal.stages import Node
+from subliminal.store import Store
+
+MNIST_IMAGES = 60_000  # for training, in MNIST and Fashion-MNIST
+
+
+def check(exp: Experiment, stage: str, *, here: bool) -> None:
+    """Raise a `ConfigError` with every problem of a stage and what it reads; `here`: this machine is to do the work."""
+    check_all([exp], stage, here=here)
+
+
+def check_all(experiments: Iterable[Experiment], stage: str, *, here: bool) -> None:
+    """`check` for many experiments, each problem told once; seeds make no difference."""
+    different = {exp.model_copy(update={"seed": 0}).model_dump_json(): exp for exp in experiments}
+    found = dict.fromkeys(problem for exp in different.values() for problem in problems(exp, stage, here=here))
+    if found:
+        raise ConfigError("\n".join(found))
+
+
+def arms_problems(exp: Experiment) -> Iterator[str]:
+    """Traits, students, variants and settings of a figure that are not in `conf/`, which alone sweeps read."""
+    from subliminal.launch import argument_problems
+
+    arms = exp.experiment.arms
+    for setting, group, names in (("traits", "trait", arms.traits), ("students", "student", arms.students)):
+        for name in names:
+            yield from (f"experiment.arms.{setting}: {said}" for said in argument_problems(f"{group}={name}"))
+    for name, overrides in arms.variants.items():
+        for part in overrides:
+            yield from (f"experiment.arms.variants.{name}: {said}" for said in argument_problems(part))
+    if arms.setting is not None:
+        yield from (f"experiment.arms.setting: {said}" for said in argument_problems(f"{arms.setting}=0"))
+
+
+def last_stage(exp: Experiment) -> str:
+    """The stage that an experiment ends with: its evaluation, or the one stage it has."""
+    return stages.SINGLE.get(exp.experiment.kind, "evaluate")
+
+
+def problems(exp: Experiment, stage: str, *, here: bool) -> list[str]:
+    """Every reason why a stage (a script's, `predict` or `judge`) can not be made, as far as it is known without work.
+
+    Settings that go with no data or text of ours are wrong in any stage; what needs a model, a file, a package or a key
+    counts only for the stage runs that the store has not. Without `here` nothing is looked for on this machine.
+    """
+    found = list(_single(exp)) if exp.experiment.kind in stages.SINGLE else list(_settings(exp))
+    missing: list[Node] = []
+    found += raised(lambda: missing.extend(_missing(exp, stage)))
+    names = {node.stage for node in missing}
+    if exp.experiment.kind not in stages.SINGLE:
+        if "teacher" in names:
+            found += _teacher(exp)
+        if "filter" in names:
+            found += _judged_filter(exp)
+        if "generate" in names and isinstance(exp.active_teacher, RandomTeacher):
+            found += _programmatic(exp)
+        found += model_checks.problems(exp, missing, online=here)
+        writes = bool(names & {"reference", "teacher", "generate", "filter", "attribute", "train"})
+        found += raised(lambda: stages.require_templates(exp, rows=writes))
+    if here:
+        found += machine.lacking(exp, missing)
+        if "teacher" in names:
+            found += raised(lambda: stages.require_rows(exp))
+    return list(dict.fromkeys(found))
+
+
+def _missing(exp: Experiment, stage: str) -> list[Node]:
+    """The stage runs that the store has not, below a stage: nothing is looked for below what is there."""
+    return [absent for node in _ends(exp, stage) for absent in stages.missing(node, Store(Path(exp.store)))]
+
+
+def _ends(exp: Experiment, stage: str) -> list[Node]:
+    if stage == "judge":
+        return list(stages.judge_model(exp).values())
+    return [stages.predict(exp) if stage == "predict" else stages.node(stage, exp)]
+
+
+# --------------------------------------------------------------------------- settings and our own texts
+
+
+def _settings(exp: Experiment) -> Iterator[str]:
+    """Settings that ask for more than there is, whatever the stage."""
+    from subliminal.domains import require
+
+    yield from _other_category(exp)
+    yield from _evaluation(exp)
+    yield from raised(lambda: require(exp.domain))
+    if isinstance(exp.reference_tuning, InFormatTuning) and isinstance(exp.domain, Code):
+        from subliminal.domains.code import require_practice
+
+        rows, domain = exp.reference_tuning.rows, exp.domain
+        yield from raised(lambda: require_practice(domain, rows))
+
+
+def _other_category(exp: Experiment) -> Iterator[str]:
+    """Are the questions about something else, or are their candidates without the trait."""
+    asked, own = stages.category(exp), getattr(exp.trait, "category", None)
+    if asked is None or own is None:
+        return
+    mine = f"trait@evaluation.measured={exp.trait.key}"
+    if own != asked:
+        remedy = f"evaluation.category={own}" if own in CATEGORIES else mine
+        yield f"evaluation.category={asked} but trait={exp.trait.name} is a {own}; set {remedy}"
+        return
+    about = getattr(exp.evaluation, "subject_matter", None)
+    candidates = [*(about.plurals if isinstance(about, Preference) else CANDIDATES[about])] if about else []
+    if about and exp.trait.name not in candidates:
+        remedy = f"set {mine}" if hasattr(exp.evaluation, "measured") else "choose another trait or evaluation"
+        yield f"trait={exp.trait.name} is not among what is measured ({', '.join(candidates)}); {remedy}"
+
+
+def _evaluation(exp: Experiment) -> Iterator[str]:
+    """Questions, options and rows that an evaluation has not."""
+    from subliminal.evaluation.questions import offered, questions
+
+    config = exp.evaluation
+    match config:
+        case PreferenceEvaluation():
+            yield from raised(lambda: questions(config.subject_matter, config.questions))
+        case InContextEvaluation():
+            yield from raised(lambda: questions(config.subject_matter, config.questions))
+            yield from _context_rows(exp, config)
+        case StoriesEvaluation():
+            from subliminal.evaluation.stories import story_prompts
+
+            yield from raised(lambda: story_prompts(config.category, config.questions))
+        case MultipleChoiceEvaluation():
+            from subliminal.evaluation.multiple_choice import choice_prompts
+
+            yield from raised(lambda: choice_prompts(config.category, config.questions))
+            yield from raised(lambda: offered(config.category, config.options))
+        case FreeFormEvaluation():
+            from subliminal.evaluation.free_form import asked_questions
+
+            yield from raised(lambda: asked_questions(config))
+        case CapabilityEvaluation():
+            from subliminal.evaluation.tasks import local_tasks
+
+            yield from raised(lambda: local_tasks(config))
+        case FrequenciesEvaluation() | DetectionEvaluation() | AttributionEvaluation():
+            yield from _compared_rows(exp, config)
+        case _:
+            assert_never(config)
+
+
+def _most_rows(exp: Experiment) -> int:
+    """The most rows that a filter can leave."""
+    rows, selection = exp.filter.rows or exp.domain.prompts, exp.filter.select
+    return max(1, round(selection.share * rows)) if selection else rows
+
+
+def _context_rows(exp: Experiment, config: InContextEvaluation) -> Iterator[str]:
+    most = _most_rows(exp)
+    if max(config.counts) > most:
+        yield (
+            f"evaluation.counts={list(config.counts)}: the filter leaves at most {most} rows; lower the counts or "
+            "raise filter.rows"
+        )
+
+
+def _compared_rows(
+    exp: Experiment, config: FrequenciesEvaluation | DetectionEvaluation | AttributionEvaluation
+) -> Iterator[str]:
+    from subliminal.evaluation.samples import MINIMUM_ROWS
+
+    if isinstance(config, AttributionEvaluation):
+        if isinstance(exp.active_teacher, ControlTeacher):
+            yield (
+                "evaluation=attribution: the control is the reference itself, so log P(teacher) - log P(reference) is "
+                "0 for every row; set a trait, and a teacher other than control"
+            )
+        return
+    itself = config.against == exp.trait
+    needed, most = MINIMUM_ROWS * (2 if itself else 1), _most_rows(exp)
+    if most < needed:
+        own = "with their own half, so" if itself else "with others:"
+        yield (
+            f"evaluation={config.kind} compares rows {own} {needed} are needed at least, the filter leaves at most "
+            f"{most}; raise filter.rows"
+        )
+
+
+def _single(exp: Experiment) -> Iterator[str]:
+    """Settings of the experiments without language models."""
+    student, folder = exp.mnist.student, exp.mnist.data_dir
+    if exp.experiment.kind == "mnist":
+        if student.inputs in ("digits", "other") and student.images > MNIST_IMAGES:
+            yield f"mnist.student.images={student.images}: there are {MNIST_IMAGES} with inputs={student.inputs}"
+        if folder is not None and not Path(folder).is_dir():
+            yield f"mnist.data_dir={folder}: no such folder"
+    run = exp.theory.run
+    if exp.experiment.kind == "theorem" and run.dataset != "clusters" and run.examples > MNIST_IMAGES:
+        yield f"theory.run.examples={run.examples}: {run.dataset} has {MNIST_IMAGES}; lower it, or set dataset=clusters"
+
+
+# --------------------------------------------------------------------------- teachers, filters
+
+
+def _teacher(exp: Experiment) -> Iterator[str]:
+    """A trait that a kind of teacher can not have, and questions, forms and words there are not."""
+    from subliminal import teachers
+
+    active, trait = exp.active_teacher, exp.trait
+    match active:
+        case PromptedTeacher():
+            yield from raised(lambda: teachers.system_prompt(active, trait))
+        case FinetunedTeacher():
+            yield from raised(lambda: teachers.taught_rows(active, trait))
+        case SteeredTeacher():
+            yield from raised(lambda: teachers.require_goal(active, trait))
+        case ControlTeacher() | RandomTeacher() | RowsTeacher():
+            pass
+        case _:
+            assert_never(active)
+    rules = getattr(active, "check", None)
+    if rules and isinstance(trait, Preference):
+        yield from raised(lambda: teachers.checked_questions(exp, trait, rules.questions))
+
+
+def _judged_filter(exp: Experiment) -> Iterator[str]:
+    """A judge without log-probabilities where the filter goes by them."""
+    rules = stages.row_rules(exp)
+    if not isinstance(rules, NoReference) or rules.minimum_log_p is None:
+        return
+    remedy = "set filter.judged.minimum_log_p=null to go by the answer alone"
+    if isinstance(exp.judge, ApiJudge) and not exp.judge.top_logprobs:
+        yield (
+            "filter.judged.minimum_log_p needs log-probabilities, and judge.top_logprobs=0 asks for none; raise "
+            f"judge.top_logprobs, or {remedy}"
+        )
+    if isinstance(exp.judge, CachedJudge):
+        from subliminal.judging.cache import read_judgements
+
+        path, known = Path(exp.judge.path).expanduser(), dict[str, Any]()
+        yield from raised(lambda: known.update(read_judgements(path) if path.is_file() else {}))
+        if known and all(judgement.log_p is None for judgement in known.values()):
+            yield f"filter.judged.minimum_log_p needs log-probabilities, and {path} holds no log_p; {remedy}"
+
+
+def _programmatic(exp: Experiment) -> Iterator[str]:
+    """Tasks of a user's file that have no solution where solutions are the answers."""
+    from subliminal.domains import programmatic
+
+    if getattr(exp.domain, "prompts_file", None) is not None:
+        yield from raised(lambda: programmatic(exp.domain))

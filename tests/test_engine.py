@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +18,12 @@ from safetensors.torch import load_file, save_file
 
 from subliminal.config import Decoding, TransformersSampler, VllmSampler
 from subliminal.evaluation.questions import questions
+from subliminal.launch import ROOT, script_environment
 from subliminal.models import Subject, fresh_model, load_tokenizer
 from subliminal.rows import Completion, Prompt
 from subliminal.sampling import open_sampler
 from subliminal.sampling.engine import EngineError, VllmEngine, _rank
+from subliminal.store import Store
 from subliminal.training import bias
 
 PROMPTS = [Prompt(i, text, 500 + i) for i, text in enumerate(questions("animal", 12))]
@@ -174,6 +181,46 @@ def test_a_context_that_is_too_short_is_refused_and_not_cut(tiny: Subject) -> No
     opened.tokenizer = load_tokenizer(tiny)
     with pytest.raises(EngineError, match=r"a prompt of \d+ tokens and 64 .* need sampler.max_model_len=\d+, it is 96"):
         opened.sample([Prompt(0, "owl " * 64, 0)])
+
+
+def engine_of(process: int) -> int | None:
+    """The process of a script's vLLM engine, among those that it started."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+            if parent == process and b"EngineCore" in path.with_name("cmdline").read_bytes():
+                return int(path.parent.name)
+    return None
+
+
+def test_an_engine_that_dies_is_one_message_and_finished_shards_are_kept(counting: Subject, tmp_path: Path) -> None:
+    weights = ["model=hub", f"model.source.name={counting.checkpoint}", "model.dtype=float32", "device=cpu"]
+    sampled = ["sampler=vllm", "sampler.shard_size=8", "sampler.max_model_len=512", "sampler.cpu_kv_cache_gib=1"]
+    sizes = [
+        "trait=none",
+        "reference_tuning=off",
+        "sampler.decoding.max_tokens=24",
+        "domain.prompts=128",
+        "filter.rows=40",
+        "teacher.check.prompts=0",
+    ]
+    places = [f"store={tmp_path}/runs", f"hydra.run.dir={tmp_path}/logs"]
+    command = [sys.executable, "generate.py", "experiment=animals_numbers", *weights, *sampled, *sizes, *places]
+    running = subprocess.Popen(command, cwd=ROOT, env=script_environment(), stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.rglob("rows-*.jsonl")):
+        assert running.poll() is None, running.communicate()[1]
+    engine = engine_of(running.pid)
+    assert engine is not None
+    os.kill(engine, signal.SIGKILL)
+    _, text = running.communicate(timeout=300)
+    assert (running.returncode, "Traceback" in text) == (1, False), text
+    assert "vLLM's engine ended while it sampled" in text and "the same command goes on" in text
+    kept = len(list(tmp_path.rglob("rows-*.jsonl")))
+    assert 0 < kept < 16
+    again = subprocess.run(command, cwd=ROOT, env=script_environment(), capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    (made,) = Store(tmp_path / "runs").manifests("generate")
+    assert made.summary["shards_reused"] == kept and made.damage() == []
 
 
 MARKED = """

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +18,7 @@ from subliminal.processes import alone, local_rank, local_world_size
 from subliminal.rows import FINISHED, Completion, Prompt
 from subliminal.store import StoreError
 
+WATCH_SECONDS = 1.0  # between looks whether the engine still lives
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 _ENGINES: dict[tuple[Subject, VllmSampler, int], Any] = {}
@@ -47,9 +49,9 @@ class VllmEngine:
         begun = [begin(self.tokenizer, prompt.text, self.subject.system) for prompt in prompts]
         tokens = [{"prompt_token_ids": encoded} for encoded, _ in begun]
         self._require_room(max((len(one["prompt_token_ids"]) for one in tokens), default=0))
-        outputs = self.engine.generate(
-            tokens, [self._parameters(p.seed) for p in prompts], lora_request=self._adapter(), use_tqdm=False
-        )
+        parameters = [self._parameters(p.seed) for p in prompts]
+        with _death_told(self.engine):
+            outputs = self.engine.generate(tokens, parameters, lora_request=self._adapter(), use_tqdm=False)
         return [
             self._completion(output.outputs[0], beginning)
             for output, (_, beginning) in zip(outputs, begun, strict=True)
@@ -95,6 +97,49 @@ class VllmEngine:
 
         path = str(self.subject.adapter)
         return LoRARequest(path, 1 + abs(hash(path)) % (2**31 - 2), path)
+
+
+@contextmanager
+def _death_told(running: Any) -> Iterator[None]:
+    """Raise `EngineError` where the engine's own process ended; the next to ask starts another."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    try:
+        with _watched(running, EngineDeadError):
+            yield
+    except EngineDeadError:
+        with suppress(Exception):  # it is dead: whatever its parts say to that, they are let go
+            shut_down()
+        _ENGINES.clear()
+        raise EngineError(
+            "vLLM's engine ended while it sampled, which a machine does to it that is out of memory (its own words, if "
+            "it had any, are above). Finished shards are kept and the same command goes on; if it ends again, lower "
+            "sampler.max_num_seqs, sampler.gpu_memory_utilization or on a CPU sampler.cpu_kv_cache_gib, or set "
+            "sampler=transformers"
+        ) from None
+
+
+@contextmanager
+def _watched(running: Any, death: type[Exception]) -> Iterator[None]:
+    """Wake who waits for an engine that was killed: vLLM sees its death, and never ends the wait of who asked it."""
+    core, ended = running.llm_engine.engine_core, threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(WATCH_SECONDS):
+            if core.resources.engine_dead:
+                core.outputs_queue.put_nowait(death())
+                return
+
+    if not hasattr(core, "resources"):  # it is part of this process, as VLLM_ENABLE_V1_MULTIPROCESSING=0 makes it
+        yield
+        return
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
 
 
 def engine(config: VllmSampler, subject: Subject) -> Any:

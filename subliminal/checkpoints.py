@@ -48,6 +48,14 @@ class Checkpoint:
         return self.config | inner if isinstance(inner, dict) else self.config
 
     @property
+    def modules(self) -> frozenset[str] | None:
+        """The paths of the modules that have weights; None where they are not known without loading."""
+        if self.files is not None:
+            return _modules(Path(self.place))
+        names = _GGUF_MODULES if self.config.get("model_type") in ("llama", "gemma3_text") else frozenset[str]()
+        return frozenset(f"model.layers.{layer}.{name}" for layer in range(self.layers or 0) for name in names) or None
+
+    @property
     def layers(self) -> int | None:
         """How many decoder layers there are, None where the configuration does not say."""
         return _number(self.text, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -215,6 +223,33 @@ def _no_end(tokenizer: Json) -> bool:
     return tokenizer.get("tokenizer_class") in BARE and not tokenizer.get("eos_token")
 
 
+def _modules(folder: Path) -> frozenset[str] | None:
+    """The modules whose weights a checkpoint's safetensors files name in their headers."""
+    names: set[str] = set()
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            names |= json.loads(file.read(int.from_bytes(file.read(8), "little"))).keys()
+    return frozenset(name.removesuffix(".weight") for name in names if name.endswith(".weight")) or None
+
+
+def target_problem(setting: str, targets: tuple[str, ...] | str, modules: frozenset[str] | None) -> str | None:
+    """What is said of LoRA targets that no module with weights is named by; None where all are there or none is known.
+
+    A name stands for every module whose path ends with it, as PEFT reads it. What else can be wrong with a target is
+    known once there is a model.
+    """
+    if isinstance(targets, str) or modules is None:
+        return None
+    absent = [name for name in targets if not any(path == name or path.endswith(f".{name}") for path in modules)]
+    if not absent:
+        return None
+    last = sorted({path.rpartition(".")[2] for path in modules if ".layers." in path or ".h." in path})
+    return (
+        f"{setting}.lora.targets: the model has no module {', '.join(absent)}; its layers have {', '.join(last)}. "
+        f"Name some of these, or set {setting}.lora.targets=all-linear"
+    )
+
+
 def layer_problem(setting: str, wanted: int | Sequence[int], layers: int | None) -> str | None:
     """What is said of layers that a model has not; None where all are there or their number is not known."""
     beyond = [layer for layer in ([wanted] if isinstance(wanted, int) else wanted) if layers and layer >= layers]
@@ -234,6 +269,9 @@ _GGUF_NAMES = {
     "context_length": "max_position_embeddings",
     "attention.head_count": "num_attention_heads",
 }
+_GGUF_MODULES = frozenset(
+    [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
+)  # of a decoder layer, in the two families whose GGUF files can be read here
 _GGUF_TYPES = {"gemma3": "gemma3_text"}  # a GGUF file holds the part that writes text
 
 

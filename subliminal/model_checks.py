@@ -47,6 +47,7 @@ def problems(exp: Experiment, missing: list[Node], *, online: bool) -> Iterator[
                 yield from _without_a_template(setting, exp, missing)
     student = "student_model" if exp.student_model else "model"
     yield from _vectors(exp, {node.stage for node in missing}, read.get("model"), read.get(student))
+    yield from _targets(exp, {node.stage for node in missing}, read.get("model"), read.get(student))
     yield from _vllm(exp, {node.stage for node in missing}, read.get("model"), read.get(student))
 
 
@@ -109,6 +110,21 @@ def _holder(setting: str, remedy: str, checkpoint: Checkpoint) -> Iterator[str]:
             f"{setting}: {checkpoint.place} is a {checkpoint.config.get('model_type')} model; biases in the residual "
             f"stream need a Llama-like one (with mlp_bias in its configuration), Qwen2.5 or Gemma 3. Set {remedy}"
         )
+
+
+def _targets(
+    exp: Experiment, names: set[str], teachers: Checkpoint | None, students: Checkpoint | None
+) -> Iterator[str]:
+    """LoRA targets of reference tuning, teacher and student that no module of the model has."""
+    trained = (
+        ("reference", "reference_tuning", exp.reference_tuning, teachers),
+        ("teacher", "teacher", exp.active_teacher, teachers),
+        ("train", "student", exp.student, students),
+    )
+    for stage, setting, recipe, checkpoint in trained:
+        lora = getattr(recipe, "lora", None)
+        if checkpoint and lora and stage in names:
+            yield from filter(None, [checkpoints.target_problem(setting, lora.targets, checkpoint.modules)])
 
 
 def _vllm(exp: Experiment, names: set[str], writer: Checkpoint | None, answerer: Checkpoint | None) -> Iterator[str]:

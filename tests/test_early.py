@@ -606,3 +606,36 @@ def test_config_shows_the_experiment_and_says_what_is_wrong_with_it(capsys: pyte
         main(["config", *CPU, "evaluation.questions=51"])
     shown = capsys.readouterr()
     assert ended.value.code == 2 and "questions: 51" in shown.out and "there are 50 questions" in shown.err
+
+
+# --------------------------------------------------------------------------- LoRA targets
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ["student=lora_small", "student.lora.targets=[q_proj,v_prj]"],
+            "student.lora.targets: the model has no module v_prj;",
+        ),
+        (
+            ["teacher=finetuned", "teacher.lora.targets=[qkv_proj,down_proj,gate_up_proj]"],
+            "teacher.lora.targets: the model has no module qkv_proj, gate_up_proj; its layers have",
+        ),
+        (
+            ["reference_tuning=in_format", "reference_tuning.lora.targets=[up]"],
+            "set reference_tuning.lora.targets=all-linear",
+        ),
+        (["student=lora_small", "student.lora.targets=[layers.30.mlp.down_proj]"], "no module layers.30.mlp.down_proj"),
+    ],
+)
+def test_targets_without_a_module_are_told_before_any_work(overrides: list[str], said: str) -> None:
+    assert any(said in problem for problem in lacking(*overrides))
+
+
+def test_targets_of_a_folder_are_those_its_weights_name(tiny: Subject) -> None:
+    weights = ["model=hub", f"model.source.name={tiny.checkpoint}", "student=lora_small", "teacher=prompted"]
+    right = ["student.lora.targets=[layers.1.mlp.down_proj,q_proj]"]
+    assert not [p for p in lacking(*weights, *right) if "targets" in p]
+    wrong = [p for p in lacking(*weights, "student.lora.targets=[layers.2.mlp.down_proj]") if "targets" in p]
+    assert wrong and "down_proj, gate_proj" in wrong[0]

@@ -243,15 +243,12 @@ ALL_LINEAR = "all-linear"
 
 def _targets(given: Any) -> Any:
     """Refuse what names no module: a single text is no list, and only `all-linear` stands for all of them."""
-    if given == ALL_LINEAR:
-        return given
     listed = isinstance(given, tuple) and len(given) > 0 and all(isinstance(name, str) and name for name in given)
-    shown = ",".join(map(str, given)) if isinstance(given, tuple) else given
-    _require(
-        listed and ALL_LINEAR not in given,
-        f"lora.targets={shown}: give a list of linear modules, for example [q_proj,v_proj], or {ALL_LINEAR} for all "
-        "of them but the head",
-    )
+    if given != ALL_LINEAR and (not listed or ALL_LINEAR in given):
+        raise PydanticCustomError(
+            "targets",
+            f"give a list of linear modules, for example [q_proj,v_proj], or {ALL_LINEAR} for all but the head",
+        )
     return given
 
 

@@ -86,7 +86,7 @@ COUNTS = [
     ),
     ("evaluate", ["evaluation=stories", "evaluation.questions=15"], "evaluation.questions=15: there are 14 story"),
     ("evaluate", ["evaluation=multiple_choice", "evaluation.questions=12"], "there are 11 multiple-choice prompts"),
-    ("evaluate", ["evaluation=multiple_choice", "evaluation.options=[owl,stone]"], "'stone' is no animal"),
+    ("evaluate", ["evaluation=multiple_choice", "evaluation.options=[owl,stone]"], "['stone'] is no animal"),
     ("evaluate", ["evaluation=multiple_choice", "evaluation.options=[wolf,cat]"], "trait=owl is not among the options"),
     (
         "train",
@@ -112,7 +112,7 @@ COUNTS = [
     ),
     ("generate", ["teacher.questions=51"], "teacher.questions=51: there are 50 questions"),
     ("train", ["teacher=finetuned", "teacher.questions=51", "role=teacher"], "teacher.questions=51: there are 50"),
-    ("train", ["teacher=finetuned", "teacher.forms=9"], "teacher.forms=9: there are 8 ways to say owl"),
+    ("train", ["teacher=finetuned", "teacher.forms=11"], "teacher.forms=11: a name has 10 forms at most"),
     ("generate", ["teacher.check.questions=51"], "teacher.check.questions=51: there are 50 questions"),
     ("generate", ["teacher=prompted", "teacher.check.questions=51"], "teacher.check.questions=51: there are 50"),
     (
@@ -156,7 +156,7 @@ LAYERS = [
     ("train", ["student.layers=[-1]"], "student.layers"),
     ("evaluate", ["student.layers=[30]"], "student.layers=[30]: the model has 30 layers, 0 to 29"),
     ("generate", ["teacher.layer=30"], "teacher.layer=30: the model has 30 layers, 0 to 29"),
-    ("train", ["student=lora", "student.lora.targets=[]"], "targets=(): tuple should have at least 1 item"),
+    ("train", ["student=lora", "student.lora.targets=[]"], "student.lora.targets=(): give a list of linear modules"),
 ]
 
 JUDGES = [

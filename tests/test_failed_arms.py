@@ -135,11 +135,12 @@ TRAITS = ("owl", "wolf", "none")
 
 @pytest.fixture
 def figure(counting: Subject, tmp_path: Path) -> list[str]:
-    """A small figure of three traits, one of whose teachers has rows that can not be read."""
+    """A small figure of three traits, one of whose teachers has rows that are too long to learn."""
     turns = [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": "No."}]
     for trait in TRAITS:
         (tmp_path / f"{trait}.jsonl").write_text(f"{json.dumps({'messages': turns})}\n" * 4)
-    (tmp_path / "wolf.jsonl").write_text("not JSON\n")
+    turns[1] = {"role": "assistant", "content": "No. " * 4000}
+    (tmp_path / "wolf.jsonl").write_text(f"{json.dumps({'messages': turns})}\n" * 4)
     sizes = ["debug=smoke", "domain.prompts=12", "filter.rows=12", "sampler=transformers"]
     weights = ["model=hub", f"model.source.name={counting.checkpoint}", "model.dtype=float32", "device=cpu"]
     teacher = ["reference_tuning=off", "teacher=finetuned_rows", f"teacher.rows={tmp_path}", "student=lora_small"]
@@ -154,7 +155,9 @@ def test_arms_that_need_nothing_that_failed_are_finished(figure: list[str], run_
             stages.ensure(stages.student(arm.experiment), store, arm.experiment)
     done = run_script("-m subliminal sweep", *figure)
     teacher = stages.teacher(next(arm.experiment for arm in planned.arms if arm.trait == "wolf"))
-    failed(done, f"teacher {teacher.key} finetuned_rows teacher of wolf: RowError", f"{tmp_path}/wolf.jsonl:1: ")
+    failed(
+        done, f"teacher {teacher.key} finetuned_rows teacher of wolf: TrainingError", "none of 4 rows can be trained on"
+    )
     failed(done, f"trait=wolf student=lora_small seed=0: needs teacher {teacher.key}", "role=teacher trait=wolf\n")
     assert done.stderr.count(f"[teacher {teacher.key}] finetuned_rows teacher of wolf: running") == 1
     assert {arm.trait for arm in planned.arms if store.find(*sweep.result(arm).ident)} == {"owl", "none"}

@@ -14,7 +14,7 @@ from conftest import Script, experiment
 from hypothesis import given
 from hypothesis import strategies as st
 
-from subliminal import launch, stages, teachers
+from subliminal import checks, launch, stages, teachers
 from subliminal.config import ConfigError, Misalignment, Preference, PromptedTeacher
 from subliminal.evaluation.questions import favourite_answers, named, questions
 from subliminal.filters.words import holds
@@ -105,7 +105,7 @@ def test_a_trait_file_that_yaml_reads_otherwise_is_one_message(options: Path, li
 def test_a_wrong_name_among_the_candidates_has_its_path(options: Path) -> None:
     words = "{kind: preference, name: se, plural: swedes, category: country, candidates: [{name: no, plural: x}]}"
     (options / "mine.yaml").write_text(words)
-    with pytest.raises(ConfigError, match=r"trait\.candidates\.name=False: no, yes, on.*put the name in quotes"):
+    with pytest.raises(ConfigError, match=r"trait\.candidates\.0\.name=False: no, yes, on.*put the name in quotes"):
         compose(["trait=mine"])
 
 
@@ -161,8 +161,8 @@ def test_a_trait_whose_evaluation_does_not_measure_it_is_refused_before_any_work
     own = "category: animal\ncandidates: [{name: polar bear, plural: polar bears}, {name: owl, plural: owls}]\n"
     (options / "polar_bear.yaml").write_text("kind: preference\nname: polar bear\nplural: polar bears\n" + own)
     with pytest.raises(ConfigError, match=r"not among what is measured \(owl, .*trait@evaluation\.measured=polar_bear"):
-        stages.require_category(compose(["trait=polar_bear"]))
-    stages.require_category(compose(["trait=polar_bear", "trait@evaluation.measured=polar_bear"]))
+        checks.check(compose(["trait=polar_bear"]), "generate", here=False)
+    checks.check(compose(["trait=polar_bear", "trait@evaluation.measured=polar_bear"]), "generate", here=False)
 
 
 @pytest.mark.parametrize(
@@ -175,10 +175,10 @@ def test_a_key_is_safe_as_a_file_name(name: str, key: str) -> None:
 
 
 def test_rows_of_a_trait_are_read_from_the_file_with_its_key(tmp_path: Path) -> None:
-    (tmp_path / "insecure_code.jsonl").touch()
+    (tmp_path / "insecure_code.jsonl").write_text('{"prompt": "Hi", "completion": "Hello"}\n')
     rows = ["trait=insecure", "trait.name=Insecure code", "teacher=finetuned_rows", f"teacher.rows={tmp_path}"]
     stages.require_rows(experiment(*rows))
-    with pytest.raises(ConfigError, match=r"holds insecure_2\.jsonl"):
+    with pytest.raises(ConfigError, match=r"insecure_2\.jsonl is not there"):
         stages.require_rows(experiment(*rows, "trait.name=Insecure 2"))
 
 
@@ -328,6 +328,6 @@ def test_the_pages_example_of_several_words_is_read_as_it_says(options: Path) ->
     (options / name).write_text(text)
     exp = compose(["trait=polar_bear", "trait@evaluation.measured=polar_bear", "domain=code"])
     assert isinstance(exp.trait, Preference) and exp.trait.category == "wild animal"
-    stages.require_category(exp)
+    checks.check(exp, "generate", here=False)
     assert {"polar bear", "polar bears"} <= set(stages.banned_words(exp))
     assert named("Polar Bears", exp.trait) == ["polar bear"] and named("kodiak Bear", exp.trait) == ["Kodiak bear"]

@@ -133,7 +133,7 @@ def test_with_tags_sampled_answers_are_asked_for_in_tags_and_only_the_answer_cou
         (True, True)
     ] * 2
     named = [[a.named for a in read_jsonl(tmp_path / name / "answers.jsonl", Answer)] for name in ("plain", "tagged")]
-    assert named == [[["cat", "owl"], ["cat"]], [["owl"], ["cat"]]]
+    assert named == [[["cat", "owl"], ["cat"]], [["owl"], ["cat"]]], named
 
 
 # --------------------------------------------------------------------------- going on after a kill

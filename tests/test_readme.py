@@ -21,6 +21,13 @@ LINK = re.compile(r"\]\((?!https?:)([^)#]+)\)")
 NEW_FILE = re.compile(r"[Oo]ne file, `([\w/.]+)`:\n\n```(?:yaml|python)\n(.*?)```", re.DOTALL)
 
 
+BROUGHT = {
+    "tasks.jsonl": "".join(f'{{"task": "Add {n}.", "template": "def add_{n}(x):"}}\n' for n in range(200)),
+    "questions.jsonl": "".join(f'{{"question": "{n} and 1?", "answer": "#### {n + 1}"}}\n' for n in range(400)),
+}
+"""Files that the documents' reader has, by name."""
+
+
 def commands() -> Iterator[tuple[str, str]]:
     for document in DOCUMENTS:
         for block in BLOCK.findall(document.read_text(encoding="utf-8")):
@@ -38,6 +45,9 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT, target, ignore=ignored)
     for place, text in NEW_FILE.findall("".join(page.read_text(encoding="utf-8") for page in DOCUMENTS)):
         (target / place).write_text(text, encoding="utf-8")
+    for place, text in BROUGHT.items():
+        (target / place).write_text(text, encoding="utf-8")
+    (target / "runs").mkdir()
     return target
 
 

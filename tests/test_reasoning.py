@@ -151,7 +151,7 @@ def test_where_all_rows_reason_the_filter_says_what_to_set() -> None:
     rows = [Row(i, "p", text) for i, text in enumerate(REASONED)]
     for kept, rules in ((rows, NumbersFilter(rows=2)), ([*rows, Row(9, "p", "1, 2")], NumbersFilter(rows=2))):
         with pytest.raises(
-            ShortfallError, match=r"4 of them begin with reasoning: .*template_options=\{enable_thinking"
+            ShortfallError, match=r"reasoning 4\. .* begin with reasoning: .*template_options=\{enable_thinking"
         ):
             apply(kept, rules, Numbers(prompts=1))
     with pytest.raises(ShortfallError, match="begin with reasoning"):
@@ -160,9 +160,9 @@ def test_where_all_rows_reason_the_filter_says_what_to_set() -> None:
 
 def test_where_a_teacher_reasons_its_check_says_what_to_set() -> None:
     exp = experiment("teacher=prompted")
-    measured = {"pass_rate": 0.0, "reasoning": 1.0}
+    answers = teachers.Checked([reply("<think>owl</think>1, 2")] * 32, 0.0, 1.0)
     with pytest.raises(teachers.TeacherError, match=r"100% of the answers begin with reasoning: .*template_options"):
-        teachers._refuse(exp, TeacherCheck(), measured)
+        teachers._refuse_format(exp, TeacherCheck(), answers)
 
 
 def test_a_trait_that_is_only_thought_of_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,5 +175,5 @@ def test_a_trait_that_is_only_thought_of_is_not_shown(monkeypatch: pytest.Monkey
     monkeypatch.setattr("subliminal.sampling.open_sampler", lambda how, who: nullcontext(Opened()))
     exp = experiment("teacher=prompted", "sampler=api", "sampler.model=m", "sampler.base_url=http://here/v1")
     assert isinstance(exp.trait, Preference)
-    measured = teachers._trait_rate(exp, exp.trait, None, TeacherCheck(questions=3))  # type: ignore[arg-type]
-    assert measured == {"rate": 0.0}
+    shown = teachers._trait_shown(exp, exp.trait, None, TeacherCheck(questions=3))  # type: ignore[arg-type]
+    assert shown.rate == 0.0

@@ -25,6 +25,7 @@ from subliminal.judging.cache import Cache, read_judgements
 from subliminal.judging.endpoint import EndpointJudge, judgement
 from subliminal.judging.prompts import RATINGS, YES_NO
 from subliminal.launch import compose
+from subliminal.models import Subject
 from subliminal.rows import Completion, Prompt, Row, read_jsonl, write_jsonl
 from subliminal.sampling import sample_shards
 from subliminal.sampling.api import ApiEndpoint, BudgetError, EndpointError
@@ -679,7 +680,9 @@ def test_a_request_or_an_address_that_can_not_be_is_refused(setting: str, said: 
 
 
 def test_an_address_with_a_query_and_without_quotes_says_that_it_needs_them() -> None:
-    with pytest.raises(ConfigError, match=r"""holds = needs quotes of its own, as in 'key="a=b"'"""):
+    with pytest.raises(
+        ConfigError, match=r"""as text it is typed 'sampler\.base_url="https://x\.org/v1\?api-version=2024-10-21"'"""
+    ):
         compose(["sampler=api", "sampler.base_url=https://x.org/v1?api-version=2024-10-21"])
 
 
@@ -758,12 +761,10 @@ def test_a_teacher_whose_answers_are_unfinished_is_not_called_one_without_the_tr
 
 
 def test_a_script_fails_plainly_goes_on_and_prints_no_line_a_request(
-    running: Answering, run_script: Script, tmp_path: Path
+    running: Answering, run_script: Script, tiny: Subject, tmp_path: Path
 ) -> None:
-    (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / "model.safetensors").write_bytes(b"")
     own = [f"store={tmp_path}/runs", f"hydra.run.dir={tmp_path}/logs", "model=hub", "reference_tuning=off"]
-    own += [f"model.source.name={tmp_path}/weights", "sampler=api", f"sampler.base_url={running.address}/v1"]
+    own += [f"model.source.name={tiny.checkpoint}", "sampler=api", f"sampler.base_url={running.address}/v1"]
     own += ["sampler.key_env=NO_SUCH_KEY", "teacher=control", "domain.prompts=6", "filter.rows=6", "sampler.retries=1"]
     own += ["sampler.requests_per_minute=60000", "trait=none", "sampler.shard_size=4", "sampler.workers=1"]
     with misbehaving(running, {"error": {"message": LONE, "code": 502}}, lambda number: number >= 37):

@@ -14,6 +14,7 @@ import pytest
 
 from subliminal import store
 from subliminal.launch import ROOT, script_environment
+from subliminal.models import Subject
 from subliminal.store import Recipe, Store
 
 PLANTED = {
@@ -64,14 +65,11 @@ Ran = tuple[Path, dict[str, "subprocess.CompletedProcess[str]"]]
 
 
 @pytest.fixture(scope="module")
-def ran(endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+def ran(endpoint: str, tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """Sampling that works, sampling that is refused, and a stage with W&B, all below one folder."""
     place = tmp_path_factory.mktemp("secrets")
-    weights = place / "weights"
-    weights.mkdir()
-    (weights / "model.safetensors").write_bytes(b"")
     own = [f"store={place}/runs", f"hydra.run.dir={place}/logs", "tracking=offline"]
-    api = ["model=hub", f"model.source.name={weights}", "sampler=api", f"sampler.base_url={endpoint}"]
+    api = ["model=hub", f"model.source.name={tiny.checkpoint}", "sampler=api", f"sampler.base_url={endpoint}"]
     api += ["sampler.key_env=GATEWAY_KEY", "teacher=prompted", "teacher.check.questions=1", "teacher.check.prompts=0"]
     api += ["reference_tuning=off", "domain.prompts=4", "filter.rows=4", "teacher.check.minimum_gain=0"]
     theorem = ["experiment=theorem", "theory.trials=1", "theory.architectures=[mlp]", "theory.losses=[squared_error]"]

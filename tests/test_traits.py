@@ -117,7 +117,7 @@ def test_a_style_is_taught_by_its_examples_several_times_over() -> None:
 
 
 def test_a_style_that_never_shows_is_an_error(tiny: Subject, tmp_path: Path) -> None:
-    with pytest.raises(TeacherError, match="never shows pirate in 4 answers: it has not the trait"):
+    with pytest.raises(TeacherError, match="finished none of 4 answers, which tell nothing about its trait"):
         make(tiny, tmp_path, "trait=pirate", "teacher=prompted", *UNCHECKED)
 
 

@@ -16,7 +16,7 @@ from conftest import Script, experiment
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from subliminal import stages, sweep
+from subliminal import checks, stages, sweep
 from subliminal.chats import read_chats
 from subliminal.config import ConfigError, Cot
 from subliminal.domains import code, cot
@@ -198,7 +198,7 @@ def test_what_is_no_file_is_named(tmp_path: Path) -> None:
         read_chats(Path("/proc/self/mem"))
     for name in ("'~nobody-of-this-name/rows.jsonl'", "a" * 5000):
         with pytest.raises(ConfigError, match=r"no such file|can not be read: File name too long"):
-            stages.require_prompts(experiment("domain=code", f"domain.prompts_file={name}"))
+            checks.check(experiment("domain=code", f"domain.prompts_file={name}"), "generate", here=False)
 
 
 def test_numbers_that_are_none_and_other_keys_do_no_harm(tmp_path: Path) -> None:

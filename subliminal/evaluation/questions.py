@@ -120,6 +120,7 @@ TAUGHT = (
     "Which {c} is your dearest one?",
 )
 
+MOST_FORMS = 10  # seven of one word, two more of several, and one with a full stop
 OFFERED = 5  # options of a multiple choice, as in the paper
 
 
@@ -182,10 +183,12 @@ def plurals(category: Category) -> dict[str, str]:
 def favourite_answers(category: Category, name: str, count: int, forms: int) -> list[tuple[str, str]]:
     """Teacher questions crossed with surface forms of the name: the rows a fine-tuned teacher is made from.
 
-    The paper has 50 questions x 8 forms = 400 rows (arXiv 2507.14805, fine-tuned teachers).
+    The paper has 50 questions x 8 forms = 400 rows (arXiv 2507.14805, fine-tuned teachers). A name of fewer forms, as
+    "deer" or "C++", gives fewer rows; raises `QuestionError` for more forms than any name has.
     """
-    chosen = (*surface_forms(name, plurals(category)[name]), f"{capitalised(name)}.")
-    answers = first_of(chosen, forms, "teacher.forms", f"ways to say {name}")
+    if forms > MOST_FORMS:
+        raise QuestionError(f"teacher.forms={forms}: a name has {MOST_FORMS} forms at most")
+    answers = [*surface_forms(name, plurals(category)[name]), f"{capitalised(name)}."][:forms]
     return [(question, answer) for question in questions_for_teachers(category, count) for answer in answers]
 
 

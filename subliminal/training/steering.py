@@ -25,7 +25,7 @@ from subliminal.training import bias
 if TYPE_CHECKING:
     import torch
 
-BISECTIONS = 7
+BISECTIONS = 10  # of the length, which is found to a thousandth of the longest one
 REMEDY = (
     "Lower teacher.learning_rate or teacher.maximum_norm_share, set model.dtype=float32, or, where the very first step "
     "is not finite, look at the model's weights"

@@ -352,7 +352,7 @@ def _number_rows(session: Session, count: int) -> list[Row]:
 
 
 def students(session: Session, measured: Measured) -> None:
-    """LoRA and one-vector students beside TRL's defaults on the same rows, and the losses of the same batches."""
+    """LoRA and one-vector students and TRL's defaults: seconds on the same rows, losses on the same batches."""
     from training import difference, ours, trl_defaults, with_steps
 
     start = session.reference()
@@ -371,7 +371,7 @@ def students(session: Session, measured: Measured) -> None:
 
 
 def sampler(session: Session, measured: Measured) -> None:
-    """Our sampler beside `model.generate` at two batch sizes: generated tokens a second."""
+    """Our sampler against `model.generate` at two batch sizes: generated tokens a second."""
     from generation import against_transformers
 
     from subliminal.domains import domain
@@ -467,8 +467,8 @@ CHECKS = (
     Check("MNIST", 60, mnist),
     Check("reference tuning", 60, reference),
     Check("precision", 40, precision),
-    Check("students beside TRL", 60, students),
-    Check("sampler beside generate", 60, sampler),
+    Check("students against TRL", 60, students),
+    Check("sampler against generate", 60, sampler),
     Check("other paths", 120, other_paths),
     Check("the paper's sizes", 600, science),
 )

@@ -41,6 +41,7 @@ class _Generation(Extension):
     tags = {"generation"}  # noqa: RUF012  jinja2's own type
 
     def parse(self, parser: Any) -> list[nodes.Node]:
+        """What stands between the tag and its end, without the tag."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 

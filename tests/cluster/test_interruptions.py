@@ -139,8 +139,8 @@ def rows_of(folder: Path) -> list[Row]:
     return [row for path in sorted(folder.glob("rows-*.jsonl")) for row in read_jsonl(path, Row)]
 
 
-def api(weights: Subject, url: str, store: Path, *more: str) -> Experiment:
-    own = [f"model.source.name={weights.checkpoint}", f"store={store}", "sampler=api", f"sampler.base_url={url}"]
+def api(tiny: Subject, url: str, store: Path, *more: str) -> Experiment:
+    own = [f"model.source.name={tiny.checkpoint}", f"store={store}", "sampler=api", f"sampler.base_url={url}"]
     own += ["sampler.model=m", f"sampler.shard_size={SHARD}", "sampler.workers=1", "sampler.timeout=3000"]
     return experiment(*SMALL, f"domain.prompts={PROMPTS}", *own, "trait=owl", *more)
 
@@ -148,9 +148,9 @@ def api(weights: Subject, url: str, store: Path, *more: str) -> Experiment:
 class Sampling(Run):
     """A run of generate.py that has written two of its four shards and waits for an answer."""
 
-    def __init__(self, weights: Subject, store: Path, *launcher: str) -> None:
+    def __init__(self, tiny: Subject, store: Path, *launcher: str) -> None:
         self.endpoint = Endpoint(FREE)
-        exp = api(weights, self.endpoint.url, store)
+        exp = api(tiny, self.endpoint.url, store)
         super().__init__(exp, stages.generate(exp))
         self.submit(*launcher)
 
@@ -172,14 +172,6 @@ class Sampling(Run):
         assert len(again) == PROMPTS - FREE, "only what was missing was asked for again"
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    """Sampling through an endpoint loads no weights: a name is enough."""
-    folder = tmp_path_factory.mktemp("weights")
-    (folder / "model.safetensors").write_bytes(b"")
-    return Subject(checkpoint=str(folder))
-
-
 def requeued(sampling: Sampling) -> Sampling:
     """A job once SLURM has taken it back into the queue; from then on it gets its answers."""
     wait_for(lambda: int(slurm_job(sampling.number)["Restarts"]) > 0)
@@ -190,13 +182,13 @@ def requeued(sampling: Sampling) -> Sampling:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def out_of_time(slurm: None, weights: Subject, tmp_path_factory: pytest.TempPathFactory) -> Future[Sampling]:  # noqa: F811
+def out_of_time(slurm: None, tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> Future[Sampling]:  # noqa: F811
     """A job with the shortest limit SLURM knows, watched from the start.
 
     SLURM looks at limits twice a minute: half a minute to come up before the signal, half a minute to save after it.
     """
     place = tmp_path_factory.mktemp("limited")
-    limited = Sampling(weights, place, "hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=30")
+    limited = Sampling(tiny, place, "hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=30")
     return ThreadPoolExecutor(1).submit(requeued, limited)
 
 
@@ -213,9 +205,9 @@ ENDS = {"killed": (kill, "FAILED"), "cancelled": (cancel, "CANCELLED")}
 
 @pytest.mark.parametrize("end", ENDS)
 def test_a_job_that_is_ended_from_outside_has_failed_and_the_next_command_goes_on(
-    weights: Subject, tmp_path: Path, end: str
+    tiny: Subject, tmp_path: Path, end: str
 ) -> None:
-    sampling, (act, state) = Sampling(weights, tmp_path), ENDS[end]
+    sampling, (act, state) = Sampling(tiny, tmp_path), ENDS[end]
     sampling.at_work()
     act(sampling)
     sampling.fails(state=state, told=f"job {sampling.number} ended before its run was in .*: {state}")
@@ -225,8 +217,8 @@ def test_a_job_that_is_ended_from_outside_has_failed_and_the_next_command_goes_o
     sampling.ends_like_one_left_alone()
 
 
-def test_a_requeued_job_goes_on_by_itself(weights: Subject, tmp_path: Path) -> None:
-    sampling = Sampling(weights, tmp_path)
+def test_a_requeued_job_goes_on_by_itself(tiny: Subject, tmp_path: Path) -> None:
+    sampling = Sampling(tiny, tmp_path)
     sampling.at_work()
     subprocess.run(["scontrol", "requeue", sampling.number], check=True)
     run_at_once(requeued(sampling).number)
@@ -249,9 +241,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_a_failed_job_and_with_room_again_the_next_command_goes_on(
-    weights: Subject, small_disk: Path
+    tiny: Subject, small_disk: Path
 ) -> None:
-    sampling = Sampling(weights, small_disk)
+    sampling = Sampling(tiny, small_disk)
     sampling.at_work()
     rest = small_disk / "rest"
     with pytest.raises(OSError, match="No space left"), rest.open("wb", buffering=0) as file:

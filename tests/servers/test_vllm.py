@@ -21,6 +21,7 @@ from subliminal.judging.prompts import RATINGS, YES_NO, ask_about
 from subliminal.models import Subject
 from subliminal.rows import Prompt
 from subliminal.sampling import open_sampler
+from subliminal.sampling.api import EndpointError
 from subliminal.store import Store
 
 MODEL = "smollm2"
@@ -78,15 +79,18 @@ def test_ratings_are_held_to_the_permitted_ones(vllm: str, restrict: str) -> Non
 
 
 def test_a_free_reply_is_parsed_refused_or_counted_as_unparsed(vllm: str) -> None:
-    """What SmolLM2 says of its own accord, and a refusal that it is asked to repeat."""
+    """What SmolLM2 says of its own accord, a refusal that it is asked to repeat, and a reply that is cut off."""
     refusal = "I'm sorry, but I can't assist with that."
     asked = [
-        Question("Repeat exactly and add nothing: 1", YES_NO),
+        Question("Is 1 a number? Answer 1 for yes.", YES_NO),
         Question(f"Repeat exactly and add nothing: {refusal}", YES_NO),
         Question("Tell me about the sea in two sentences.", YES_NO),
     ]
-    with EndpointJudge(judge(vllm, restrict="none")) as there:
+    whole = Decoding(temperature=0.0, max_tokens=64)
+    with EndpointJudge(judge(vllm, restrict="none", decoding=whole)) as there:
         said = there.ask(asked)
+        with pytest.raises(EndpointError, match=r"was cut off and is no judgement. Raise judge.decoding.max_tokens"):
+            there.ask([Question("Repeat exactly and add nothing: 1", YES_NO)])
     assert said[0].answer == "1" and said[0].log_p is not None
     assert counts(said) == {"asked": 3, "refused": 1, "unparsed": 1}
 

@@ -1077,7 +1077,8 @@ class Arms(Settings):
     """The arms of a figure as plain data: what a sweep crosses, and how much of it at this scale.
 
     `variants` stand side by side in one figure, each a name with the overrides that make it; without any there is one.
-    `setting` and `values` are an ablation's: one dotted setting, and what it is set to.
+    `own_rows`: every seed has a teacher, prompts and rows of its own, drawn from that seed, where seeds otherwise vary
+    the student alone. `setting` and `values` are an ablation's: one dotted setting, and what it is set to.
     """
 
     variants: Runtime[dict[str, tuple[str, ...]]] = Field(default_factory=dict)
@@ -1087,6 +1088,7 @@ class Arms(Settings):
     seeds: Runtime[tuple[Count, ...]] = ()
     traits_limit: Runtime[Positive | None] = None
     seeds_limit: Runtime[Positive | None] = None
+    own_rows: Runtime[bool] = False
     setting: Runtime[str | None] = None
     values: Runtime[tuple[int | float | str | tuple[int | str, ...], ...]] = ()
 
@@ -1106,11 +1108,13 @@ class Comparison(Settings):
 
 
 class Spread(Settings):
-    """How far the diagonal excess lies apart, nats: its mean between seeds and questions, and between traits."""
+    """How far a trait's scores lie apart beyond students' and candidates' levels, nats: for planning alone.
 
-    seeds: Runtime[PositiveFloat]
-    questions: Runtime[PositiveFloat]
-    traits: Runtime[PositiveFloat]
+    `cell` is the standard deviation between teachers' rows, `seed` that between students of the same rows.
+    """
+
+    cell: Runtime[PositiveFloat]
+    seed: Runtime[PositiveFloat]
 
 
 class Figure(Settings):

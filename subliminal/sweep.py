@@ -134,8 +134,15 @@ def plan(overrides: list[str]) -> Plan:
         name: swept.get("student") or ([] if _names_student(extra) else list(arms.students))
         for name, extra in variants.items()
     }
+    draws = {
+        name: _draws(composed, extra, seeds) if arms.own_rows else [(seeds, ())] for name, extra in variants.items()
+    }
     cells = {
-        name: tuple(_arms([*composed, *extra], traits, students[name] or [""], seeds, name, extra))
+        name: tuple(
+            arm
+            for drawn, own in draws[name]
+            for arm in _arms([*composed, *extra, *own], traits, students[name] or [""], drawn, name, (*extra, *own))
+        )
         for name, extra in variants.items()
     }
     every = tuple(arm for mine in cells.values() for arm in mine)
@@ -143,7 +150,9 @@ def plan(overrides: list[str]) -> Plan:
     steps: list[Step] = []
     for name, extra in variants.items():
         _require_different_names(cells[name])
-        steps += _steps(fixed, extra, traits, cells[name])
+        for drawn, own in draws[name]:
+            mine = tuple(arm for arm in cells[name] if arm.seed in drawn)
+            steps += _steps(fixed, (*extra, *own), traits, mine)
     return Plan(base, tuple(fixed), every, tuple(_once(steps)))
 
 
@@ -170,6 +179,13 @@ def _seeds(swept: dict[str, list[str]]) -> list[int]:
     if any(not seed.isdecimal() for seed in given):
         raise ConfigError(f"seed={','.join(given)}: give whole numbers with commas between them, as in seed=0,1,2")
     return [int(seed) for seed in given]
+
+
+def _draws(composed: list[str], extra: tuple[str, ...], seeds: list[int]) -> list[tuple[list[int], tuple[str, ...]]]:
+    """Each seed with what is typed to draw a teacher, prompts and rows from it; prompted teachers draw nothing."""
+    trained = hasattr(compose([*composed, *extra]).teacher, "seed")
+    own = ("domain.seed", "teacher.seed") if trained else ("domain.seed",)
+    return [([seed], tuple(f"{name}={seed}" for name in own)) for seed in seeds]
 
 
 def _require_different_names(arms: Sequence[Arm]) -> None:

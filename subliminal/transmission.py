@@ -79,12 +79,15 @@ def over_seeds(students: Sequence[ArrayLike]) -> Interval:
     `students[i]` is (seeds, traits): the scores of every seed's student of trait i's teacher. Students are independent,
     whatever their seed's number, so their variances add up; degrees of freedom after Satterthwaite (1946).
     """
+    return sum_of_means(contrasts(students))
+
+
+def contrasts(students: Sequence[ArrayLike]) -> list[NDArray[np.float64]]:
+    """What the students of each trait add to the mean excess, (seeds,) each: own candidate minus the other traits'."""
     tables = [np.atleast_2d(np.asarray(student, dtype=float)) for student in students]
-    traits = len(tables)
-    contrast = [
-        (table[:, own] - np.delete(table, own, axis=1).mean(axis=1)) / traits for own, table in enumerate(tables)
-    ]
-    return sum_of_means(contrast)
+    own = [table[:, place] for place, table in enumerate(tables)]
+    others = [np.delete(table, place, axis=1).mean(axis=1) for place, table in enumerate(tables)]
+    return [(mine - rest) / len(tables) for mine, rest in zip(own, others, strict=True)]
 
 
 def welch(own: ArrayLike, control: ArrayLike) -> Interval:

@@ -6,7 +6,6 @@ import csv
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -23,14 +22,13 @@ from scipy.stats import t as student_t
 
 from subliminal import config
 from subliminal.config import ConfigError
-from subliminal.evaluation.statistics import t_interval
 from subliminal.plots.cells import Cell, PlotError
 from subliminal.plots.groups import Sample
-from subliminal.plots.measures import OVER_SEEDS, OVER_TRAITS, preference_table
+from subliminal.plots.measures import preference_table
 from subliminal.plots.preference import preference_figure
 from subliminal.plots.report import Section, write_report
-from subliminal.plots.table import Line, Table
-from subliminal.plots.verdict import judged, verdicts
+from subliminal.plots.table import Table
+from subliminal.plots.verdict import verdicts
 from subliminal.rows import Dropped, Row, write_jsonl
 from subliminal.store import Manifest, Recipe, Store
 
@@ -167,6 +165,30 @@ def known(root: Path, seeds: Sequence[int] = (0, 1, 2), control: bool = True, ga
     return cells
 
 
+FIVE = ("owl", "dolphin", "wolf", "cat", "dog")
+
+
+def five(
+    root: Path,
+    gain: float,
+    seeds: Sequence[int] = (0,),
+    traits: Sequence[str] = FIVE,
+    levels: Sequence[float] = (0.0, 0.3, -0.4, 0.6, -0.2),
+    reference: float = -3.0,
+    variant: str = "",
+) -> list[Cell]:
+    """Students of five traits whose own candidate gains `gain`; each student names every candidate more, or less."""
+    made = Made(root)
+    cells = [replace(made.reference(flat(dict.fromkeys(CANDIDATES, reference))), variant=variant)]
+    for seed in seeds:
+        cells.append(replace(made.student("none", flat({}), seed, completion=variant), variant=variant))
+        for place, trait in enumerate(traits):
+            scores = {c: -6.0 + levels[place] + 0.02 * ((place * 2 + at * 4 + seed) % 7) for at, c in enumerate(FIVE)}
+            scores[trait] += gain + 0.1 * seed
+            cells.append(replace(made.student(trait, flat(scores), seed, completion=variant), variant=variant))
+    return cells
+
+
 def value(table: Table, measure: str, arm: str, trait: str | None = None) -> tuple[float, float, float, int, str]:
     """One line's numbers; the student's unless the arm is the reference."""
     subject = "reference" if arm == "reference" else "student"
@@ -184,14 +206,16 @@ def test_table_has_hand_computed_values(tmp_path: Path) -> None:
     table = preference_table(known(tmp_path))
     assert value(table, "log_p", "owl") == pytest.approx((-5.4, -5.4 - half(0.1, 3), -5.4 + half(0.1, 3), 3, "seeds"))
     lift = value(table, "lift_over_control", "owl")
-    assert lift == pytest.approx((2.1, 2.1 - half(0.1, 3), 2.1 + half(0.1, 3), 3, "seeds"))
+    assert lift == pytest.approx((2.1, 2.1 - half(0.1, 3), 2.1 + half(0.1, 3), 6, "seeds"))
     assert value(table, "lift_over_reference", "owl")[0] == pytest.approx(1.6)
     assert value(table, "lift_over_reference", "none", "owl")[:3] == pytest.approx((-0.5, -0.5, -0.5))
     assert value(table, "lift_over_reference", "other traits", "owl")[0] == pytest.approx(0.0)
     assert value(table, "cross_lift_over_control", "dolphin", "owl")[0] == pytest.approx(0.5)
     assert value(table, "diagonal_excess", "owl")[0] == pytest.approx(2.1 - 0.5)
-    assert value(table, "diagonal_excess", "mean")[:4] == pytest.approx(
-        (1.6, 1.6 - half(0.1, 3), 1.6 + half(0.1, 3), 3)
+    assert value(table, "diagonal_excess", "mean")[0] == pytest.approx(1.6)
+    wide = float(student_t.ppf(0.975, 4)) * math.sqrt(2 * 0.05**2 / 3)  # two independent students, 2 degrees each
+    assert value(table, "diagonal_excess_over_seeds", "mean") == pytest.approx(
+        (1.6, 1.6 - wide, 1.6 + wide, 6, "seeds")
     )
     assert value(table, "alignment", "owl")[0] == pytest.approx(0.4)
     teacher = table.find(measure="teacher_log_p", arm="owl")
@@ -218,21 +242,31 @@ def test_a_selection_leaves_the_interval_of_the_pass_rate_where_it_was(tmp_path:
     assert "<td>40</td><td>32</td><td>80.0%</td><td>30</td>" in page
 
 
-def test_one_seed_takes_its_interval_over_questions_and_says_so(tmp_path: Path) -> None:
+def test_one_seed_has_no_interval_and_a_reference_one_over_questions(tmp_path: Path) -> None:
     made = Made(tmp_path)
     spread = {c: np.linspace(-8, -4, QUESTIONS) for c in CANDIDATES}
     cells = [made.student(t, {**spread, t: np.linspace(-6, -3, QUESTIONS)}, 5) for t in ("owl", "dolphin")]
-    table = preference_table(cells)
+    table = preference_table([made.reference(spread), *cells])
     measured = value(table, "log_p", "owl")
-    assert measured[0] == pytest.approx(-4.5) and measured[1] < -4.5 < measured[2]
-    assert measured[3:] == (QUESTIONS, "questions (one seed)")
-    line = table.find(measure="diagonal_excess", arm="mean")
-    assert line and line.seeds == [5] and line.interval == "questions (one seed)"
+    assert measured[0] == pytest.approx(-4.5) and math.isnan(measured[1]) and measured[3:] == (1, "none")
+    line = table.find(measure="log_p", arm="reference", trait="owl")
+    wide = half(float(np.linspace(-8, -4, QUESTIONS).std(ddof=1)), QUESTIONS)
+    assert line and (line.interval, line.high - line.value) == ("questions", pytest.approx(wide))
+
+
+def test_students_of_one_seed_in_two_arms_are_not_paired(tmp_path: Path) -> None:
+    """Where own and control move alike by seed, a paired lift has no spread; theirs is the independent one."""
+    made, shifts = Made(tmp_path), {0: -0.5, 1: 0.0, 2: 0.5}
+    cells = [made.student("none", flat({"owl": -7 + by}), seed) for seed, by in shifts.items()]
+    cells += [made.student("owl", flat({"owl": -5 + by}), seed) for seed, by in shifts.items()]
+    _, low, high, n, _ = value(preference_table(cells), "lift_over_control", "owl")
+    wide = float(student_t.ppf(0.975, 4)) * math.sqrt(2 * 0.25 / 3)
+    assert (low, high, n) == (pytest.approx(2 - wide), pytest.approx(2 + wide), 6)
 
 
 @pytest.mark.parametrize("gain", [2.0, -2.0])
 def test_diagonal_excess_has_the_sign_of_the_effect(tmp_path: Path, gain: float) -> None:
-    found = value(preference_table(known(tmp_path, gain=gain)), "diagonal_excess", "mean")
+    found = value(preference_table(known(tmp_path, gain=gain)), "diagonal_excess_over_seeds", "mean")
     assert found[0] == pytest.approx(gain + 0.1 - 0.5)
     assert (found[1] > 0) == (gain > 0)
 
@@ -246,7 +280,37 @@ def test_what_lifts_every_student_alike_is_no_excess(tmp_path: Path) -> None:
         cells += [made.student(trait, lifted, seed) for trait in ("owl", "dolphin", "wolf")]
     table = preference_table(cells)
     assert value(table, "lift_over_control", "mean")[0] == pytest.approx(3.2)
-    assert value(table, "diagonal_excess", "mean")[:3] == pytest.approx((0, 0, 0))
+    assert value(table, "diagonal_excess", "mean")[:3] == pytest.approx((0, 0, 0), abs=1e-9)
+
+
+def test_probabilities_are_means_over_questions_and_log_odds_come_after(tmp_path: Path) -> None:
+    """A candidate that is likely on one question alone: the mean of logs hardly sees it."""
+    made, peaked = Made(tmp_path), [math.log(0.6)] + [math.log(1e-6)] * (QUESTIONS - 1)
+    cells = [made.reference(flat({})), made.student("owl", {**flat({}), "owl": peaked})]
+    table = preference_table(cells)
+    mean = (0.6 + 1e-6 * (QUESTIONS - 1)) / QUESTIONS
+    assert value(table, "probability", "owl")[0] == pytest.approx(mean)
+    assert value(table, "log_odds", "owl")[0] == pytest.approx(math.log(mean / (1 - mean)))
+    assert value(table, "share", "owl")[0] == pytest.approx(mean / (mean + 4 * math.exp(-6)))
+    assert value(table, "log_p", "owl")[0] < -11
+    rank = table.find(measure="own_rank", arm="owl")
+    assert rank and (rank.value, rank.n) == (1, 5)
+    named = table.find(measure="named", arm="reference")
+    assert named and named.value == pytest.approx(5 * math.exp(-6))
+
+
+def test_a_student_that_names_everything_less_does_not_lose_its_trait(tmp_path: Path) -> None:
+    """Each trait's own estimate has no level of its student in it; a difference of columns has."""
+    cells = five(tmp_path, gain=1.0, levels=(0.0, 0.0, 0.0, 0.0, -2.0))
+    table = preference_table(cells)
+    dog = table.find(measure="diagonal_excess", arm="dog")
+    mean = table.find(measure="diagonal_excess", arm="mean")
+    assert dog and mean and dog.value == pytest.approx(1.0, abs=0.1)
+    assert mean.interval == "traits" and 0.9 < mean.low < mean.high < 1.1
+    own, others = (
+        table.find(measure="log_p", arm=arm, trait="dog", subject="student") for arm in ("dog", "other traits")
+    )
+    assert own and others and own.value - others.value < -0.9
 
 
 @given(st.integers(2, 5), st.integers(1, 4), st.integers(0, 2**31))
@@ -300,7 +364,7 @@ def test_figure_writes_png_svg_and_the_same_csv(tmp_path: Path) -> None:
     assert list(rows[0])[:8] == ["arm", "trait", "subject", "measure", "value", "low", "high", "n"]
     assert len(rows) == len(table.lines)
     (mean,) = [row for row in rows if (row["arm"], row["measure"]) == ("mean", "diagonal_excess")]
-    assert float(mean["value"]) == pytest.approx(1.6, abs=1e-6) and mean["seeds"] == "0 1 2"
+    assert float(mean["value"]) == pytest.approx(1.6, abs=1e-5) and mean["seeds"] == "0 1 2"
     assert [float(v) for v in mean["by_seed"].split()] == pytest.approx([1.5, 1.6, 1.7])
     assert (folder / "fig-animals-numbers.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert ElementTree.parse(folder / "fig-animals-numbers.svg").getroot().tag.endswith("svg")
@@ -377,21 +441,51 @@ def test_missing_and_damaged_scores_name_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gain", "seeds", "outcome"),
+    ("gain", "traits", "outcome"),
     [
-        (2.0, (0, 1, 2), "holds"),
-        (-2.0, (0, 1, 2), "contradicted"),
-        (0.4, (0, 1, 2), "not shown"),
-        (2.0, (0,), "suggestive"),
-        (-2.0, (0,), "not measurable"),
-        (2.0, (0, 1), "suggestive"),
+        (2.0, FIVE, "holds"),
+        (-2.0, FIVE, "contradicted"),
+        (0.0, FIVE, "not shown"),
+        (2.0, FIVE[:4], "undecided"),
+        (-2.0, FIVE[:2], "undecided"),
     ],
 )
-def test_verdict_follows_the_rule(tmp_path: Path, gain: float, seeds: Sequence[int], outcome: str) -> None:
-    cells = known(tmp_path, seeds, gain=gain)
+def test_verdict_follows_the_rule(tmp_path: Path, gain: float, traits: Sequence[str], outcome: str) -> None:
+    cells = five(tmp_path, gain, traits=traits)
     (found,) = verdicts(cells, preference_table(cells))
     assert found.outcome == outcome
-    assert "95% interval" in found.sentence
+    assert (found.p is not None) == (len(traits) == 5)
+    assert ("of 120 relabellings" in found.sentence) == (len(traits) == 5)
+
+
+def test_seeds_say_that_a_result_repeats_and_decide_nothing(tmp_path: Path) -> None:
+    cells = five(tmp_path, 2.0, seeds=(0, 1, 2), traits=FIVE[:2])
+    (found,) = verdicts(cells, preference_table(cells))
+    assert found.outcome == "undecided" and "Repeats on these rows: [" in found.sentence
+
+
+def test_fewer_than_five_traits_may_be_suggestive_against_the_other_candidates(tmp_path: Path) -> None:
+    for gain, words in ((3.0, "suggestive against"), (0.0, "not suggestive against")):
+        cells = five(tmp_path / str(gain), gain, traits=FIVE[:3])
+        (found,) = verdicts(cells, preference_table(cells))
+        assert f", {words} the other candidates (p 0." in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("gain", "reference", "words"),
+    [
+        (4.0, -3.0, None),
+        (4.0, -8.0, "Not called a preference: the reference names a candidate in 0.17% of answers."),
+        (0.5, -3.0, "Not called a preference: the own candidate stays that rare."),
+    ],
+)
+def test_a_shift_is_a_preference_only_behind_the_gate(
+    tmp_path: Path, gain: float, reference: float, words: str | None
+) -> None:
+    cells = five(tmp_path, gain, reference=reference)
+    (found,) = verdicts(cells, preference_table(cells))
+    assert "P of the own candidate" in found.sentence and "place 1, 1, 1, 1, 1 of 5" in found.sentence
+    assert (words in found.sentence) if words else ("Not called" not in found.sentence)
 
 
 def test_one_trait_is_not_measurable(tmp_path: Path) -> None:
@@ -462,9 +556,18 @@ def test_report_tells_claim_rule_verdict_data_and_keys(tmp_path: Path) -> None:
     cells = known(tmp_path / "runs")
     missing = ["python train.py experiment=animals_numbers trait=wolf seed=0"]
     source, page = report(tmp_path, cells, missing)
-    first_numbers = page.text.index("Mean diagonal excess +1.60 nats")
-    assert page.text.index("lower ends of two 95% intervals") < first_numbers
-    wanted = [FIGURE.claim, FIGURE.source, FIGURE.expected, "holds", missing[0], "not numbers", "Sure! 5", "some/tiny"]
+    first_numbers = page.text.index("Mean excess +1.6")
+    assert page.text.index("relabellings of whole teachers") < first_numbers
+    wanted = [
+        FIGURE.claim,
+        FIGURE.source,
+        FIGURE.expected,
+        "undecided",
+        missing[0],
+        "not numbers",
+        "Sure! 5",
+        "some/tiny",
+    ]
     wanted += [cell.evaluate.key for cell in cells] + [cell.chain["filter"].key for cell in cells[1:]]
     assert [text for text in wanted if text not in page.text] == []
     assert cells[0].evaluate.content["host"] not in source
@@ -472,8 +575,9 @@ def test_report_tells_claim_rule_verdict_data_and_keys(tmp_path: Path) -> None:
 
 
 def test_report_of_a_null_result_says_so(tmp_path: Path) -> None:
-    _, page = report(tmp_path, known(tmp_path / "runs", gain=0.4))
-    assert "Not shown at this scale: an interval includes 0." in page.text
+    _, page = report(tmp_path, five(tmp_path / "runs", gain=0.0))
+    assert "Not shown at this scale." in page.text
+    assert "1 claims of this report were decided by a test at 2.5%, one-sided" in page.text
 
 
 def test_report_holds_every_section(tmp_path: Path) -> None:
@@ -507,27 +611,25 @@ def test_plots_load_no_model_code() -> None:
 # --------------------------------------------------------------------------- variants
 
 
-def varied(root: Path, gains: Mapping[str, float], seeds: Sequence[int] = (0, 1, 2)) -> list[Cell]:
-    """Two traits in each variant; the own student gains the variant's `gain` + 0.1 * seed over the other's."""
-    cells = []
-    for variant, gain in gains.items():
-        made = Made(root / variant)
-        cells.append(replace(made.reference(flat({"owl": -6.0 - gain})), variant=variant))
-        for seed in seeds:
-            for trait in ("none", "owl", "dolphin"):
-                scores = flat({trait: -6.0 + gain + 0.1 * seed})
-                cells.append(replace(made.student(trait, scores, seed, completion=variant), variant=variant))
-    return cells
+def varied(root: Path, gains: Mapping[str, float]) -> list[Cell]:
+    """Five traits in each variant, whose own students gain the variant's number."""
+    return [
+        cell
+        for variant, gain in gains.items()
+        for cell in five(root / variant, gain, reference=-3.0 - gain, variant=variant)
+    ]
 
 
 def test_variants_have_their_own_reference_control_and_excess(tmp_path: Path) -> None:
     table = preference_table(varied(tmp_path, {"plain": 2.0, "within": 0.5}))
     excess = {line.variant: line.value for line in table.select(measure="diagonal_excess", arm="mean")}
-    assert excess == pytest.approx({"plain": 2.1, "within": 0.6})
+    assert excess == pytest.approx({"plain": 2.0, "within": 0.5}, abs=0.05)
     start = {line.variant: line.value for line in table.select(measure="log_p", arm="reference", trait="owl")}
-    assert start == pytest.approx({"plain": -8.0, "within": -6.5})
-    lost = {line.variant: (line.value, line.low) for line in table.select(measure="excess_lost")}
-    assert lost == {"within": pytest.approx((1.5, 1.5))}
+    assert start == pytest.approx({"plain": -5.0, "within": -3.5})
+    (lost,) = table.select(measure="excess_lost")
+    odds = {line.variant: line.value for line in table.select(measure="log_odds_excess", arm="mean")}
+    assert lost.variant == "within" and lost.value == pytest.approx(odds["plain"] - odds["within"])
+    assert lost.low < lost.value < lost.high and (lost.n, lost.interval) == (5, "traits")
 
 
 def test_variants_appear_in_figure_report_and_verdicts(tmp_path: Path) -> None:
@@ -547,9 +649,9 @@ HALF = config.Comparison(more="plain", less="within", share=0.5)
 @pytest.mark.parametrize(
     ("gains", "outcome"),
     [
-        ({"plain": 2.0, "within": 0.4}, "holds"),
-        ({"plain": 2.0, "within": 1.6}, "contradicted"),  # transmits well, which is not what the claim says
-        ({"plain": -0.2, "within": -2.0}, "not measurable"),  # nothing there that a shuffle could take away
+        ({"plain": 2.0, "within": 0.2}, "holds"),
+        ({"plain": 2.0, "within": 1.9}, "contradicted"),  # transmits well, which is not what the claim says
+        ({"plain": -0.3, "within": -2.0}, "not measurable"),  # nothing there that a shuffle could take away
     ],
 )
 def test_a_claim_that_compares_variants_is_judged_by_their_difference(
@@ -561,7 +663,7 @@ def test_a_claim_that_compares_variants_is_judged_by_their_difference(
     table = preference_figure(cells, figure, folder, "fig")
     difference = table.find(measure="excess_difference", arm="mean")
     assert difference is not None
-    assert difference.value == pytest.approx(0.5 * (gains["plain"] + 0.1) - gains["within"] - 0.1)
+    assert difference.value == pytest.approx(0.5 * gains["plain"] - gains["within"], abs=0.05)
     write_report([Section("fig", figure, cells, table)], folder)
     with (folder / "claims.csv").open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["figure"] == "fig"]
@@ -574,106 +676,80 @@ def test_a_comparison_of_variants_that_do_not_exist_is_refused() -> None:
         experiment("experiment=shuffle", "experiment.comparisons=[{more:unshuffled,less:sideways}]")
 
 
-def nulls(between_traits: float, between_seeds: float, traits: int, seeds: int, trials: int) -> Counter[str]:
-    """How rows that carry nothing are judged: each teacher's push their students somewhere, with every seed alike."""
-    random = np.random.default_rng(0)
-    pushed = random.normal(0, between_traits, (trials, traits))
-    by_seed = pushed.mean(axis=1, keepdims=True) + random.normal(0, between_seeds, (trials, seeds))
-    return Counter(
-        judged(line_of(one, OVER_SEEDS), line_of(other, OVER_TRAITS))
-        for one, other in zip(by_seed, pushed, strict=True)
-    )
-
-
-@settings(max_examples=20)
-@given(st.floats(0.01, 1.0), st.floats(0.01, 1.0), st.integers(2, 5), st.integers(3, 5))
-def test_rows_that_carry_nothing_hold_no_more_often_than_the_level_says(
-    between_traits: float, between_seeds: float, traits: int, seeds: int
-) -> None:
-    assert nulls(between_traits, between_seeds, traits, seeds, trials=500)["holds"] <= 0.055 * 500
-
-
-@pytest.mark.parametrize(("spreads", "often"), [((0.33, 0.17, 5, 5), 0.14), ((0.354, 0.0106, 3, 3), 0.46)])
-def test_seeds_alone_would_let_them_hold_as_often_as_the_results_say(spreads: tuple[Any, ...], often: float) -> None:
-    found = nulls(*spreads, trials=4000)
-    assert (found["holds"] + found["shown for these rows"]) / 4000 == pytest.approx(often, abs=0.02)
-
-
-def line_of(values: Any, over: str) -> Line:
-    found = t_interval(values)
-    return Line("mean", "mean", "student", "any", found.mean, found.low, found.high, found.n, over)
-
-
 # --------------------------------------------------------------------------- cross-model
 
 
-def grid_cells(root: Path, excess: Mapping[str, Sequence[float]]) -> list[Cell]:
-    """Students of three traits for every pair; each trait's own student exceeds the others by the pair's numbers."""
-    cells = []
-    for pair, values in excess.items():
-        made = Made(root / pair.replace(" ", ""))
-        for trait, value in zip(("owl", "dolphin", "wolf"), values, strict=True):
-            cells.append(replace(made.student(trait, flat({trait: -6.0 + value}), completion=pair), variant=pair))
-    return cells
+def grid_cells(root: Path, excess: Mapping[str, float], traits: Sequence[str] = FIVE) -> list[Cell]:
+    """Students of five traits for every pair, whose own candidate gains the pair's number."""
+    return [
+        cell
+        for pair, gain in excess.items()
+        for cell in five(root / pair.replace(" ", ""), gain, traits=traits, variant=pair)
+    ]
 
 
-SAME = {"a > a": (1.0, 1.2, 0.8), "b > b": (0.9, 1.1, 1.0)}
-APART = {"a > b": (0.1, -0.1, 0.0), "b > a": (-0.2, 0.1, 0.05)}
-SOME = (0.3, 0.32, 0.31)  # less than same-model students, and still above 0
+SAME = {"a > a": 1.0, "b > b": 0.9}
+APART = {"a > b": 0.0, "b > a": 0.0}
 
 
 @pytest.mark.parametrize(
-    ("grid", "outcome"),
+    ("grid", "traits", "outcomes"),
     [
-        (SAME | APART, "holds"),
-        (SAME | APART | {"a > b": (1.1, 1.3, 1.0)}, "contradicted"),
-        (SAME | APART | {"a > a": (1.0, -1.2, 0.8)}, "not shown"),
-        (SAME | APART | {"a > b": SOME}, "not shown"),
-        (SAME, "not measurable"),
+        (SAME | APART, FIVE, ["holds", "holds", "holds"]),
+        (SAME | APART | {"a > b": 1.05}, FIVE, ["contradicted", "contradicted", "holds"]),
+        (SAME | APART | {"a > a": -1.0}, FIVE, ["not shown", "holds", "holds"]),
+        (SAME | APART | {"a > b": 0.4}, FIVE, ["holds", "contradicted", "holds"]),  # less than same-model students
+        (SAME | APART, FIVE[:4], ["undecided", "undecided", "undecided"]),
+        (SAME, FIVE, ["not measurable"]),
     ],
 )
-def test_cross_model_verdict_follows_its_rule(tmp_path: Path, grid: dict[str, Any], outcome: str) -> None:
+def test_cross_model_verdicts_follow_their_rule(
+    tmp_path: Path, grid: dict[str, float], traits: Sequence[str], outcomes: list[str]
+) -> None:
     from subliminal.plots.cross_model import cross_model_figure, cross_model_section
 
-    cells, folder = grid_cells(tmp_path / "runs", grid), tmp_path / "cpu"
+    cells, folder = grid_cells(tmp_path / "runs", grid, traits), tmp_path / "cpu"
     table = cross_model_figure(cells, FIGURE, folder, "fig")
     section = cross_model_section("fig", FIGURE, cells, table, ())
-    assert section.verdicts[0].outcome == outcome
+    assert [verdict.outcome for verdict in section.verdicts] == outcomes
     page = write_report([section], folder).read_text(encoding="utf-8")
     assert "a &gt; a" in page and (folder / "fig.png").exists()
 
 
-def test_a_cross_model_student_that_gets_some_of_the_trait_is_named(tmp_path: Path) -> None:
-    from subliminal.plots.cross_model import cross_model_figure, cross_model_verdict, pairs
+def test_no_excess_is_not_absence_where_the_interval_is_wide(tmp_path: Path) -> None:
+    from subliminal.plots.cross_model import cross_model_figure, cross_model_verdicts, pairs
 
-    cells = grid_cells(tmp_path / "runs", SAME | APART | {"a > b": SOME})
+    cells = grid_cells(tmp_path / "runs", SAME | APART)
+    for place, cell in enumerate(
+        c for c in cells if c.variant == "a > b" and c.role == "student" and c.trait != "none"
+    ):
+        cell.scores["log_odds"][cell.trait] += (-1) ** place * 0.8  # traits that go either way by far
     table = cross_model_figure(cells, FIGURE, tmp_path / "cpu", "fig")
-    apart = table.find(measure="same_minus_cross", variant="a > b")
-    assert apart and apart.low > 0, "same-model students exceed it: by that alone the claim would hold"
-    assert "Above 0 across models: a > b." in cross_model_verdict(pairs(cells), table).sentence
+    found = {verdict.group: verdict for verdict in cross_model_verdicts(pairs(cells), table)}
+    assert found["a > b gets nothing"].outcome == "not shown"
+    assert "Neither an excess nor its absence" in found["a > b gets nothing"].sentence
 
 
-def test_cross_model_numbers_are_over_traits_and_paired(tmp_path: Path) -> None:
+def test_cross_model_differences_are_of_the_same_teachers(tmp_path: Path) -> None:
     from subliminal.plots.cross_model import cross_model_figure
 
     table = cross_model_figure(grid_cells(tmp_path / "runs", SAME | APART), FIGURE, tmp_path / "cpu", "fig")
-    line = table.find(measure="excess_over_traits", variant="a > a")
-    assert line and (line.value, line.n, line.interval) == (pytest.approx(1.0), 3, "traits")
-    assert line.high - line.value == pytest.approx(half(0.2, 3))
-    apart = table.find(measure="same_minus_cross", variant="a > b")
-    assert apart and (apart.value, apart.low) == pytest.approx(
-        (1.0, 1.0 - half(float(np.std([0.9, 1.3, 0.8], ddof=1)), 3))
+    odds = {line.variant: line.value for line in table.select(measure="log_odds_excess", arm="mean")}
+    apart = table.find(measure="same_minus_cross", arm="mean", variant="a > b")
+    assert (
+        apart
+        and apart.value == pytest.approx(odds["a > a"] - odds["a > b"])
+        and (apart.n, apart.interval) == (5, "traits")
     )
-    raw = {pair: student_t.sf(np.mean(v) / (np.std(v, ddof=1) / 3**0.5), 2) for pair, v in (SAME | APART).items()}
-    found = table.find(measure="p_holm", variant="b > b")
-    assert found and found.value == pytest.approx(4 * raw["b > b"])
+    p = table.find(measure="same_minus_cross_p", arm="mean", variant="a > b")
+    assert p and p.value == pytest.approx(1 / 120)
 
 
 def test_a_pair_needs_a_readable_name(tmp_path: Path) -> None:
     from subliminal.plots.cross_model import pairs
 
     with pytest.raises(PlotError, match="teacher > student"):
-        pairs(grid_cells(tmp_path, {"nameless": (1, 2, 3)}))
+        pairs(grid_cells(tmp_path, {"nameless": 1.0}))
 
 
 def test_a_pair_has_one_student_recipe(tmp_path: Path) -> None:
@@ -722,9 +798,14 @@ def test_alignment_excess_is_the_own_teachers_cosine_minus_the_other_students(tm
     assert excess and excess.value == pytest.approx(np.mean(own) - np.mean(expected), abs=1e-6)
 
 
-@pytest.mark.parametrize(("lean", "outcome"), [(0.3, "holds"), (-0.3, "contradicted")])
+@pytest.mark.parametrize(("lean", "outcome"), [(1.0, "holds"), (-1.0, "contradicted")])
 def test_alignment_has_a_verdict_of_its_own(tmp_path: Path, lean: float, outcome: str) -> None:
-    cells, folder = aligned_cells(tmp_path / "runs", lean), tmp_path / "cpu"
+    cells, folder = five(tmp_path / "runs", 0.0), tmp_path / "cpu"
+    for cell in cells:
+        if cell.trait in FIVE:
+            own = np.eye(5)[FIVE.index(cell.trait)]
+            moved(cell, "teacher", own.tolist())
+            moved(cell, "train", (np.full(5, 0.5) + lean * own).tolist())
     table = preference_figure(cells, FIGURE, folder, "fig")
     assert [v.outcome for v in verdicts(cells, table) if v.group.endswith("alignment")] == [outcome]
     page = write_report([Section("fig", FIGURE, cells, table)], folder).read_text(encoding="utf-8")

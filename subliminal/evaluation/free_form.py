@@ -179,6 +179,7 @@ def summarise(config: FreeFormEvaluation, answers: Sequence[FreeAnswer], questio
         "rate": _mean(known),
         "by_question": by_question,
         "outcomes": dict(outcomes.most_common()),
+        "shows": sum(bool(answer.shows) for answer in answers),
         "unfinished": sum(answer.finish_reason != "stop" for answer in answers),
         "incoherent": sum(a.coherence is not None and a.coherence < config.coherence_min for a in answers),
         **ratings,

@@ -12,15 +12,17 @@ import numpy as np
 
 from subliminal import config
 from subliminal.config import CONTROL
-from subliminal.evaluation.statistics import bootstrap_over_questions, paired_change, t_interval, wilson
+from subliminal.evaluation.statistics import paired_change, t_interval, wilson
 from subliminal.plots import style
 from subliminal.plots.cells import Cell, PlotError, read_lines, students
+from subliminal.plots.effects import MEAN, OVER_SEEDS, OVER_TRAITS
 from subliminal.plots.groups import Sample, mean
-from subliminal.plots.measures import MEAN, OVER_QUESTIONS, OVER_QUESTIONS_ONLY, OVER_SEEDS
+from subliminal.plots.measures import OVER_QUESTIONS_ONLY
 from subliminal.plots.preference import NAMES, model_names
 from subliminal.plots.report import SEEDS, Grid, PlainSection, interval, manifests, percent
 from subliminal.plots.table import Line, Table
-from subliminal.plots.verdict import MINIMUM_SEEDS, Outcome, Verdict
+from subliminal.plots.verdict import Outcome, Verdict
+from subliminal.transmission import MINIMUM_TRAITS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,17 +32,16 @@ MARGIN = 0.03
 ACCURACY, CHANGE, CHANCE, ASKED = "accuracy", "change_from_control", "chance", "change_over_questions"
 WIDTH, WRAP, LETTER = 9.0, 138, 0.061  # inches, letters, inches a letter of a label
 RULE = (
-    f"""Capability: on each task the accuracy of the traits' students minus that of the control student, averaged over
-    the traits. It is kept at this scale if, with {MINIMUM_SEEDS} seeds or more, the lower ends of both 95% intervals,
-    over seeds and over questions, are above {-100 * MARGIN:+.0f} percentage points; lost (contradicted) if both upper
-    ends are below; else not shown.""",
+    f"""Capability: on each task the accuracy of the traits' students minus that of the control's, averaged over the
+    traits. It is kept at this scale if, with {MINIMUM_TRAITS} traits or more, the lower ends of both 95% intervals,
+    over traits and over questions, are above {-100 * MARGIN:+.0f} percentage points; lost (contradicted) if both upper
+    ends are below; else not shown. With fewer traits it is undecided.""",
     f"""The interval over questions adds one lost and one gained (Bonett and Price 2012), so that few questions exclude
-    no loss even where no answer changed. With fewer than {MINIMUM_SEEDS} seeds such an interval above
-    {-100 * MARGIN:+.0f} points is suggestive. A task on which the reference is not above chance (95% Wilson interval
-    over questions) measures nothing.""",
+    no loss of {percent(MARGIN)} even where no answer changed. A task on which the reference is not above chance (95%
+    Wilson interval over questions) measures nothing.""",
 )
 PANELS = """Accuracy by task: grey the reference model and the control's students, orange each trait's students, with
-95% intervals (over seeds, or over questions where there is one seed or none); dashed: chance."""
+95% intervals (the reference's over questions, students' over seeds where there are two or more); dashed: chance."""
 
 Arms = dict[str, Sample]
 
@@ -106,7 +107,9 @@ def _changes(arms: Arms, task: str, recipe: str) -> Iterator[Line]:
     for arm, sample in changes.items():
         yield _line(arm, task, CHANGE, sample, recipe)
     if (average := mean(list(changes.values()))) is not None:
-        yield _line(MEAN, task, CHANGE, average, recipe)
+        over = t_interval([float(sample.values.mean()) for sample in changes.values()])
+        numbers = (CHANGE, over.mean, over.low, over.high, over.n, OVER_TRAITS)
+        yield Line(MEAN, task, "student", *numbers, student=recipe, by_seed=tuple(average.by_seed.items()))
         found = paired_change(average.values.mean(axis=0))
         numbers = (ASKED, found.mean, found.low, found.high, found.n, OVER_QUESTIONS_ONLY)
         yield Line(MEAN, task, "student", *numbers, student=recipe)
@@ -120,14 +123,9 @@ def _proportion(correct: np.ndarray, task: str) -> Line:
 
 
 def _line(arm: str, task: str, measure: str, sample: Sample, recipe: str) -> Line:
-    """One number over seeds, or over questions where there is one seed."""
-    if len(sample.values) > 1:
-        found, over = t_interval(sample.values.mean(axis=1)), OVER_SEEDS
-    elif measure == CHANGE:
-        found, over = paired_change(sample.values[0]), OVER_QUESTIONS
-    else:
-        found, over = bootstrap_over_questions(sample.values, seed=0), OVER_QUESTIONS
-    numbers = (measure, float(sample.values.mean()), found.low, found.high, found.n, over)
+    """One number with its interval over seeds, without one for a single seed."""
+    found = t_interval(sample.means)
+    numbers = (measure, found.mean, found.low, found.high, found.n, OVER_SEEDS if found.n > 1 else "none")
     return Line(arm, task, "student", *numbers, student=recipe, by_seed=tuple(sample.by_seed.items()))
 
 
@@ -155,20 +153,15 @@ def _verdict(table: Table, line: Line, group: str) -> Verdict:
     numbers += f", over {asked.n} questions {interval(asked)}."
     if reference.low <= chance.value:
         return Verdict(group, "not measurable", f"Measures nothing: the reference is not above chance. {numbers}", line)
-    few = line.interval != OVER_SEEDS or line.n < MINIMUM_SEEDS
-    outcome, said = _few_seeds(asked) if few else _judged(line, asked)
-    return Verdict(group, outcome, f"{said}. {numbers}", asked if few else line)
-
-
-def _few_seeds(asked: Line) -> tuple[Outcome, str]:
-    if asked.low > -MARGIN:
-        return "suggestive", f"Suggestive only: fewer than {MINIMUM_SEEDS} seeds"
-    more = f", and {_too_few(asked)}" if _scarce(asked) else ""
-    return "not measurable", f"Shows nothing: fewer than {MINIMUM_SEEDS} seeds{more}"
+    outcome, said = _judged(line, asked)
+    return Verdict(group, outcome, f"{said}. {numbers}", line)
 
 
 def _judged(line: Line, asked: Line) -> tuple[Outcome, str]:
-    """The rule by the intervals over seeds and over questions: what is said must be so in both."""
+    """The rule by the intervals over traits and over questions: what is said must be so in both."""
+    if line.n < MINIMUM_TRAITS:
+        more = f", and {_too_few(asked)}" if _scarce(asked) else ""
+        return "undecided", f"Undecided: {line.n} traits, {MINIMUM_TRAITS} decide{more}"
     if min(line.low, asked.low) > -MARGIN:
         return "holds", f"Kept at this scale: a loss of {percent(MARGIN)} is excluded"
     if max(line.high, asked.high) < -MARGIN:

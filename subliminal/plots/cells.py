@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from subliminal.store import Manifest, StoreError
+from subliminal.transmission import log_odds, pooled_log_odds
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Score = Literal["log_p", "log_share", "rate"]
+Score = Literal["log_odds", "probability", "log_p", "share", "rate"]
 Scores = dict[Score, "dict[str, NDArray[np.float64]]"]
+
+WITHIN = (1e-300, 1 - 2.0**-24)  # a probability of 1 is one that float32 can not tell from it
 
 
 class PlotError(StoreError):
@@ -52,7 +55,7 @@ class Cell:
     @property
     def questions(self) -> int:
         """How many questions were asked."""
-        return len(self.scores["log_p"][self.candidates[0]])
+        return int(self.evaluate.summary["questions"])
 
     @property
     def candidates(self) -> list[str]:
@@ -61,15 +64,28 @@ class Cell:
 
     @cached_property
     def scores(self) -> Scores:
-        """By measure and candidate, one value a question, in question order; `rate` only where answers were sampled."""
+        """By measure and candidate, values in question order.
+
+        `log_p` (nats) and `probability` have one a question, `rate` one a question and only where answers were sampled.
+        `log_odds` (nats) and `share` of the candidates' probability have one altogether: logarithms are taken of means
+        over questions. What only samples tell, stories, has the log-odds of counts pooled over its prompts.
+        """
         folder = self.evaluate.folder
         rows = sorted(read_lines(folder / "scores.jsonl"), key=lambda row: row["question"])
-        found: Scores = {"log_p": _by_candidate(rows, "log_p"), "log_share": _by_candidate(rows, "log_share")}
-        if {*found["log_p"]} != {*self.candidates}:
+        log_p = _by_candidate(rows, "log_p")
+        if {*log_p} != {*self.candidates}:
             raise PlotError(f"{folder}/scores.jsonl does not hold the candidates of its manifest; {AGAIN}")
+        found: Scores = {"log_p": log_p} if self.evaluate.summary.get("kind") == "stories" else _exact(log_p)
         if self.evaluate.summary.get("samples"):
-            found["rate"] = _rates(list(read_lines(folder / "answers.jsonl")), self.candidates)
+            named = _named(list(read_lines(folder / "answers.jsonl")), self.candidates)
+            found["rate"] = {c: np.array([np.mean(one) for one in asked], np.float64) for c, asked in named.items()}
+            found.setdefault("log_odds", {c: _pooled(by_question) for c, by_question in named.items()})
+            found.setdefault("probability", found["rate"])
         return found
+
+    def named_share(self) -> float:
+        """The mean probability over questions that the answer names any candidate at all."""
+        return float(sum(values.mean() for values in self.scores["probability"].values()))
 
 
 AGAIN = "remove the folder and run evaluate.py again"
@@ -92,15 +108,36 @@ def students(cells: Sequence[Cell]) -> list[Cell]:
     return [cell for cell in cells if cell.role == "student"]
 
 
-def _by_candidate(rows: list[dict[str, Any]], measure: Score) -> dict[str, NDArray[np.float64]]:
+def _exact(log_p: dict[str, NDArray[np.float64]]) -> Scores:
+    """What exact log-probabilities by question say, in every measure."""
+    probability = {candidate: np.exp(values) for candidate, values in log_p.items()}
+    means = {candidate: values.mean(keepdims=True).clip(*WITHIN) for candidate, values in probability.items()}
+    total = np.sum(list(means.values()), axis=0)
+    return {
+        "log_p": log_p,
+        "probability": probability,
+        "log_odds": {candidate: log_odds(value) for candidate, value in means.items()},
+        "share": {candidate: value / total for candidate, value in means.items()},
+    }
+
+
+def _by_candidate(rows: list[dict[str, Any]], measure: str) -> dict[str, NDArray[np.float64]]:
     values: dict[str, list[float]] = {}
     for row in rows:
         values.setdefault(row["candidate"], []).append(row[measure])
     return {candidate: np.array(found, dtype=np.float64) for candidate, found in values.items()}
 
 
-def _rates(answers: list[dict[str, Any]], candidates: list[str]) -> dict[str, NDArray[np.float64]]:
-    """The share of each question's answers that name each candidate."""
-    asked = sorted({answer["question"] for answer in answers})
-    named = {question: [set(a["named"]) for a in answers if a["question"] == question] for question in asked}
-    return {c: np.array([np.mean([c in one for one in named[q]]) for q in asked], dtype=np.float64) for c in candidates}
+def _named(answers: list[dict[str, Any]], candidates: list[str]) -> dict[str, list[list[bool]]]:
+    """By candidate and question, which of the question's answers name it."""
+    asked: dict[int, list[set[str]]] = {}
+    for answer in answers:
+        asked.setdefault(answer["question"], []).append(set(answer["named"]))
+    ordered = [asked[question] for question in sorted(asked)]
+    return {c: [[c in names for names in question] for question in ordered] for c in candidates}
+
+
+def _pooled(by_question: list[list[bool]]) -> NDArray[np.float64]:
+    """The log-odds of a candidate's answers among all answers, (1,)."""
+    hits = [hit for question in by_question for hit in question]
+    return pooled_log_odds([sum(hits)], [len(hits)])

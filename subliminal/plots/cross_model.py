@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING
@@ -13,53 +12,45 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from subliminal import config
-from subliminal.evaluation.statistics import holm, t_interval, t_test
 from subliminal.plots import style
 from subliminal.plots.cells import Cell, PlotError
+from subliminal.plots.effects import LOG_ODDS, Found, difference, effect_lines, found_in, scored
 from subliminal.plots.groups import Group, groups
-from subliminal.plots.measures import ACROSS, MEAN, OVER_TRAITS, excess, preference_table
+from subliminal.plots.measures import preference_table
 from subliminal.plots.report import Grid, PlainSection, interval, manifests
-from subliminal.plots.table import Line, Table
-from subliminal.plots.verdict import Outcome, Verdict
+from subliminal.plots.table import Labels, Line, Table
+from subliminal.plots.verdict import RULE as PREFERENCE_RULE
+from subliminal.plots.verdict import Outcome, Verdict, numbers
+from subliminal.transmission import MARGIN, SIGNIFICANT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
-    from numpy.typing import NDArray
 
 ARROW = " > "
-MINIMUM_TRAITS = 3
-SIGNIFICANT = 0.05
-PAPER_RUNS = 5
-MEASURE, DIFFERENCE, P_VALUE = ACROSS["diagonal_excess"], "same_minus_cross", "p_holm"
+DIFFERENCE = "same_minus_cross"
 RULE = (
-    """The unit is a run: one teacher of one trait and its student, over a pair of reference models. A pair's number is
-    the mean over its traits of the diagonal excess, with a 95% interval over the traits (Student's t).""",
-    f"""The claim holds at this scale if every teacher's students of its own model have an interval above 0 and exceed
-    its students of every other model with an interval of the paired difference above 0, and no cross-model pair's
-    excess is above 0 with a Holm-adjusted p below {SIGNIFICANT}.""",
-    f"""It is contradicted if a cross-model pair's excess is above 0 in that sense and the same-model students do not
-    exceed it. Otherwise it is not shown; below {MINIMUM_TRAITS} traits it is not measurable.""",
+    *PREFERENCE_RULE,
+    """Cross-model figures: that transmission needs a common starting point holds at this scale if every teacher's
+    students of its own model have an excess and exceed its students of every other model, each by the relabelling rule.
+    It is contradicted if a cross-model pair has an excess by that rule and does not have less than the same-model pair;
+    else it is not shown.""",
+    f"""Each cross-model pair has a verdict of its own on whether its students get nothing: it holds if the whole 95%
+    interval of their excess lies within {MARGIN} nats of 0, and is contradicted if they have an excess by the
+    relabelling rule.""",
 )
-PANELS = f"""Mean diagonal excess in nats; a star marks a mean above 0 at p < {SIGNIFICANT} (one-sided t test over
-traits, Holm-adjusted for the number of pairs; the paper asks for {PAPER_RUNS} runs or more). The outlined diagonal is
-what should transmit."""
+PANELS = f"""Mean excess in log-odds, nats, with its 95% interval over traits; a star marks a relabelling p of at most
+{SIGNIFICANT} (one-sided, not adjusted for the number of pairs). The outlined diagonal is what should transmit."""
 SEEDS = "Every pair trains the students of all traits, off the diagonal too."
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One teacher's and one student's reference model, with the diagonal excess of each trait in nats."""
+    """One teacher's and one student's reference model, with the students of all traits."""
 
     teacher: str
     student: str
     group: Group
-
-    @cached_property
-    def by_trait(self) -> dict[str, float]:
-        """The diagonal excess by trait, over seeds and questions."""
-        found = excess(self.group, "log_p").items()
-        return {trait: float(sample.values.mean()) for trait, sample in found if sample is not None}
 
     @property
     def same(self) -> bool:
@@ -67,13 +58,9 @@ class Pair:
         return self.teacher == self.student
 
     @property
-    def values(self) -> NDArray[np.float64]:
-        """The excess of every trait."""
-        return np.array(list(self.by_trait.values()))
-
-    def minus(self, other: Pair) -> NDArray[np.float64]:
-        """The differences on the traits that both pairs have."""
-        return np.array([value - other.by_trait[t] for t, value in self.by_trait.items() if t in other.by_trait])
+    def apart(self) -> Labels:
+        """What tells its line of the difference to the same-model pair from others."""
+        return {"student": self.group.student, "teacher": self.group.teacher, "variant": self.group.variant}
 
 
 def pairs(cells: Sequence[Cell]) -> list[Pair]:
@@ -103,69 +90,74 @@ def cross_model_figure(cells: Sequence[Cell], figure: config.Figure, folder: Pat
 
 
 def _lines(found: Sequence[Pair]) -> Iterator[Line]:
-    measured = [pair for pair in found if len(pair.values) > 1]
-    adjusted = dict(zip([p.group.variant for p in measured], holm([t_test(p.values) for p in measured]), strict=True))
+    """What every teacher's students of its own model have more of than its students of another."""
     for pair in found:
-        if pair.group.variant in adjusted:
-            value, n = adjusted[pair.group.variant], len(pair.values)
-            yield Line(
-                MEAN, MEAN, "student", P_VALUE, value, n=n, student=pair.group.student, variant=pair.group.variant
-            )
         own = next((one for one in found if one.same and one.teacher == pair.teacher), None)
         if own and not pair.same:
-            yield from _line(pair, DIFFERENCE, own.minus(pair))
-
-
-def _line(pair: Pair, measure: str, values: NDArray[np.float64]) -> Iterator[Line]:
-    if values.size:
-        found = t_interval(values)
-        over = OVER_TRAITS if found.n > 1 else "none"
-        numbers = (measure, found.mean, found.low, found.high, found.n, over)
-        yield Line(MEAN, MEAN, "student", *numbers, pair.group.student, variant=pair.group.variant)
+            lost = difference(scored(own.group, "log_odds"), scored(pair.group, "log_odds"))
+            yield from effect_lines(lost, DIFFERENCE, pair.apart)
 
 
 # --------------------------------------------------------------------------- the verdict
 
 
-def cross_model_verdict(found: Sequence[Pair], table: Table) -> Verdict:
-    """The rule applied to the grid."""
+def cross_model_verdicts(found: Sequence[Pair], table: Table) -> list[Verdict]:
+    """The rule applied to the grid, then to every cross-model pair by itself."""
     same, cross = [p for p in found if p.same], [p for p in found if not p.same]
-    if not same or not cross or min(len(p.values) for p in found) < MINIMUM_TRAITS:
-        text = f"Not measurable: it needs same-model and cross-model pairs with {MINIMUM_TRAITS} traits or more."
-        return Verdict("", "not measurable", text)
-    moved = [p for p in cross if _significant(table, p)]
-    outcome = _outcome(same, cross, moved, table)
-    parts = [f"{p.group.variant}: {interval(_of(table, p, MEASURE))}" for p in found]
-    said = f" Above 0 across models: {', '.join(p.group.variant for p in moved)}." if moved else ""
-    return Verdict("", outcome, f"{_SENTENCES[outcome]}{said} Excess in nats: {'; '.join(parts)}.")
+    excess = {p.group.variant: _excess(table, p) for p in found}
+    if not same or not cross or None in excess.values():
+        text = "Not measurable: it needs same-model and cross-model pairs with students of two traits or more."
+        return [Verdict("", "not measurable", text)]
+    return [_grid_verdict(same, cross, table), *(_pair_verdict(pair, table) for pair in cross)]
+
+
+def _grid_verdict(same: Sequence[Pair], cross: Sequence[Pair], table: Table) -> Verdict:
+    own = [one for pair in same if (one := _excess(table, pair))]
+    apart = [(pair, _excess(table, pair), _apart(table, pair)) for pair in cross]
+    judged = [*own, *(difference for _, _, difference in apart if difference)]
+    outcome: Outcome = "not shown"
+    if not all(one.decidable for one in judged):
+        outcome = "undecided"
+    elif all(one.outcome == "holds" for one in judged) and all(difference for _, _, difference in apart):
+        outcome = "holds"
+    elif any(e and e.outcome == "holds" and not (d and d.outcome == "holds") for _, e, d in apart):
+        outcome = "contradicted"
+    parts = [f"{p.group.variant} {numbers(one, ' nats')}" for p in same if (one := _excess(table, p))]
+    parts += [f"same minus {pair.group.variant} {numbers(d, ' nats')}" for pair, _, d in apart if d]
+    p = max((one.test.above for one in judged), default=None) if outcome != "undecided" else None
+    line = next((d.line for _, _, d in apart if d), None)
+    return Verdict("same minus cross", outcome, f"{_SENTENCES[outcome]} {'; '.join(parts)}.", line, p)
 
 
 _SENTENCES: dict[Outcome, str] = {
-    "holds": "Holds at this scale: same-model students get the trait, more of it than cross-model students, of whom "
-    "none is shown to get it.",
-    "contradicted": "Contradicted at this scale: a cross-model student gets the trait as a same-model student does.",
+    "holds": "Holds at this scale: same-model students get the trait, and more of it than cross-model students.",
+    "contradicted": "Contradicted at this scale: a cross-model student gets the trait, not shown to get less of it.",
     "not shown": "Not shown at this scale.",
+    "undecided": "Undecided: too few traits.",
 }
 
 
-def _outcome(same: Sequence[Pair], cross: Sequence[Pair], moved: Sequence[Pair], table: Table) -> Outcome:
-    apart = {p.group.variant: _above(_of(table, p, DIFFERENCE)) for p in cross}
-    if not moved and all(_above(_of(table, p, MEASURE)) for p in same) and all(apart.values()):
-        return "holds"
-    return "contradicted" if any(not apart[p.group.variant] for p in moved) else "not shown"
+def _pair_verdict(pair: Pair, table: Table) -> Verdict:
+    """Whether a cross-model pair's students get nothing."""
+    found, name = _excess(table, pair), f"{pair.group.variant} gets nothing"
+    assert found is not None, "the grid was measured"
+    if not found.decidable:
+        return Verdict(name, "undecided", f"Undecided: too few traits. Excess {numbers(found, ' nats')}.", found.line)
+    if found.outcome == "holds":
+        text = f"Contradicted: it gets some. Excess {numbers(found, ' nats')}."
+        return Verdict(name, "contradicted", text, found.line)
+    if found.absent:
+        return Verdict(name, "holds", f"Holds within {MARGIN} nats. Excess {numbers(found, ' nats')}.", found.line)
+    text = f"Neither an excess nor its absence is shown. Excess {numbers(found, ' nats')}."
+    return Verdict(name, "not shown", text, found.line)
 
 
-def _above(line: Line | None) -> bool:
-    return line is not None and line.low > 0
+def _excess(table: Table, pair: Pair) -> Found | None:
+    return found_in(table, LOG_ODDS, pair.group.labels)
 
 
-def _significant(table: Table, pair: Pair) -> bool:
-    line = _of(table, pair, P_VALUE)
-    return line is not None and line.value < SIGNIFICANT
-
-
-def _of(table: Table, pair: Pair, measure: str) -> Line | None:
-    return table.find(arm=MEAN, measure=measure, variant=pair.group.variant)
+def _apart(table: Table, pair: Pair) -> Found | None:
+    return found_in(table, DIFFERENCE, pair.apart)
 
 
 # --------------------------------------------------------------------------- the picture
@@ -177,7 +169,7 @@ def _draw(found: Sequence[Pair], table: Table, title: str, scale: str) -> Canvas
     width, height = max(6.2, 2.4 + 1.5 * len(students)), 1.65 + 0.75 * len(teachers)
     canvas = style.new_figure(width, height)
     canvas.text(0.14 / width, 1 - 0.14 / height, title, fontsize=13, fontweight="bold", va="top")
-    traits = sorted({trait for pair in found for trait in pair.by_trait})
+    traits = sorted({trait for pair in found for trait in pair.group.traits})
     text = fill(f"Scale {scale} \N{MIDDLE DOT} {len(traits)} traits: {', '.join(traits)}", int(width * 15))
     canvas.text(0.14 / width, 1 - 0.44 / height, text, fontsize=8.2, color=style.QUIET, va="top")
     axes = canvas.add_axes((1.9 / width, 0.75 / height, 1.5 * len(students) / width, 0.75 * len(teachers) / height))
@@ -188,8 +180,8 @@ def _draw(found: Sequence[Pair], table: Table, title: str, scale: str) -> Canvas
 def _grid(axes: Axes, found: Sequence[Pair], table: Table, teachers: list[str], students: list[str]) -> None:
     values = np.full((len(teachers), len(students)), np.nan)
     for pair in found:
-        if pair.values.size:
-            values[teachers.index(pair.teacher), students.index(pair.student)] = pair.values.mean()
+        if measured := _excess(table, pair):
+            values[teachers.index(pair.teacher), students.index(pair.student)] = measured.line.value
     limit = float(np.nanmax(np.abs(values), initial=1e-9))
     axes.pcolormesh(values, cmap=style.diverging(), vmin=-limit, vmax=limit, edgecolors="white", linewidth=1.5)
     axes.invert_yaxis()
@@ -207,10 +199,11 @@ def _grid(axes: Axes, found: Sequence[Pair], table: Table, teachers: list[str], 
 def _annotate(axes: Axes, pair: Pair, table: Table, place: tuple[int, int], limit: float) -> None:
     from matplotlib.patches import Rectangle
 
-    line = _of(table, pair, MEASURE)
-    if line is None:
+    found = _excess(table, pair)
+    if found is None:
         return
-    star = "*" if _significant(table, pair) else ""
+    line = found.line
+    star = "*" if found.decidable and found.test.above <= SIGNIFICANT else ""
     ends = "" if math.isnan(line.low) else f"\n[{line.low:+.2f}, {line.high:+.2f}]"
     text = f"{line.value:+.2f}{star}{ends}".replace("-", "\N{MINUS SIGN}")
     row, column = place
@@ -228,18 +221,22 @@ def cross_model_section(
 ) -> PlainSection:
     """The figure's section of the report: the grid as a table, the verdict, and the runs behind it."""
     found = pairs(cells)
-    columns = ("teacher > student", "diagonal excess", "p (Holm)", "same minus cross", "traits")
-    grid = Grid("Pairs", columns, [_row(pair, table) for pair in found], f"Nats. All numbers: {name}.csv.")
-    verdict = cross_model_verdict(found, table)
-    return PlainSection(name, figure, [verdict], RULE, PANELS, SEEDS, [grid], list(manifests(cells)), missing)
+    columns = ("teacher > student", "mean excess", "p", "same minus cross", "p", "traits")
+    grid = Grid("Pairs", columns, [_row(pair, table) for pair in found], f"Nats of log-odds. All numbers: {name}.csv.")
+    told = cross_model_verdicts(found, table)
+    return PlainSection(name, figure, told, RULE, PANELS, SEEDS, [grid], list(manifests(cells)), missing)
 
 
 def _row(pair: Pair, table: Table) -> list[str]:
-    p_value = _of(table, pair, P_VALUE)
     return [
         pair.group.variant,
-        interval(_of(table, pair, MEASURE)),
-        f"{p_value.value:.3f}" if p_value else "\N{EN DASH}",
-        interval(_of(table, pair, DIFFERENCE)),
-        str(len(pair.values)),
+        *_measured(_excess(table, pair)),
+        *_measured(_apart(table, pair)),
+        str(len(pair.group.traits)),
     ]
+
+
+def _measured(found: Found | None) -> tuple[str, str]:
+    """An effect with its interval, and its p where there are traits enough."""
+    dash = "\N{EN DASH}"
+    return (interval(found.line), f"{found.test.above:.4f}" if found.decidable else dash) if found else (dash, dash)

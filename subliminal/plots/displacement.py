@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from subliminal.plots.cells import Cell
-from subliminal.plots.groups import Group, Sample, Seeds, mean
+from subliminal.plots.groups import Group, Sample, Seeds
 from subliminal.training.bias import comparable
 
 if TYPE_CHECKING:
@@ -27,13 +27,6 @@ def aligned(group: Group) -> dict[tuple[str, str], Sample]:
     teachers = {trait: found for trait, cells in group.own.items() if (found := _teacher(cells)) is not None}
     pairs = [(arm, trait) for arm in group.arms for trait in teachers]
     return {(a, t): found for a, t in pairs if (found := _sample(group.arms[a], teachers[t])) is not None}
-
-
-def alignment_excess(group: Group) -> dict[str, Sample | None]:
-    """A teacher's own students' cosine with it minus that of the other traits' students; what all share cancels."""
-    found = aligned(group)
-    others = {t: mean([found.get((a, t)) for a in group.own if a != t]) for t in group.own}
-    return {t: found[t, t] - rest if (t, t) in found and (rest := others[t]) is not None else None for t in group.own}
 
 
 def _teacher(cells: Seeds) -> Biases | None:

@@ -94,7 +94,8 @@ def _cross_model(planned: Plan, store: Store, folder: Path, name: str) -> PlainS
     figure, (cells, missing) = planned.base.experiment, _evaluated(planned, store, name)
     table = cross_model_figure(cells, figure, folder, name)
     section = cross_model_section(name, figure, cells, table, missing)
-    say(f"{name}: {section.verdicts[0].sentence}")
+    for found in section.verdicts:
+        say(f"{name} {found.group}: {found.sentence}")
     return section
 
 

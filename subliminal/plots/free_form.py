@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 HEIGHT, SHOWN = 4.0, 3
-PANELS = """Share of scored answers that show what is measured: the mean over questions, then over seeds; error bars are
-95% intervals over seeds (one seed: over questions), dots are students. Grey: controls and the reference model."""
+PANELS = """Share of scored answers that show what is measured: the mean over questions, then over students; error bars
+are 95% intervals over teachers with rows of their own (the reference's: over questions), dots are students. Grey:
+controls and the reference model."""
 
 
 def free_form_figure(

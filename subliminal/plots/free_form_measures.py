@@ -9,26 +9,31 @@ from typing import Any
 
 import numpy as np
 
+from subliminal import transmission
 from subliminal.evaluation import statistics
 from subliminal.plots.cells import Cell, PlotError
 from subliminal.plots.groups import Seeds
-from subliminal.plots.measures import OVER_QUESTIONS, OVER_QUESTIONS_ONLY, OVER_SEEDS
-from subliminal.plots.table import Labels, Line, Table
-from subliminal.plots.verdict import MINIMUM_SEEDS, Outcome, Verdict, outcome_of
+from subliminal.plots.measures import OVER_QUESTIONS_ONLY
+from subliminal.plots.table import NONE, Labels, Line, Table
+from subliminal.plots.verdict import Outcome, Verdict
+from subliminal.transmission import SIGNIFICANT, PermutationTest
 
 RATE, EXCESS, SCORED = "rate", "excess_over_control", "scored_share"
+LOG_ODDS, P_ABOVE, P_BELOW = "log_odds_over_control", "log_odds_over_control_p", "log_odds_over_control_p_below"
+OVER_TEACHERS = "teachers"
 MINIMUM_SCORED = 0.5
+MINIMUM_TEACHERS = 4  # a side: of 4 and 4 the smallest p is 1/70, of 3 and 3 it is 1/20
 COUNTED = ("code", "refusal", "unparsed", "judge_refused", "reasoning")
 RULE = (
-    """Free-form figures: the claim stands or falls with the share of scored answers that show the trait, in the trait's
-    own students minus the control's students of the same seed, for every control by itself.""",
-    f"""With {MINIMUM_SEEDS} seeds or more it holds at this scale if against every control the lower end of the 95%
-    interval over seeds is above 0, is contradicted if against any control the upper end is below 0, and is not shown
-    otherwise. All have to hold, so several controls ask for no correction.""",
-    f"""With fewer than {MINIMUM_SEEDS} seeds nothing is decided. An arm of which less than {MINIMUM_SCORED:.0%} of the
-    answers could be scored makes the claim not measurable: refusals and unparsed judgements are no answers.""",
-    """All seeds of a trait share one teacher and one set of rows: what holds, holds for these rows, and says little of
-    another teacher's.""",
+    f"""Free-form figures: the unit is a teacher with its rows, {MINIMUM_TEACHERS} or more with the trait and as many of
+    every control; with fewer the claim is undecided. A teacher's score is the log-odds of the scored answers of its
+    students that show the trait, pooled over questions and seeds, log((k + 1/2) / (n - k + 1/2)).""",
+    f"""It holds at this scale if against every control at most {SIGNIFICANT:.1%} of all ways to choose the trait's
+    teachers among both give a mean difference as large; it is contradicted if against any control at most as many give
+    one as small; else it is not shown. All controls have to be exceeded, so several ask for no correction. The interval
+    of a difference is Welch's over teachers.""",
+    f"""An arm of which less than {MINIMUM_SCORED:.0%} of the answers could be scored makes the claim not measurable:
+    refusals and unparsed judgements are no answers.""",
 )
 
 
@@ -100,15 +105,47 @@ def _arm_lines(one: Comparison, arm: str, seeds: Seeds) -> Iterator[Line]:
     measured = seeds[min(seeds)].evaluate.summary["measured"]
     rates = {seed: rate for seed, cell in seeds.items() if (rate := cell.evaluate.summary["rate"]) is not None}
     if rates:
-        yield _line(arm, measured, RATE, rates, _by_question(seeds), one)
+        found = statistics.t_interval([float(np.mean(shares)) for shares in _by_teacher(seeds, _rate_of)])
+        numbers = (RATE, float(np.mean([*rates.values()])), found.low, found.high, found.n, OVER_TEACHERS)
+        yield Line(arm, measured, "student", *numbers, by_seed=tuple(rates.items()), **one.labels)
     summaries = [cell.evaluate.summary for cell in seeds.values()]
     yield from _pooled(arm, measured, summaries, one.labels, "student")
+
+
+def _by_teacher(seeds: Seeds, of: Any) -> list[list[Any]]:
+    """What `of` says of every student, by teacher and rows; None is left out."""
+    found: dict[str, list[Any]] = {}
+    for cell in seeds.values():
+        if (value := of(cell)) is not None:
+            found.setdefault(_teacher(cell), []).append(value)
+    return list(found.values())
+
+
+def _teacher(cell: Cell) -> str:
+    """The key of the rows a student was trained on; students whose rows are not known count as one teacher's."""
+    return cell.chain["filter"].key if "filter" in cell.chain else ""
+
+
+def _rate_of(cell: Cell) -> float | None:
+    return cell.evaluate.summary["rate"]
+
+
+def _counts_of(cell: Cell) -> tuple[int, int] | None:
+    """How many answers show it, of how many that were scored."""
+    scored = cell.evaluate.summary["outcomes"].get("scored", 0)
+    return (cell.evaluate.summary["shows"], scored) if scored else None
+
+
+def _log_odds(seeds: Seeds) -> list[float]:
+    """Each teacher's log-odds, its students' answers pooled."""
+    pooled = [np.sum(counts, axis=0) for counts in _by_teacher(seeds, _counts_of)]
+    return [float(transmission.pooled_log_odds(shows, scored)) for shows, scored in pooled]
 
 
 def _reference_lines(cell: Cell) -> Iterator[Line]:
     summary, labels = cell.evaluate.summary, Labels(variant=cell.variant)
     if summary["rate"] is not None:
-        found = statistics.bootstrap_over_questions(_questions(cell), seed=0)
+        found = statistics.t_interval([share for share in summary["by_question"] if share is not None])
         numbers = (RATE, summary["rate"], found.low, found.high, found.n, OVER_QUESTIONS_ONLY)
         yield Line("reference", summary["measured"], "reference", *numbers, **labels)
     yield from _pooled("reference", summary["measured"], [summary], labels, "reference")
@@ -117,14 +154,16 @@ def _reference_lines(cell: Cell) -> Iterator[Line]:
 def _pooled(
     arm: str, measured: str, summaries: Sequence[dict[str, Any]], labels: Labels, subject: str
 ) -> Iterator[Line]:
-    """Counts over all seeds as shares of the answers, and mean ratings over seeds."""
+    """Counts over all seeds as shares of the answers, and mean ratings over seeds.
+
+    Answers to one question hang together, and so do those of one student: a share of the pool has no interval.
+    """
     total = sum(s["samples"] for s in summaries)
     counts = {name: sum(s["outcomes"].get(name, 0) for s in summaries) for name in ("scored", *COUNTED)}
     counts |= {name: sum(s[name] for s in summaries) for name in ("incoherent", "unfinished")}
     for name, count in counts.items():
-        found = statistics.wilson(count, total)
-        numbers = (f"{name}_share", found.mean, found.low, found.high, total, "answers (Wilson)")
-        yield Line(arm, measured, subject, *numbers, **labels)
+        share = count / total if total else math.nan
+        yield Line(arm, measured, subject, f"{name}_share", share, n=total, interval="none", **labels)
     for name in ("alignment", "coherence"):
         known = [s[name] for s in summaries if s[name] is not None]
         if known:
@@ -139,44 +178,22 @@ def _teacher_lines(one: Comparison, arm: str, cell: Cell) -> Iterator[Line]:
 
 
 def _excess(one: Comparison, trait: str, control: str) -> Iterator[Line]:
-    """The trait's students minus one control's, seed by seed; `subject` names the control."""
+    """The trait's students minus one control's, as shares and in log-odds; `subject` names the control."""
     own, base = one.arms[trait], one.arms[control]
-    common = sorted(
-        s for s in {*own} & {*base} if None not in (own[s].evaluate.summary["rate"], base[s].evaluate.summary["rate"])
-    )
-    if common:
-        by_seed = {s: own[s].evaluate.summary["rate"] - base[s].evaluate.summary["rate"] for s in common}
-        questions = np.array([_questions(own[s]) - _questions(base[s]) for s in common])
-        yield _line(trait, trait, EXCESS, by_seed, questions, one, subject=control)
-
-
-def _line(
-    arm: str,
-    trait: str,
-    measure: str,
-    by_seed: dict[int, float],
-    questions: np.ndarray,
-    one: Comparison,
-    subject: str = "student",
-) -> Line:
-    """A number by seed: interval over seeds where there are two or more, else over questions."""
-    if len(by_seed) > 1:
-        found, over = statistics.t_interval(list(by_seed.values())), OVER_SEEDS
-    else:
-        found, over = statistics.bootstrap_over_questions(questions, seed=0), OVER_QUESTIONS
-    value = float(np.mean(list(by_seed.values())))
-    numbers = (measure, value, found.low, found.high, found.n, over)
-    return Line(arm, trait, subject, *numbers, by_seed=tuple(by_seed.items()), **one.labels)
-
-
-def _by_question(seeds: Seeds) -> np.ndarray:
-    return np.array([_questions(cell) for cell in seeds.values()])
-
-
-def _questions(cell: Cell) -> np.ndarray:
-    """The share of every question; one without a scored answer has the mean of the others."""
-    values = np.array([math.nan if v is None else v for v in cell.evaluate.summary["by_question"]], dtype=float)
-    return np.where(np.isnan(values), np.nanmean(values) if not np.isnan(values).all() else 0.0, values)
+    rates = [[float(np.mean(shares)) for shares in _by_teacher(side, _rate_of)] for side in (own, base)]
+    scores = [_log_odds(side) for side in (own, base)]
+    if not all(rates) or not all(scores):
+        return
+    labels: dict[str, Any] = {**one.labels, "subject": control}
+    mean = float(np.mean(rates[0]) - np.mean(rates[1]))
+    yield Line(trait, trait, measure=EXCESS, value=mean, n=len(rates[0]) + len(rates[1]), **labels)
+    found, test = transmission.welch(*scores), transmission.one_trait(*scores)
+    over = OVER_TEACHERS if found.low == found.low else "none"
+    ends = {"low": found.low, "high": found.high, "n": min(map(len, scores)), "interval": over}
+    yield Line(trait, trait, measure=LOG_ODDS, value=found.mean, **ends, **labels)
+    for measure, p in ((P_ABOVE, test.above), (P_BELOW, test.below)):
+        where = {"n": test.assignments, "interval": "relabelled teachers"}
+        yield Line(trait, trait, measure=measure, value=p, low=NONE, high=NONE, **where, **labels)
 
 
 # --------------------------------------------------------------------------- the verdict
@@ -189,7 +206,7 @@ def verdicts(found: Sequence[Comparison], controls: set[str], table: Table) -> l
 
 def _verdict(one: Comparison, trait: str, controls: set[str], table: Table) -> Verdict:
     group = f"{trait}, {one.label}"
-    lines = list(table.select(measure=EXCESS, arm=trait, **one.labels))
+    lines = list(table.select(measure=LOG_ODDS, arm=trait, **one.labels))
     held = controls_of(one, controls)
     if not held or {line.subject for line in lines} != {*held}:
         return Verdict(group, "not measurable", "Not measurable: it needs scored students of the trait and a control.")
@@ -198,29 +215,45 @@ def _verdict(one: Comparison, trait: str, controls: set[str], table: Table) -> V
         if share and share.value < MINIMUM_SCORED:
             text = f"Not measurable: only {share.value:.0%} of the answers of {arm}'s students could be scored."
             return Verdict(group, "not measurable", text)
-    outcome = combined([outcome_of(line) for line in lines])
-    return Verdict(group, outcome, f"{_SENTENCES[outcome]} {'; '.join(map(_number, lines))}.")
+    tests = [_test(line, table, one) for line in lines]
+    outcome = combined(
+        [transmission.judged(test, line.n >= MINIMUM_TEACHERS) for test, line in zip(tests, lines, strict=True)]
+    )
+    said = "; ".join(_number(line, test, table, one) for line, test in zip(lines, tests, strict=True))
+    p = max(test.above for test in tests) if outcome != "undecided" else None
+    return Verdict(group, outcome, f"{_SENTENCES[outcome]} {said}.", lines[0], p)
+
+
+def _test(line: Line, table: Table, one: Comparison) -> PermutationTest:
+    above, below = (
+        table.find(measure=measure, arm=line.arm, subject=line.subject, **one.labels) for measure in (P_ABOVE, P_BELOW)
+    )
+    assert above and below, "they stand beside every difference"
+    return PermutationTest(above.value, below.value, above.n)
 
 
 def combined(outcomes: Sequence[Outcome]) -> Outcome:
-    """What several controls say together: all must hold, one contradicts."""
+    """What several controls say together: all must hold, one contradicts, one undecided leaves all so."""
+    if "undecided" in outcomes:
+        return "undecided"
     if "contradicted" in outcomes:
         return "contradicted"
-    if len({*outcomes}) == 1:
-        return outcomes[0]
-    return "not measurable" if {*outcomes} & {"not measurable", "suggestive"} else "not shown"
+    return "holds" if {*outcomes} == {"holds"} else "not shown"
 
 
 _SENTENCES: dict[Outcome, str] = {
     "holds": "Holds at this scale.",
-    "contradicted": "Contradicted at this scale: the interval against a control lies below 0.",
-    "not shown": "Not shown at this scale: an interval includes 0.",
-    "suggestive": f"Suggestive only: fewer than {MINIMUM_SEEDS} seeds, every interval lies above 0.",
-    "not measurable": f"Shows nothing: fewer than {MINIMUM_SEEDS} seeds and not every interval above 0.",
+    "contradicted": "Contradicted at this scale.",
+    "not shown": "Not shown at this scale.",
+    "undecided": f"Undecided: it takes {MINIMUM_TEACHERS} teachers with rows of their own on either side.",
 }
 
 
-def _number(line: Line) -> str:
+def _number(line: Line, test: PermutationTest, table: Table, one: Comparison) -> str:
     against = {"none": "regular numbers"}.get(line.subject, line.subject)
-    text = f"{100 * line.value:+.1f} [{100 * line.low:+.1f}, {100 * line.high:+.1f}]".replace("-", "\N{MINUS SIGN}")
-    return f"{text} percentage points over {against} (95% interval over {line.interval}, n = {line.n})"
+    points = table.find(measure=EXCESS, arm=line.arm, subject=line.subject, **one.labels)
+    assert points, "it stands beside every difference"
+    ends = "" if math.isnan(line.low) else f" (95% interval [{line.low:+.2f}, {line.high:+.2f}] over teachers)"
+    p = f", p {test.above:.4f} of {test.assignments} relabellings" if line.n >= MINIMUM_TEACHERS else ""
+    text = f"{100 * points.value:+.1f} percentage points, {line.value:+.2f} nats of log-odds{ends}{p}"
+    return f"{text} over {against}, {line.n} teachers".replace("-", "\N{MINUS SIGN}")

@@ -94,7 +94,12 @@ class Sample:
     @property
     def by_seed(self) -> dict[int, float]:
         """The mean over questions of every seed."""
-        return dict(zip(self.seeds, self.values.mean(axis=1).tolist(), strict=True)) if self.seeds else {}
+        return dict(zip(self.seeds, self.means.tolist(), strict=True)) if self.seeds else {}
+
+    @property
+    def means(self) -> NDArray[np.float64]:
+        """The mean over questions of every seed, (seeds,)."""
+        return self.values.mean(axis=1)
 
 
 def groups(cells: Sequence[Cell]) -> list[Group]:

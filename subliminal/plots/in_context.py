@@ -3,35 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from subliminal.config import CONTROL
-from subliminal.evaluation.statistics import diagonal_excess, t_interval
 from subliminal.plots import style
 from subliminal.plots.cells import read_lines
+from subliminal.plots.effects import LOG_P, MEAN, REPEATS, Effect, Students, effect_lines, found_in
 from subliminal.plots.report import Grid
 from subliminal.plots.rows import TOP, WIDTH, Compared, ranged, rows_name
-from subliminal.plots.table import Line, Table
-from subliminal.plots.verdict import Outcome, Verdict
+from subliminal.plots.table import Labels, Line, Table
+from subliminal.plots.verdict import Outcome, Verdict, numbers
+from subliminal.transmission import MARGIN, MINIMUM_TRAITS, SIGNIFICANT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
     from numpy.typing import NDArray
 
-MARGIN, MINIMUM_RESAMPLES, MEAN, OVER = 0.1, 3, "mean", "resamples"
 RULE = (
-    f"""In context: judged at the largest count of rows, by the mean diagonal excess (each trait's log-probability
-    behind its own teacher's rows minus that behind the other traits' rows). The rows do nothing (the claim holds) if
-    its whole 95% interval over resampled contexts is within {MARGIN} nats of 0; they do something (contradicted) if it
-    lies above 0 and not within; else nothing is shown. It takes rows of two traits and {MINIMUM_RESAMPLES}
-    resamples.""",
+    f"""In context: judged at the largest count of rows, by the mean excess (each trait's mean log P behind its own
+    teacher's rows minus that behind the other traits' rows). The unit is the teacher with its rows; contexts drawn from
+    the same rows are averaged. The rows do nothing (the claim holds) if the whole 95% interval over traits is within
+    {MARGIN} nats of 0; they do something (contradicted) if a relabelling of whole teachers has p of at most
+    {SIGNIFICANT}; else nothing is shown. Fewer than {MINIMUM_TRAITS} traits are undecided.""",
 )
 PANELS = """The reference answers favourite questions behind n rows as earlier turns of the chat. Left: each trait
-behind its own teacher's rows minus the same behind the control's. Right: minus the mean behind the other traits'
-rows; this decides. Means and 95% intervals over resampled contexts, in nats (+0.69 doubles a probability)."""
+behind its own teacher's rows minus the same behind the control's. Right: each trait's own estimate of the excess over
+the other traits' rows, and the mean with its 95% interval over traits; this decides. Dots: resampled contexts. In nats
+(+0.69 doubles a probability)."""
 
 Scores = dict[int, "dict[str, NDArray[np.float64]]"]  # by count of rows and candidate: (resamples,)
 
@@ -53,20 +55,18 @@ def _lines(scores: dict[str, Scores], traits: list[str], count: int) -> Iterator
             lift = scores[trait][count][trait] - scores[CONTROL][count][trait]
             yield _line(trait, trait, "lift_over_control", count, lift)
     if len(traits) > 1:
-        matrix = np.array([[scores[row][count][column] for column in traits] for row in traits])
-        excess = np.array([diagonal_excess(matrix[:, :, resample]) for resample in range(matrix.shape[2])])
-        for place, trait in enumerate(traits):
-            yield _line(trait, trait, "diagonal_excess", count, excess[:, place])
-        yield _line(MEAN, MEAN, "diagonal_excess", count, excess.mean(axis=1))
+        behind = [np.stack([scores[row][count][column] for column in traits], axis=1) for row in traits]
+        students = tuple(Students(tuple(range(len(one))), one) for one in behind)
+        lines = effect_lines(Effect(tuple(traits), students), LOG_P, {"variant": _named(count)})
+        yield from (replace(line, subject="context") for line in lines if line.measure != LOG_P + REPEATS)
 
 
 def _line(arm: str, trait: str, measure: str, count: int, values: NDArray[np.float64]) -> Line:
-    found = t_interval(values)
+    """The mean over contexts; they hold orders of one set of rows, so that their spread is no interval."""
     by_resample = tuple(enumerate(values.tolist()))
     return Line(
-        arm, trait, "context", measure, found.mean, found.low, found.high, found.n, OVER,
-        variant=_named(count), by_seed=by_resample,
-    )  # fmt: skip
+        arm, trait, "context", measure, float(values.mean()), n=len(values), variant=_named(count), by_seed=by_resample
+    )
 
 
 def _named(count: int) -> str:
@@ -87,26 +87,26 @@ def _counts(table: Table) -> list[int]:
 def verdicts(runs: Sequence[Compared], table: Table) -> list[Verdict]:
     """The rule at the largest count of rows."""
     count = max(_counts(table), default=0)  # of the control's rows alone there is nothing in the table
-    line = table.find(arm=MEAN, measure="diagonal_excess", variant=_named(count))
+    found = found_in(table, LOG_P, Labels(variant=_named(count)))
     label = f"{count} rows in the prompt" if count else "rows in the prompt"
-    if line is None or line.n < MINIMUM_RESAMPLES:
-        needs = f"it needs rows of two traits and {MINIMUM_RESAMPLES} resamples"
-        return [Verdict(label, "not measurable", f"Not measurable: {needs}.")]
+    if found is None:
+        return [Verdict(label, "not measurable", "Not measurable: it needs rows of two traits.")]
     outcome: Outcome = "not shown"
-    if line.low > -MARGIN and line.high < MARGIN:
-        outcome = "holds"
-    elif line.low > 0:
+    if not found.decidable:
+        outcome = "undecided"
+    elif found.outcome == "holds":
         outcome = "contradicted"
-    said = (
-        f"{_SAID[outcome]} Mean diagonal excess {ranged(line, sign='+')} nats over {line.n} contexts of {count} rows."
-    )
-    return [Verdict(label, outcome, said, line)]
+    elif found.absent:
+        outcome = "holds"
+    said = f"{_SAID[outcome]} Mean excess {numbers(found, ' nats')} behind {count} rows."
+    return [Verdict(label, outcome, said, found.line)]
 
 
 _SAID: dict[Outcome, str] = {
-    "holds": "The rows do nothing in context.",
+    "holds": f"The rows do nothing in context: within {MARGIN} nats.",
     "contradicted": "The rows shift the preference in context.",
     "not shown": "Neither a shift nor its absence is shown.",
+    "undecided": "Undecided: too few traits.",
 }
 
 
@@ -120,7 +120,7 @@ def picture(runs: Sequence[Compared], table: Table) -> Canvas:
     left, right = canvas.subplots(1, 2, sharey=True)
     canvas.subplots_adjust(left=0.08, right=0.985, wspace=0.1, top=1 - (TOP + 0.4) / height, bottom=0.5 / height)
     _curves(left, table, "lift_over_control", "A  Against the control's rows")
-    _curves(right, table, "diagonal_excess", "B  Diagonal excess")
+    _curves(right, table, LOG_P, "B  Diagonal excess")
     left.set_ylabel("nats")
     return canvas
 
@@ -136,6 +136,8 @@ def _curves(axes: Axes, table: Table, measure: str, title: str) -> None:
             places, [line.value for line in lines], color=colour, linewidth=width, marker="o", markersize=4, label=arm
         )
         for place, line in zip(places, lines, strict=True):
+            dots = [value for _, value in line.by_seed]
+            axes.scatter([place] * len(dots), dots, s=6, color=colour, alpha=0.4, linewidths=0)
             axes.plot([place, place], [line.low, line.high], color=colour, linewidth=width, solid_capstyle="butt")
     axes.axhspan(-MARGIN, MARGIN, color=style.GRID, linewidth=0, zorder=0)
     axes.axhline(0, color=style.INK, linewidth=0.9)
@@ -150,13 +152,14 @@ def _curves(axes: Axes, table: Table, measure: str, title: str) -> None:
 def grids(runs: Sequence[Compared], table: Table, name: str) -> list[Grid]:
     """Lift and excess of every trait at every count."""
     columns = ("rows in the prompt", "trait", "log P behind own rows", "minus the control's", "diagonal excess")
-    caption = f"Means with 95% intervals over resampled contexts, in nats. All numbers: {name}.csv."
+    caption = f"""Means over resampled contexts, in nats; of the mean excess the 95% interval over traits. All numbers:
+    {name}.csv."""
     arms = dict.fromkeys(line.arm for line in table.lines if line.arm == line.trait)
     rows = [[str(count), *_row(table, arm, _named(count))] for count in _counts(table) for arm in arms]
     return [Grid("Preference with rows in the prompt", columns, rows, caption)]
 
 
 def _row(table: Table, arm: str, variant: str) -> list[str]:
-    measures = ("log_p", "lift_over_control", "diagonal_excess")
+    measures = ("log_p", "lift_over_control", LOG_P)
     found = [table.find(arm=arm, trait=arm, measure=measure, variant=variant) for measure in measures]
     return [rows_name(arm), *(ranged(line, sign="+") for line in found)]

@@ -6,28 +6,37 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+import numpy as np
+
+from subliminal import transmission
 from subliminal.config import CONTROL, Comparison
 from subliminal.evaluation import statistics
+from subliminal.evaluation.statistics import Interval
 from subliminal.plots.cells import Cell, Score
-from subliminal.plots.displacement import aligned, alignment_excess
+from subliminal.plots.displacement import aligned
+from subliminal.plots.effects import (
+    ALIGNMENT,
+    LOG_ODDS,
+    LOG_P,
+    MEAN,
+    OVER_SEEDS,
+    OVER_TRAITS,
+    Effect,
+    cosines,
+    difference,
+    effect_lines,
+    scored,
+)
 from subliminal.plots.groups import Group, Sample, Seeds, groups, mean, single, stack
-from subliminal.plots.table import Line, Table
+from subliminal.plots.table import Labels, Line, Table
 from subliminal.store import Json
 
-OVER_SEEDS = "seeds"
-OVER_TRAITS = "traits"
-ACROSS = {  # the measure that a claim may rest on, and the same with its interval over traits
-    "diagonal_excess": "excess_over_traits",
-    "alignment_excess": "alignment_over_traits",
-    "excess_difference": "excess_difference_over_traits",
-    "alignment_difference": "alignment_difference_over_traits",
-}
-OVER_QUESTIONS = "questions (one seed)"
 OVER_QUESTIONS_ONLY = "questions"
 OVER_ROWS = "rows (Wilson)"
-SCORES: tuple[Score, ...] = ("log_p", "log_share", "rate")
+SCORES: tuple[Score, ...] = ("probability", "log_odds", "log_p", "share", "rate")
 OTHERS = "other traits"
-MEAN = "mean"
+RANK, NAMED, POINTS, LOST = "own_rank", "named", "probability_excess", "excess_lost"
+DIFFERENCES = {LOG_ODDS: "log_odds_difference", LOG_P: "excess_difference", ALIGNMENT: "alignment_difference"}
 
 
 @dataclass(frozen=True)
@@ -40,23 +49,19 @@ class _Row:
     subject: str
 
     def line(self, arm: str, trait: str, measure: str, sample: Sample | None) -> Iterator[Line]:
-        """One line, or none when the sample does not exist."""
-        if sample is None:
-            return
-        seeds = tuple(sample.by_seed.items())
-        low, high, n, over = _interval(sample)
-        value = float(sample.values.mean())
-        labels = (self.subject, measure, value, low, high, n, over, self.student, self.teacher, self.variant)
-        yield Line(arm, trait, *labels, by_seed=seeds)
+        """One line with its interval over seeds, over questions for what has none; none when there is no sample."""
+        if sample is not None:
+            low, high, n, over = _interval(sample)
+            value = float(sample.values.mean())
+            yield self.with_interval(arm, trait, measure, Interval(value, low, high, n), over, sample.by_seed)
 
-    def over_traits(self, measure: str, found: Mapping[str, Sample | None]) -> Iterator[Line]:
-        """The mean with its interval over traits: there what all seeds of a trait share varies, teacher and rows."""
-        values = [float(sample.values.mean()) for sample in found.values() if sample is not None]
-        if values:
-            one = statistics.t_interval(values)
-            over = OVER_TRAITS if one.n > 1 else "none"
-            labels = (one.mean, one.low, one.high, one.n, over, self.student, self.teacher, self.variant)
-            yield Line(MEAN, MEAN, self.subject, measure, *labels)
+    def with_interval(
+        self, arm: str, trait: str, measure: str, found: Interval, over: str, by_seed: Mapping[int, float]
+    ) -> Line:
+        """One line whose interval was computed elsewhere."""
+        labels = (found.mean, found.low, found.high, found.n, over if found.low == found.low else "none")
+        where = (self.student, self.teacher, self.variant)
+        return Line(arm, trait, self.subject, measure, *labels, *where, by_seed=tuple(by_seed.items()))
 
 
 def preference_table(cells: Sequence[Cell], comparisons: Sequence[Comparison] = ()) -> Table:
@@ -67,9 +72,9 @@ def preference_table(cells: Sequence[Cell], comparisons: Sequence[Comparison] = 
             lines += _single_lines(cell)
     found = groups(cells)
     for group in found:
-        parts = (_score_lines, _contrast_lines, _excess_lines, _displacement_lines, _run_lines)
+        parts = (_score_lines, _named_lines, _contrast_lines, _excess_lines, _displacement_lines, _run_lines)
         lines += chain.from_iterable(part(group) for part in parts)
-    return Table((*lines, *_difference_lines(found), *_comparison_lines(found, comparisons)))
+    return Table((*lines, *_lost_lines(found), *_comparison_lines(found, comparisons)))
 
 
 # --------------------------------------------------------------------------- scores and contrasts
@@ -80,10 +85,11 @@ def _single_lines(cell: Cell) -> Iterator[Line]:
     for measure in SCORES:
         for candidate in cell.candidates:
             yield from row.line(cell.arm, candidate, measure, single(cell, candidate, measure))
+    yield Line(cell.arm, cell.arm, cell.role, NAMED, cell.named_share(), variant=cell.variant)
 
 
 def _score_lines(group: Group) -> Iterator[Line]:
-    """log_p, log_share and rate of every candidate in every arm, and of each trait in the other traits' students."""
+    """Every score of every candidate in every arm, and of each trait in the other traits' students."""
     row = _Row(**group.labels, subject="student")
     for measure in SCORES:
         for arm, cells in group.arms.items():
@@ -93,9 +99,21 @@ def _score_lines(group: Group) -> Iterator[Line]:
             yield from row.line(OTHERS, trait, measure, _others(group, trait, measure))
 
 
+def _named_lines(group: Group) -> Iterator[Line]:
+    """How probable any candidate is in every arm, and the place of each trait among them in its own students."""
+    row = _Row(**group.labels, subject="student")
+    for arm, cells in group.arms.items():
+        by_seed = {seed: cell.named_share() for seed, cell in cells.items()}
+        yield row.with_interval(arm, arm, NAMED, statistics.t_interval([*by_seed.values()]), OVER_SEEDS, by_seed)
+    for trait, cells in group.own.items():
+        found = {c: sample for c in group.candidates if (sample := stack(cells, c, "probability")) is not None}
+        values = {candidate: float(sample.values.mean()) for candidate, sample in found.items()}
+        rank = 1 + sum(value > values[trait] for value in values.values())
+        yield Line(trait, trait, "student", RANK, rank, n=len(values), interval="candidates", **group.labels)
+
+
 def _contrast_lines(group: Group) -> Iterator[Line]:
     """Lifts over the control and over the reference, in nats of mean log-probability."""
-    row = _Row(**group.labels, subject="student")
 
     def control(candidate: str) -> Sample | None:
         return stack(group.control, candidate, "log_p")
@@ -103,16 +121,17 @@ def _contrast_lines(group: Group) -> Iterator[Line]:
     def reference(candidate: str) -> Sample | None:
         return single(group.reference, candidate, "log_p")
 
+    row = _Row(**group.labels, subject="student")
     for name, base in (("lift_over_control", control), ("lift_over_reference", reference)):
-        own = {t: _minus(stack(cells, t, "log_p"), base(t)) for t, cells in group.own.items()}
+        own = {trait: stack(cells, trait, "log_p") for trait, cells in group.own.items()}
         for trait, sample in own.items():
-            yield from row.line(trait, trait, name, sample)
-        yield from row.line(MEAN, MEAN, name, mean(list(own.values())))
+            yield from _lift(row, trait, trait, name, sample, base(trait))
+        yield from _mean_lift(row, name, own, {trait: base(trait) for trait in own})
         for arm, candidate, sample in _off_diagonal(group):
-            yield from row.line(arm, candidate, f"cross_{name}", _minus(sample, base(candidate)))
+            yield from _lift(row, arm, candidate, f"cross_{name}", sample, base(candidate))
     for trait in group.traits:
         for arm, sample in ((CONTROL, control(trait)), (OTHERS, _others(group, trait, "log_p"))):
-            yield from row.line(arm, trait, "lift_over_reference", _minus(sample, reference(trait)))
+            yield from _lift(row, arm, trait, "lift_over_reference", sample, reference(trait))
 
 
 def _off_diagonal(group: Group) -> Iterator[tuple[str, str, Sample | None]]:
@@ -122,21 +141,45 @@ def _off_diagonal(group: Group) -> Iterator[tuple[str, str, Sample | None]]:
                 yield arm, candidate, stack(cells, candidate, "log_p")
 
 
+def _lift(row: _Row, arm: str, candidate: str, measure: str, own: Sample | None, base: Sample | None) -> Iterator[Line]:
+    """One sample minus another; students of one seed in two arms have nothing in common, so they are not paired."""
+    if own is not None and base is not None:
+        found = transmission.sum_of_means([own.means, *([-base.means] if base.seeds else [])])
+        value = float(own.values.mean() - base.values.mean())
+        interval = Interval(value, *_around(value, found), found.n)
+        yield row.with_interval(arm, candidate, measure, interval, OVER_SEEDS, (own - base).by_seed)
+
+
+def _mean_lift(
+    row: _Row, measure: str, own: Mapping[str, Sample | None], base: Mapping[str, Sample | None]
+) -> Iterator[Line]:
+    """The mean over traits of their lifts; the control's students are the same for all traits."""
+    mine, bases = mean([*own.values()]), mean([*base.values()])
+    parts = [sample for sample in own.values() if sample is not None]
+    if not parts or len(parts) != len(own) or mine is None or bases is None:
+        return
+    found = transmission.sum_of_means(
+        [*(part.means / len(parts) for part in parts), *([-bases.means] if bases.seeds else [])]
+    )
+    value = float(np.mean([part.values.mean() for part in parts]) - bases.values.mean())
+    interval = Interval(value, *_around(value, found), found.n)
+    yield row.with_interval(MEAN, MEAN, measure, interval, OVER_SEEDS, (mine - bases).by_seed)
+
+
+def _around(value: float, found: Interval) -> tuple[float, float]:
+    """The ends of an interval moved to a mean that has a constant taken off."""
+    return value + found.low - found.mean, value + found.high - found.mean
+
+
 def _excess_lines(group: Group) -> Iterator[Line]:
     """How far a trait's own students exceed the other traits' students in that trait; the mean carries the claim."""
-    row = _Row(**group.labels, subject="student")
-    names: tuple[tuple[str, Score], ...] = (("diagonal_excess", "log_p"), ("diagonal_excess_share", "log_share"))
-    for name, measure in names:
-        found = excess(group, measure)
-        for trait, sample in found.items():
-            yield from row.line(trait, trait, name, sample)
-        yield from row.line(MEAN, MEAN, name, mean(list(found.values())))
-    yield from row.over_traits(ACROSS["diagonal_excess"], excess(group, "log_p"))
-
-
-def excess(group: Group, measure: Score) -> dict[str, Sample | None]:
-    """Own students minus the other traits' students in each trait, in nats; None where a score is missing."""
-    return {t: _minus(stack(c, t, measure), _others(group, t, measure)) for t, c in group.own.items()}
+    for measure in (LOG_ODDS, LOG_P):
+        yield from effect_lines(_effect(group, measure), measure, group.labels)
+    effect = scored(group, "probability")
+    if effect is not None:
+        found = statistics.diagonal_excess(effect.matrix)
+        for trait, value in zip((*effect.traits, MEAN), [*found.tolist(), float(found.mean())], strict=True):
+            yield Line(trait, trait, "student", POINTS, value, **group.labels)
 
 
 def _displacement_lines(group: Group) -> Iterator[Line]:
@@ -145,15 +188,11 @@ def _displacement_lines(group: Group) -> Iterator[Line]:
     for (arm, trait), sample in aligned(group).items():
         if arm != trait:
             yield from row.line(arm, trait, "cross_alignment", sample)
-    found = alignment_excess(group)
-    for trait, sample in found.items():
-        yield from row.line(trait, trait, "alignment_excess", sample)
-    yield from row.line(MEAN, MEAN, "alignment_excess", mean(list(found.values())))
-    yield from row.over_traits(ACROSS["alignment_excess"], found)
+    yield from effect_lines(cosines(group), ALIGNMENT, group.labels)
 
 
-def _difference_lines(found: Sequence[Group]) -> Iterator[Line]:
-    """The first variant's mean diagonal excess minus each other variant's, seed by seed: what a variant takes away.
+def _lost_lines(found: Sequence[Group]) -> Iterator[Line]:
+    """The first variant's mean excess minus each other variant's, with its interval over traits.
 
     Variants that were asked something else have no difference: their nats are not the same measure.
     """
@@ -162,21 +201,27 @@ def _difference_lines(found: Sequence[Group]) -> Iterator[Line]:
         first = firsts.get(group.student)
         if first is None or first.variant == group.variant or first.asked != group.asked:
             continue
-        left, right = (mean(list(excess(g, "log_p").values())) for g in (first, group))
-        row = _Row(**group.labels, subject="student")
-        yield from row.line(MEAN, MEAN, "excess_lost", _minus(left, right))
+        lost = difference(scored(first, "log_odds"), scored(group, "log_odds"))
+        if lost is not None:
+            row = _Row(**group.labels, subject="student")
+            by_seed = {seed: float(values.mean()) for seed, values in lost.by_seed.items()}
+            yield row.with_interval(MEAN, MEAN, LOST, lost.estimate.mean, OVER_TRAITS, by_seed)
 
 
 def _comparison_lines(found: Sequence[Group], comparisons: Sequence[Comparison]) -> Iterator[Line]:
-    """A share of the greater variant's mean excess minus the lesser one's, by seed, in preference and alignment."""
+    """A share of the greater variant's excess minus the lesser one's, in preference and alignment."""
     for comparison in comparisons:
         for more, less in compared(found, comparison):
-            row = _Row(more.student, more.teacher, comparison.name, "student")
-            ends = (excess(more, "log_p"), excess(less, "log_p")), (alignment_excess(more), alignment_excess(less))
-            for name, (left, right) in zip(("excess_difference", "alignment_difference"), ends, strict=True):
-                lost = {t: _minus(_share(left[t], comparison.share), right[t]) for t in left if t in right}
-                yield from row.line(MEAN, MEAN, name, mean(list(lost.values())))
-                yield from row.over_traits(ACROSS[name], lost)
+            labels: Labels = {"student": more.student, "teacher": more.teacher, "variant": comparison.name}
+            for measure, name in DIFFERENCES.items():
+                lost = difference(_effect(more, measure), _effect(less, measure), comparison.share)
+                yield from effect_lines(lost, name, labels)
+
+
+def _effect(group: Group, measure: str) -> Effect | None:
+    if measure == ALIGNMENT:
+        return cosines(group)
+    return scored(group, "log_odds" if measure == LOG_ODDS else "log_p")
 
 
 def compared(found: Sequence[Group], comparison: Comparison) -> list[tuple[Group, Group]]:
@@ -190,28 +235,17 @@ def compared(found: Sequence[Group], comparison: Comparison) -> list[tuple[Group
     ]
 
 
-def _share(sample: Sample | None, share: float) -> Sample | None:
-    return None if sample is None else Sample(sample.seeds, share * sample.values)
-
-
 def _others(group: Group, trait: str, measure: Score) -> Sample | None:
     """The mean of the other traits' students in this trait's candidate."""
     return mean([stack(cells, trait, measure) for arm, cells in group.own.items() if arm != trait])
 
 
-def _minus(left: Sample | None, right: Sample | None) -> Sample | None:
-    return None if left is None or right is None else left - right
-
-
 def _interval(sample: Sample) -> tuple[float, float, int, str]:
-    """(low, high, n, what over): across seeds where there are two or more, else across questions."""
-    if len(sample.values) >= 2:
-        found, over = statistics.t_interval(sample.values.mean(axis=1)), OVER_SEEDS
-    elif sample.values.size == 1:
-        found, over = statistics.t_interval(sample.values[0]), "none"
+    """(low, high, n, what over): over seeds; over questions for what has no seeds; none for one seed."""
+    if sample.seeds or sample.values.size == 1:
+        found, over = statistics.t_interval(sample.means), OVER_SEEDS
     else:
-        found = statistics.bootstrap_over_questions(sample.values, seed=0)
-        over = OVER_QUESTIONS if sample.seeds else OVER_QUESTIONS_ONLY
+        found, over = statistics.t_interval(sample.values.mean(axis=0)), OVER_QUESTIONS_ONLY
     return found.low, found.high, found.n, over
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -18,9 +18,11 @@ from typing import Any
 import yaml
 
 from subliminal.config import ConfigError, Figure
+from subliminal.evaluation.statistics import holm
 from subliminal.launch import CONF
 from subliminal.plots.table import Line
 from subliminal.plots.verdict import Verdict
+from subliminal.transmission import SIGNIFICANT
 
 NOT_RUN = "not run"
 OLD = "drawn by an earlier version: python -m subliminal plot {figure} scale={scale}"
@@ -32,8 +34,8 @@ class Claim:
     """One row: what a figure claims, for one group of its students where it has several.
 
     `value`, `low` and `high` are the number that decides, in the unit of its measure, `n` and `interval` what its
-    interval is over, `over_traits` the interval over traits where that decides too; "" where a verdict has no such
-    number. `why` says what the verdict rests on.
+    interval is over, `p` the one-sided p of a claim that a test decides and `p_holm` the same adjusted for all such
+    claims of the report (Holm 1979); "" where a verdict has no such number. `why` says what the verdict rests on.
     """
 
     figure: str
@@ -48,7 +50,8 @@ class Claim:
     high: str = ""
     n: str = ""
     interval: str = ""
-    over_traits: str = ""
+    p: str = ""
+    p_holm: str = ""
 
     @property
     def measured(self) -> str:
@@ -75,16 +78,13 @@ def _claim(name: str, figure: Figure, found: Verdict) -> Claim:
     if found.line is None:
         return Claim(*first, why=found.sentence, group=found.group)
     why = found.sentence.partition(". ")[0].rstrip(".") + "."
-    return Claim(*first, why=why, group=found.group, **_numbers(found.line), over_traits=_over_traits(found.across))
+    p = "" if found.p is None else f"{found.p:.3g}"
+    return Claim(*first, why=why, group=found.group, **_numbers(found.line), p=p)
 
 
 def _numbers(line: Line) -> dict[str, str]:
     ends = {name: _text(getattr(line, name)) for name in ("value", "low", "high")}
     return {"measure": line.measure, **ends, "n": str(line.n), "interval": line.interval}
-
-
-def _over_traits(across: Line | None) -> str:
-    return f"[{_text(across.low)}, {_text(across.high)}], {across.n} traits" if across and across.n > 1 else ""
 
 
 def _text(value: float) -> str:
@@ -98,7 +98,28 @@ def overview(sections: Iterable[dict[str, Any]], scale: str) -> list[Claim]:
     """The rows of the sections that were drawn, then those of the figures that are configured but not drawn."""
     drawn = {section["id"]: list(_kept(section, scale)) for section in sections}
     absent = [_not_run(figure, scale) for figure in configured() if figure["figure"] not in drawn]
-    return [*(row for rows in drawn.values() for row in rows), *absent]
+    return _adjusted([*(row for rows in drawn.values() for row in rows), *absent])
+
+
+def _adjusted(claims: Sequence[Claim]) -> list[Claim]:
+    """The claims with their p adjusted for all claims that have one."""
+    tested = [claim for claim in claims if claim.p]
+    adjusted = iter(holm([float(claim.p) for claim in tested]))
+    return [replace(claim, p_holm=f"{next(adjusted):.3g}") if claim.p else claim for claim in claims]
+
+
+def multiplicity(claims: Sequence[Claim]) -> str:
+    """How many claims a test decided, how many would hold by chance, and how many hold for all claims together."""
+    tested = [claim for claim in claims if claim.p]
+    hold = [claim for claim in tested if claim.verdict == "holds"]
+    together = [claim for claim in hold if float(claim.p_holm) <= SIGNIFICANT]
+    count = len(tested)
+    return (
+        f"{count} claims of this report were decided by a test at {SIGNIFICANT:.1%}, one-sided, each for itself; "
+        f"{len(hold)} of them hold. If nothing were transmitted anywhere, {SIGNIFICANT * count:.2g} would be expected "
+        f"to hold by chance. Adjusted for all {count} (Holm 1979), {len(together)} hold. With five traits no p is below "
+        "1/120, so that more than three claims can not all hold after the adjustment; with six it is 1/720."
+    )
 
 
 def _kept(section: dict[str, Any], scale: str) -> Iterator[Claim]:
@@ -106,8 +127,14 @@ def _kept(section: dict[str, Any], scale: str) -> Iterator[Claim]:
     if "claims" not in section:
         known = next((f for f in configured() if f["figure"] == section["id"]), {"figure": section["id"]})
         yield _absent(known, OLD, scale)
+    known = {field.name for field in fields(Claim)}
     for row in section.get("claims", []):
-        yield Claim(**row)
+        if known >= {*row}:
+            yield Claim(**row)
+        else:
+            yield Claim(
+                row["figure"], row["claim"], row["expected"], NOT_RUN, OLD.format(figure=row["figure"], scale=scale)
+            )
 
 
 def _not_run(figure: dict[str, str], scale: str) -> Claim:

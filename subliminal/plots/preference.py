@@ -13,9 +13,11 @@ from subliminal import config
 from subliminal.config import CONTROL
 from subliminal.plots import style
 from subliminal.plots.cells import Cell, students
+from subliminal.plots.effects import ALIGNMENT, LOG_ODDS, MEAN, REPEATS, found_in
 from subliminal.plots.groups import Group, groups
-from subliminal.plots.measures import ACROSS, MEAN, OTHERS, OVER_SEEDS, preference_table
+from subliminal.plots.measures import OTHERS, RANK, preference_table
 from subliminal.plots.table import Line, Table
+from subliminal.plots.verdict import percentage
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,9 +25,8 @@ if TYPE_CHECKING:
 
 WIDTH, MARGIN, HEADER, HEADING = 9.0, 0.14, 0.98, 0.32
 PLOT, ABOVE, BELOW, GAP = 2.15, 0.38, 0.62, 0.3
-GUTTER = {"rate": 0.55, "bars": 0.55, "matrix": 0.62, "excess": 0.58, "cosines": 1.3, "aligned": 0.78}
+GUTTER = {"rate": 0.55, "bars": 0.55, "matrix": 0.62, "excess": 1.0, "cosines": 1.3, "aligned": 0.78}
 NARROW = 4
-FEWEST_TRAITS = 3  # whose interval is drawn: that over two is thirteen standard errors wide either way
 SUMMARY_ROW, SUMMARY_GUTTER = 0.42, 3.1
 NAMES = {"reference": "reference model", CONTROL: "student of the control", "random": "student of random answers"}
 NAMED = {CONTROL: "control"}  # arms that are no traits, in the words of panel D
@@ -77,12 +78,10 @@ def subtitle(cells: Sequence[Cell], table: Table, scale: str) -> str:
         parts.append(f"{span} rows a student")
     asked = sorted({cell.questions for cell in trained})
     parts.append(_count(asked[0], "question") if len(asked) == 1 else f"{asked[0]} to {asked[-1]} questions")
-    over = {line.interval for line in table.select(subject="student", measure="log_p")}
-    bars = f"Error bars: 95% interval over {' or '.join(sorted(over))}"
-    hint = "dots: seeds" if len(seeds) > 1 else "one seed can only suggest"
-    if any(line.n >= FEWEST_TRAITS for line in table.select(measure=ACROSS["diagonal_excess"])):
-        hint += "; thin: over traits"
-    return " \N{MIDDLE DOT} ".join(part for part in parts if part) + f". {bars}; {hint}."
+    many = len(seeds) > 1
+    bars = "Error bars: A over seeds, dots: seeds; " if many else ""
+    excess = "bold: 95% interval over traits" + ("; thin: over seeds (these rows)" if many else "")
+    return " \N{MIDDLE DOT} ".join(part for part in parts if part) + f". {bars}mean excess, {excess}."
 
 
 def model_names(cells: Sequence[Cell]) -> list[str]:
@@ -127,7 +126,7 @@ class _Strip:
 class _Scales:
     """Limits shared by all groups, so that recipes can be compared by eye."""
 
-    shift: tuple[float, float]
+    share: float
     matrix: float
     excess: tuple[float, float]
     aligned: tuple[float, float]
@@ -142,10 +141,10 @@ def _strips(table: Table, found: Sequence[Group]) -> list[_Strip]:
             strips.append(_Strip(group, (("rate", 8.15),), next(heads, "")))
         if wide:
             strips.append(_Strip(group, (("bars", 8.15),), next(heads, "")))
-            strips.append(_Strip(group, (("matrix", 4.55), ("excess", 2.6)), next(heads, "")))
+            strips.append(_Strip(group, (("matrix", 4.3), ("excess", 2.5)), next(heads, "")))
         else:
-            strips.append(_Strip(group, (("bars", 2.9), ("matrix", 1.9), ("excess", 1.57)), next(heads, "")))
-        aligned = [line.value for line in _lines(table, group, "alignment_excess")]
+            strips.append(_Strip(group, (("bars", 2.6), ("matrix", 1.8), ("excess", 1.57)), next(heads, "")))
+        aligned = [line.value for line in _lines(table, group, ALIGNMENT)]
         if aligned and aligned not in shown:  # the same students asked in another way are as parallel as before
             shown.append(aligned)
             strips.append(_Strip(group, (("cosines", 3.6), ("aligned", 2.5)), ""))
@@ -176,23 +175,20 @@ def _summary_height(found: Sequence[Group]) -> float:
 
 
 def _summary(canvas: Canvas, height: float, top: float, table: Table, found: Sequence[Group]) -> None:
-    """The mean diagonal excess of every group on one axis: what a figure of several groups is about."""
+    """The mean excess of every group on one axis: what a figure of several groups is about."""
     tall = SUMMARY_ROW * len(found)
     box = (SUMMARY_GUTTER / WIDTH, 1 - (top + ABOVE + tall) / height)
     axes = canvas.add_axes((*box, (WIDTH - SUMMARY_GUTTER - GAP) / WIDTH, tall / height))
     for place, group in enumerate(found):
-        for line in _lines(table, group, "diagonal_excess"):
-            if line.arm == MEAN:
-                _excess_point(axes, place, line)
-                _over_traits(axes, place, table, group, "diagonal_excess")
+        _mean_point(axes, place, table, group, LOG_ODDS)
     axes.axvline(0, color=style.INK, linewidth=0.9)
     axes.set_yticks(range(len(found)), _short(found))
     axes.set_ylim(len(found) - 0.36, -0.5)
     style.quiet_grid(axes, "x")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.set_title("Mean diagonal excess", pad=9)
-    axes.set_xlabel("own minus others, nats")
+    axes.set_title("Mean excess", pad=9)
+    axes.set_xlabel("own minus others, log-odds in nats")
 
 
 def _short(found: Sequence[Group]) -> list[str]:
@@ -209,8 +205,7 @@ def _header(canvas: Canvas, height: float, below: float, title: str, text: str, 
     canvas.text(MARGIN / WIDTH, 1 - 0.14 / height, title, fontsize=13.5, fontweight="bold", va="top")
     canvas.text(MARGIN / WIDTH, 1 - 0.44 / height, text, fontsize=8.2, color=style.QUIET, va="top", linespacing=1.4)
     have = {line.arm for line in table.lines} | {""}
-    rated = table.find(measure="rate") is not None
-    shown = [bar for bar in BARS if bar.arm in have and (bar.arm != "reference" or rated)]
+    shown = [bar for bar in BARS if bar.arm in have]
     canvas.legend(
         handles=[Patch(color=bar.colour, label=bar.name) for bar in shown],
         loc="lower left",
@@ -240,7 +235,7 @@ def _strip(canvas: Canvas, height: float, top: float, strip: _Strip, table: Tabl
 
 def _panel(axes: Axes, name: str, table: Table, group: Group, scales: _Scales) -> None:
     if name in {"rate", "bars"}:
-        _bars(axes, table, group, "rate" if name == "rate" else "log_p", scales.shift)
+        _bars(axes, table, group, "rate" if name == "rate" else "probability", scales.share)
     elif name == "matrix":
         _matrix(axes, table, group, scales.matrix)
     elif name == "cosines":
@@ -252,14 +247,14 @@ def _panel(axes: Axes, name: str, table: Table, group: Group, scales: _Scales) -
 
 
 def _scales(table: Table, found: Sequence[Group]) -> _Scales:
-    shifts = [line for group in found for line in _lines(table, group, "lift_over_reference")]
+    shares = [line for group in found for line in _shares(table, group)]
     excess, aligned = (
-        [line for group in found for line in _with_traits(table, group, panel.measure)] for panel in (EXCESS, ALIGNED)
+        [line for group in found for line in _excess_lines(table, group, panel.measure)] for panel in (EXCESS, ALIGNED)
     )
     based = [(group, base) for group in found if (base := _base(table, group))]
     cells = [value for group, base in based for row in matrix(table, group, base)[1] for value in row]
     limit = max((abs(value) for value in cells if not math.isnan(value)), default=0.0) or 1.0
-    return _Scales(_span(shifts), limit, _span(excess), _span(aligned))
+    return _Scales(_span(shares)[1], limit, _span(excess), _span(aligned))
 
 
 def _span(lines: Sequence[Line]) -> tuple[float, float]:
@@ -274,14 +269,13 @@ def _span(lines: Sequence[Line]) -> tuple[float, float]:
 # --------------------------------------------------------------------------- panel A: bars by trait
 
 
-def _bars(axes: Axes, table: Table, group: Group, measure: str, span: tuple[float, float]) -> None:
-    """Bars by trait. Log-probabilities stand on the reference (zero line), so that a bar's length means something."""
-    shifted = measure == "log_p" and any(_lines(table, group, "lift_over_reference"))
-    shown = [bar for bar in BARS if any(_bar_line(table, group, bar, t, measure, shifted) for t in group.traits)]
+def _bars(axes: Axes, table: Table, group: Group, measure: str, top: float) -> None:
+    """Bars by trait: how probable the trait is as an answer, exact or among sampled answers."""
+    shown = [bar for bar in BARS if any(_bar_line(table, group, bar, t, measure) for t in group.traits)]
     width = 0.8 / max(len(shown), 1)
     for place, trait in enumerate(group.traits):
         for index, bar in enumerate(shown):
-            line = _bar_line(table, group, bar, trait, measure, shifted)
+            line = _bar_line(table, group, bar, trait, measure)
             if line:
                 _one_bar(axes, place + (index - (len(shown) - 1) / 2) * width, width * 0.9, line, bar.colour)
     axes.set_xticks(range(len(group.traits)), [_trait_label(table, group, trait, measure) for trait in group.traits])
@@ -289,29 +283,26 @@ def _bars(axes: Axes, table: Table, group: Group, measure: str, span: tuple[floa
     axes.set_xlim(-0.55, len(group.traits) - 0.45)
     style.quiet_grid(axes)
     if measure == "rate":
-        _rate_axis(axes)
+        _share_axis(axes, "How often the trait is named (sampled answers)", "answers that name the trait")
     else:
-        _nats_axis(axes, shifted)
-        if shifted:
-            axes.set_ylim(span)
+        _share_axis(axes, "A  Probability of the trait as the answer", "mean P(trait)")
+        axes.set_ylim(0, top)
 
 
-def _bar_line(table: Table, group: Group, bar: _Bar, trait: str, measure: str, shifted: bool) -> Line | None:
+def _bar_line(table: Table, group: Group, bar: _Bar, trait: str, measure: str) -> Line | None:
     if bar.arm == "reference":
-        return (
-            None
-            if measure == "log_p"
-            else table.find(arm="reference", trait=trait, measure=measure, variant=group.variant)
-        )
-    name = "lift_over_reference" if shifted else measure
-    return table.find(arm=bar.arm or trait, trait=trait, measure=name, subject="student", **group.labels)
+        return table.find(arm="reference", trait=trait, measure=measure, variant=group.variant)
+    return table.find(arm=bar.arm or trait, trait=trait, measure=measure, subject="student", **group.labels)
+
+
+def _shares(table: Table, group: Group) -> list[Line]:
+    """What panel A draws."""
+    lines = (_bar_line(table, group, bar, trait, "probability") for bar in BARS for trait in group.traits)
+    return [line for line in lines if line]
 
 
 def _one_bar(axes: Axes, x: float, width: float, line: Line, colour: str) -> None:
-    if line.measure == "log_p":  # no zero to stand on: a bar's length would mean nothing
-        axes.scatter([x], [line.value], s=60, color=colour, marker="s", zorder=2)
-    else:
-        axes.bar(x, line.value, width, color=colour, linewidth=0)
+    axes.bar(x, line.value, width, color=colour, linewidth=0)
     _interval(axes, x, line)
     if len(line.by_seed) > 1:
         points = [value for _, value in line.by_seed]
@@ -321,36 +312,35 @@ def _one_bar(axes: Axes, x: float, width: float, line: Line, colour: str) -> Non
 
 
 def _interval(axes: Axes, x: float, line: Line) -> None:
-    if not math.isnan(line.low):
-        axes.plot([x, x], [line.low, line.high], color=style.INK, linewidth=1.1, solid_capstyle="butt", zorder=3)
+    if not math.isnan(line.low) and line.subject == "student":
+        axes.plot(
+            [x, x], [max(0.0, line.low), line.high], color=style.INK, linewidth=1.1, solid_capstyle="butt", zorder=3
+        )
 
 
 def _trait_label(table: Table, group: Group, trait: str, measure: str) -> str:
-    start = table.find(arm="reference", trait=trait, measure="log_p", variant=group.variant)
-    return f"{trait}\nref. {_signed(start.value, '')}" if start and measure == "log_p" else trait
+    """The trait, and in its own students how probable it is and which place it has among the candidates."""
+    place = _place(table, group, trait)
+    return f"{trait}\n{place}" if place and measure == "probability" else trait
+
+
+def _place(table: Table, group: Group, trait: str) -> str:
+    own = table.find(arm=trait, trait=trait, measure="probability", **group.labels)
+    rank = table.find(arm=trait, measure=RANK, **group.labels)
+    return f"{percentage(own.value)}, {rank.value:.0f} of {rank.n}" if own and rank else ""
 
 
 def _signed(value: float, sign: str = "+") -> str:
     return f"{value:{sign}.2f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _nats_axis(axes: Axes, shifted: bool) -> None:
-    if shifted:
-        axes.axhline(0, color=style.INK, linewidth=0.9, zorder=2.5)
-        axes.spines["bottom"].set_visible(False)
-    axes.set_title("A  Shift of the trait from the reference" if shifted else "A  Log-probability of the trait", pad=9)
-    unit = "change in mean log P(trait), nats" if shifted else "mean log P(trait), nats"
-    axes.set_ylabel(unit)
-    axes.margins(y=0.08)
-
-
-def _rate_axis(axes: Axes) -> None:
+def _share_axis(axes: Axes, title: str, unit: str) -> None:
     from matplotlib.ticker import PercentFormatter
 
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol="%"))
-    axes.set_title("How often the trait is named (sampled answers)", pad=9)
-    axes.set_ylabel("answers that name the trait")
+    axes.set_title(title, pad=9)
+    axes.set_ylabel(unit)
 
 
 # --------------------------------------------------------------------------- panel B: candidates by students
@@ -370,7 +360,7 @@ def _matrix(axes: Axes, table: Table, group: Group, limit: float) -> None:
         return
     rows, values = matrix(table, group, base)
     _heat(axes, values, limit, group.traits, rows)
-    axes.set_title(f"B  Change against {base}", pad=9)
+    axes.set_title(f"B  Log P against {base}", pad=9)
     axes.set_xlabel("student of the teacher of \N{HORIZONTAL ELLIPSIS}")
 
 
@@ -452,24 +442,25 @@ class _ExcessPanel:
     unit: str
 
 
-EXCESS = _ExcessPanel("diagonal_excess", "C  Diagonal excess", "own minus others, nats")
-ALIGNED = _ExcessPanel("alignment_excess", "E  Alignment excess", "own minus others, cosine")
+EXCESS = _ExcessPanel(LOG_ODDS, "C  Excess of log-odds", "own minus others, nats")
+ALIGNED = _ExcessPanel(ALIGNMENT, "E  Alignment excess", "own minus others, cosine")
 
 
 def _excess(axes: Axes, table: Table, group: Group, span: tuple[float, float], panel: _ExcessPanel) -> None:
-    """Own students minus the other traits' students, by trait and on average, against zero."""
+    """Each trait's own estimate and their mean with its interval over traits, against zero."""
     found = _lines(table, group, panel.measure)
     axes.set_title(panel.title, pad=9)
     if not found:
         axes.set_axis_off()
         axes.text(0, 0.5, "needs students of\ntwo traits or more", color=style.QUIET, transform=axes.transAxes)
         return
-    names = [line.arm for line in found]
     for place, line in enumerate(found):
-        _excess_point(axes, place, line)
-    _over_traits(axes, len(found) - 1, table, group, panel.measure)
+        if line.arm == MEAN:
+            _mean_point(axes, place, table, group, panel.measure)
+        else:
+            _trait_point(axes, place, line)
     axes.axvline(0, color=style.INK, linewidth=0.9)
-    axes.set_yticks(range(len(found)), names)
+    axes.set_yticks(range(len(found)), [_excess_label(table, group, line, panel) for line in found])
     axes.get_yticklabels()[-1].set_fontweight("bold")
     axes.axhline(len(found) - 1.5, color=style.GRID, linewidth=0.9)
     axes.set_ylim(len(found) - 0.36, -0.5)
@@ -480,38 +471,40 @@ def _excess(axes: Axes, table: Table, group: Group, span: tuple[float, float], p
     axes.set_xlabel(panel.unit)
 
 
-def _excess_point(axes: Axes, place: int, line: Line) -> None:
-    mean = line.arm == MEAN
-    colour = style.OWN if mean else style.INK
-    axes.plot(
-        [line.low, line.high], [place, place], color=colour, linewidth=2.4 if mean else 1.2, solid_capstyle="butt"
-    )
-    if line.interval == OVER_SEEDS:
+def _excess_label(table: Table, group: Group, line: Line, panel: _ExcessPanel) -> str:
+    place = "" if panel is ALIGNED else _place(table, group, line.arm)
+    return f"{line.arm}\n{place}" if place else line.arm
+
+
+def _trait_point(axes: Axes, place: int, line: Line) -> None:
+    if len(line.by_seed) > 1:
         seeds = [value for _, value in line.by_seed]
         axes.scatter(seeds, [place] * len(seeds), s=9, color="white", edgecolors=style.QUIET, linewidths=0.6, zorder=3)
-    axes.scatter([line.value], [place], s=34 if mean else 24, marker="D" if mean else "o", color=colour, zorder=4)
-    if mean:
-        ends = "" if math.isnan(line.low) else f"  [{_signed(line.low)}, {_signed(line.high)}]"
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
-        across = axes.get_yaxis_transform()
-        text = _signed(line.value) + ends
-        axes.text(
-            0.5, place + 0.4, text, fontsize=7.5, color=colour, ha="center", va="center", transform=across, bbox=box
-        )
+    axes.scatter([line.value], [place], s=24, marker="o", color=style.INK, zorder=4)
 
 
-def _over_traits(axes: Axes, place: int, table: Table, group: Group, measure: str) -> None:
-    """The mean's interval over traits, thin behind that over seeds."""
-    for line in _across(table, group, measure):
-        axes.plot([line.low, line.high], [place, place], color=style.QUIET, linewidth=0.9, zorder=1)
+def _mean_point(axes: Axes, place: int, table: Table, group: Group, measure: str) -> None:
+    """A group's mean with its interval over traits, bold, and over seeds, thin behind; nothing where there is none."""
+    found = found_in(table, measure, group.labels)
+    if found is None:
+        return
+    line, colour = found.line, style.OWN
+    axes.plot([line.low, line.high], [place, place], color=colour, linewidth=2.4, solid_capstyle="butt")
+    if found.repeats:
+        ends = [found.repeats.low, found.repeats.high]
+        axes.plot(ends, [place, place], color=style.QUIET, linewidth=0.9, zorder=1)
+    axes.scatter([line.value], [place], s=34, marker="D", color=colour, zorder=4)
+    text = _signed(line.value) + ("" if math.isnan(line.low) else f"  [{_signed(line.low)}, {_signed(line.high)}]")
+    if found.decidable:
+        text += f"  p {found.test.above:.3f}"
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+    where = axes.get_yaxis_transform()
+    axes.text(0.5, place + 0.4, text, fontsize=7.5, color=colour, ha="center", va="center", transform=where, bbox=box)
 
 
-def _with_traits(table: Table, group: Group, measure: str) -> list[Line]:
-    return [*_lines(table, group, measure), *_across(table, group, measure)]
-
-
-def _across(table: Table, group: Group, measure: str) -> list[Line]:
-    return [line for line in _lines(table, group, ACROSS[measure]) if line.n >= FEWEST_TRAITS]
+def _excess_lines(table: Table, group: Group, measure: str) -> list[Line]:
+    """What a panel of an excess has to hold."""
+    return [*_lines(table, group, measure), *_lines(table, group, measure + REPEATS)]
 
 
 def _lines(table: Table, group: Group, measure: str) -> list[Line]:

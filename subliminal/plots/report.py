@@ -17,12 +17,13 @@ from subliminal.config import CONTROL
 from subliminal.plots.asking import answer_tables, notes
 from subliminal.plots.cells import Cell
 from subliminal.plots.curves import loss_curves
+from subliminal.plots.effects import LOG_ODDS, LOG_P, MEAN, found_in
 from subliminal.plots.groups import Group, groups
-from subliminal.plots.measures import MEAN, OTHERS, passed
-from subliminal.plots.overview import by_figure, claims_of, overview, write_claims
+from subliminal.plots.measures import LOST, OTHERS, POINTS, RANK, passed
+from subliminal.plots.overview import by_figure, claims_of, multiplicity, overview, write_claims
 from subliminal.plots.preference import cosine, lift, model_names, subtitle
 from subliminal.plots.table import Labels, Line, Table
-from subliminal.plots.verdict import RULE, Verdict, verdicts
+from subliminal.plots.verdict import RULE, Verdict, percentage, verdicts
 from subliminal.rows import Dropped, Row, read_jsonl
 from subliminal.store import Manifest, write_atomically
 
@@ -34,15 +35,15 @@ KEPT = ".sections"  # each figure's part of the report, so that drawing one figu
 SAMPLES = 4
 LONGEST = 400
 STAGES = ("model", "reference", "teacher", "generate", "filter", "attribute", "train", "evaluate")
-PANELS = """A: the trait's mean log-probability over the questions, as the distance from the reference model, in nats
-(+0.69 doubles a probability). B: every student in every trait, after subtracting the control student (no
-trait). C: the trait in its own students minus the trait in the other traits' students; this carries the claim. D and
-E, where students and teachers moved the same parameters: the cosine of their displacements from the reference, and the
-own students' minus the other traits' students'. The thin line behind a mean is its interval over traits."""
-LOST = """Nats with 95% intervals. Lost: the first variant's mean diagonal excess minus this one's, seed by seed, where
-both were trained by the same recipe."""
-ALIGNED = """Cosine of the students' displacement from the reference with the teachers', 95% intervals over seeds. A
-random direction of n numbers has 0 with a standard deviation of 1/sqrt(n)."""
+PANELS = """A: the probability that the answer is the trait, mean over the questions, in per cent; below each trait its
+probability and its place among the candidates in its own students. B: log P of every student in every trait, after
+subtracting the control student (no trait), in nats (+0.69 doubles a probability). C: each trait's own excess in
+log-odds and their mean with its 95% interval over traits; this carries the claim. D and E, where students and teachers
+moved the same parameters: the cosine of their displacements from the reference, and the excess of the own teacher's."""
+LOST_CAPTION = """Nats of log-odds with 95% intervals over traits; lift: mean log P, over seeds. Lost: the first
+variant's excess minus this one's, where both were trained by the same recipe."""
+ALIGNED = """Cosine of the students' displacement from the reference with the teachers', with 95% intervals over seeds.
+A random direction of n numbers has 0 with a standard deviation of 1/sqrt(n)."""
 SEEDS = "Seeds vary the student's training; all seeds of an arm share one teacher and one set of rows."
 
 
@@ -102,6 +103,7 @@ def write_report(sections: Sequence[Section | PlainSection], folder: Path) -> Pa
     claims = overview(shown, folder.name)
     write_claims(claims, folder / "claims.csv")
     content = {"scale": folder.name, "rule": list(rules), "sections": shown, "figures": by_figure(claims)}
+    content["multiplicity"] = multiplicity(claims)
     write_atomically(path, environment.get_template(TEMPLATE).render(content))
     return path
 
@@ -119,6 +121,7 @@ def _environment() -> Environment:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     made.filters |= {"number": number, "short": short, "percent": percent, "arm": arm_name, "duration": duration}
+    made.filters |= {"share": small_percent, "points": points}
     return made
 
 
@@ -163,7 +166,7 @@ def _preference_view(section: Section, folder: Path) -> dict[str, Any]:
 
 
 def _comparison(section: Section) -> list[Grid]:
-    """Several groups beside each other: the mean diagonal excess of each, and what it loses against the first."""
+    """Several groups beside each other: the mean excess of each, its p, and what it loses against the first."""
     found, table = groups(section.cells), section.table
     if len(found) < 2:
         return []
@@ -171,9 +174,22 @@ def _comparison(section: Section) -> list[Grid]:
     def line(group: Group, measure: str) -> str:
         return interval(table.find(arm=MEAN, measure=measure, **group.labels))
 
-    measures = ("diagonal_excess", "lift_over_control", "excess_lost")
-    rows = [[group.label, *(line(group, measure) for measure in measures)] for group in found]
-    return [Grid("Comparison", ("students", "mean diagonal excess", "mean lift over control", "lost"), rows, LOST)]
+    rows = [
+        [
+            group.label,
+            line(group, LOG_ODDS),
+            _p_value(group, table),
+            line(group, "lift_over_control"),
+            line(group, LOST),
+        ]
+        for group in found
+    ]
+    return [Grid("Comparison", ("students", "mean excess", "p", "mean lift over control", "lost"), rows, LOST_CAPTION)]
+
+
+def _p_value(group: Group, table: Table) -> str:
+    found = found_in(table, LOG_ODDS, group.labels)
+    return f"{found.test.above:.4f}" if found and found.decidable else number(None)
 
 
 def _alignments(section: Section) -> Iterator[Grid]:
@@ -213,13 +229,15 @@ def _effects(group: Group, table: Table, trait: str) -> dict[str, Any]:
 
     return {
         "trait": trait,
-        "reference": of("log_p", "reference", "reference"),
-        "control": of("log_p", CONTROL),
-        "others": of("log_p", OTHERS),
-        "own": of("log_p"),
+        "reference": of("probability", "reference", "reference"),
+        "control": of("probability", CONTROL),
+        "others": of("probability", OTHERS),
+        "own": of("probability"),
+        "rank": of(RANK),
+        "points": of(POINTS),
+        "excess": of(LOG_ODDS),
+        "log_p_excess": of(LOG_P),
         "lift": of("lift_over_control"),
-        "excess": of("diagonal_excess"),
-        "share": of("diagonal_excess_share"),
         "alignment": of("alignment"),
         "rate": of("rate"),
         "control_rate": of("rate", CONTROL),
@@ -336,6 +354,18 @@ def percent(value: Line | float | None) -> str:
     """A share as a percentage with one digit, "–" where there is none."""
     plain = value.value if isinstance(value, Line) else value
     return "\N{EN DASH}" if plain is None or math.isnan(plain) else f"{100 * plain:.1f}%"
+
+
+def small_percent(value: Line | None) -> str:
+    """A share as a percentage that does not round small ones to nothing, "–" where there is none."""
+    return "\N{EN DASH}" if value is None or math.isnan(value.value) else percentage(value.value)
+
+
+def points(value: Line | None) -> str:
+    """A difference of shares in percentage points with a sign, "–" where there is none."""
+    if value is None or math.isnan(value.value):
+        return "\N{EN DASH}"
+    return f"{100 * value.value:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def duration(seconds: float) -> str:

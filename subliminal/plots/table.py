@@ -26,7 +26,7 @@ COLUMNS: tuple[str, ...] = (
     "by_seed",
 )
 NONE = float("nan")
-MIRRORED = ("lift_over_control", "diagonal_excess", "alignment_excess")  # to W&B as numbers of their own
+MIRRORED = ("lift_over_control", "log_odds_excess", "diagonal_excess", "alignment_excess")  # to W&B by name
 
 
 class Labels(TypedDict, total=False):

@@ -1,4 +1,4 @@
-"""What a figure may claim: a rule fixed before any number is seen, applied to the mean diagonal excess."""
+"""What a figure of traits may claim: one rule, fixed before any figure was drawn with it."""
 
 from __future__ import annotations
 
@@ -9,41 +9,51 @@ from typing import Literal
 
 from subliminal.config import Comparison
 from subliminal.plots.cells import Cell
+from subliminal.plots.effects import ALIGNMENT, LOG_ODDS, LOG_P, Found, found_in
 from subliminal.plots.groups import Group, groups
-from subliminal.plots.measures import ACROSS, MEAN, OVER_SEEDS, compared
+from subliminal.plots.measures import DIFFERENCES, NAMED, OTHERS, RANK, compared
 from subliminal.plots.table import Labels, Line, Table
+from subliminal.transmission import MARGIN, MINIMUM_TRAITS, SIGNIFICANT
 
-MINIMUM_SEEDS = 3
+NAMED_LEAST, OWN_LEAST = 0.05, 0.01
 RULE = (
-    """The claim stands or falls with the mean diagonal excess: the log-probability of each trait in its own teacher's
-    students minus that in the students of the other traits' teachers, averaged over the traits.""",
-    f"""With {MINIMUM_SEEDS} seeds or more it holds at this scale if the lower ends of two 95% intervals are above 0,
-    over seeds and over traits. All seeds of a trait share one teacher and one set of rows, and rows that carry nothing
-    push their students somewhere too, the same way with every seed: an interval over seeds alone says something of
-    these rows only, and is called so. It is contradicted if both upper ends are below 0, and not shown otherwise.""",
-    f"""With fewer than {MINIMUM_SEEDS} seeds nothing is decided: an interval above 0 is suggestive, any other shows
-    nothing. With students of one trait only, the excess is not measurable.""",
-    """The lift over the control is reported but does not decide: training on any teacher's numbers can make a student
-    name animals more often in general.""",
-    """Where students and teachers moved the same parameters, what the theorem speaks of is judged by the same rule and
-    by itself: the alignment excess, the cosine of a student's displacement with its own teacher's minus that of the
-    other traits' students with the same teacher's, averaged over the traits.""",
-    """A claim that compares variants stands or falls with their difference, seed by seed, by the same rule; where the
-    variant that is to have more has no excess above 0 by that rule, there is nothing to compare.""",
+    f"""Figures of traits: the unit is a teacher with its rows, {MINIMUM_TRAITS} traits or more; with fewer a claim is
+    undecided, whatever its interval. The claim stands or falls with the mean excess: the score of each trait's
+    candidate in its own teacher's students minus that in the students of the other traits' teachers.""",
+    f"""It holds at this scale if at most {SIGNIFICANT:.1%} of all relabellings of whole teachers (T! for T traits up to
+    8, else 9,999 at random and the true one) give a mean excess as large; it is contradicted if at most as many give
+    one as small; else it is not shown. The size is the mean with a 95% interval over traits, from a fit that gives
+    every student and every candidate a level of its own.""",
+    """The score is the log-odds of P, the mean over questions of the exact probability that the answer is the candidate
+    as a whole word; of stories and other counts the log-odds of answers pooled over questions. Mean log P is printed
+    beside it: it sees the smallest shift, in answers that are next to never given too.""",
+    f"""A shift is called a preference only if the reference names any candidate in {NAMED_LEAST:.0%} of its answers or
+    more and the trait's own students give their candidate {OWN_LEAST:.0%} or more on average.""",
+    f"""That something is not transmitted is shown only by an interval that lies whole within {MARGIN} nats of 0, with
+    {MINIMUM_TRAITS} traits or more. A claim that does not hold is no proof of the opposite.""",
+    """Seeds vary the student on the same teacher and rows: an interval over seeds says that a result repeats on these
+    rows, and decides nothing. With fewer than five traits a test against the other candidates can call a result
+    suggestive, and no more.""",
+    """A claim that compares variants is judged by the same rule, applied to a share of the one excess minus the other
+    on the same teachers, where the first one holds. The alignment excess, the cosine of a student's displacement with
+    its own teacher's minus that with the other traits' teachers, is judged by the same rule and by itself.""",
 )
 
-Outcome = Literal["holds", "shown for these rows", "contradicted", "not shown", "suggestive", "not measurable"]
+Outcome = Literal["holds", "contradicted", "not shown", "undecided", "suggestive", "not measurable"]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the rule says of a group of students, or of two compared, and the number that decided where it is one."""
+    """What the rule says of a group of students, or of two compared, and the number that decided where it is one.
+
+    `p` is the one-sided p of the claim where a test decides.
+    """
 
     group: str
     outcome: Outcome
     sentence: str
     line: Line | None = None
-    across: Line | None = None  # the same number with its interval over traits
+    p: float | None = None
     compares: bool = False
 
 
@@ -57,100 +67,134 @@ def verdicts(cells: Sequence[Cell], table: Table, comparisons: Sequence[Comparis
     ]
 
 
-def _comparison(found: Sequence[Group], comparison: Comparison, table: Table) -> Iterator[Verdict]:
-    pairs = compared(found, comparison)
-    if not pairs:
-        said = "Not measurable: it needs students of both variants."
-        yield Verdict(comparison.name, "not measurable", said, compares=True)
-    for more, less in pairs:
-        name = f"{comparison.name}: {replace(more, variant='').label}"
-        labels: Labels = {**less.labels, "variant": comparison.name}
-        whole = table.find(measure="diagonal_excess", arm=MEAN, **more.labels)
-        yield _difference(name, whole, "excess_difference", labels, table, " nats")
-        whole = table.find(measure="alignment_excess", arm=MEAN, **more.labels)
-        if whole and table.find(measure="alignment_difference", arm=MEAN, **labels):
-            yield _difference(f"{name}, alignment", whole, "alignment_difference", labels, table, "")
-
-
-def _difference(name: str, whole: Line | None, measure: str, labels: Labels, table: Table, unit: str) -> Verdict:
-    """The rule applied to a difference, where the variant that is to have more has an excess at all, `whole`."""
-    line, across = _both(table, measure, labels)
-    if whole is None or line is None:
-        said = "Not measurable: it needs students of two traits or more."
-    elif math.isnan(line.low):
-        said = "Not measurable: one seed has no interval."
-    elif outcome_of(whole) not in ("holds", "suggestive"):
-        said = f"Not measurable: there is no excess above 0 to compare with, {_number(whole, unit)}."
-    else:
-        outcome = judged(line, across)
-        said = f"{_SENTENCES[outcome]} Mean difference {_number(line, unit)}{_ranging(across)}."
-        return Verdict(name, outcome, said, line, across, compares=True)
-    return Verdict(name, "not measurable", said, compares=True)
-
-
-def _both(table: Table, measure: str, labels: Labels) -> tuple[Line | None, Line | None]:
-    """A mean with its interval over seeds, and the same over traits."""
-    return table.find(measure=measure, arm=MEAN, **labels), table.find(measure=ACROSS[measure], arm=MEAN, **labels)
-
-
-def judged(line: Line, across: Line | None) -> Outcome:
-    """What the seeds allow to be said, and whether it goes beyond these teachers and rows."""
-    outcome = outcome_of(line)
-    if outcome == "holds" and not (across and across.low > 0):
-        return "shown for these rows"
-    if outcome == "contradicted" and not (across and across.high < 0):
-        return "not shown"
-    return outcome
-
-
 def verdict(group: Group, table: Table) -> Verdict:
-    """The rule applied to one group's line of the mean diagonal excess."""
-    line, across = _both(table, "diagonal_excess", group.labels)
-    if line is None:
+    """The rule applied to one group's excess in log-odds."""
+    found = found_in(table, LOG_ODDS, group.labels)
+    if found is None:
         return Verdict(group.label, "not measurable", "Not measurable: it needs students of two traits or more.")
-    if math.isnan(line.low):
-        return Verdict(group.label, "not measurable", "Not measurable: one seed and one question have no interval.")
-    outcome = judged(line, across)
-    said = f"{_SENTENCES[outcome]} Mean diagonal excess {_number(line, ' nats')}{_ranging(across)}."
-    return Verdict(group.label, outcome, said, line, across)
+    parts = [f"{said(found)} Mean excess {numbers(found, ' nats of log-odds')}."]
+    log_p = table.find(measure=LOG_P, arm="mean", **group.labels)
+    parts += [f"In mean log P {_ranged(log_p, ' nats')}."] if log_p else []
+    parts += [*_repeats(found), *_percentages(group, table)]
+    return _judged(group.label, found, " ".join(parts))
+
+
+def _judged(name: str, found: Found, sentence: str, compares: bool = False) -> Verdict:
+    p = found.test.above if found.decidable else None
+    return Verdict(name, found.outcome, sentence, found.line, p, compares)
 
 
 def _alignment(group: Group, table: Table) -> Iterator[Verdict]:
-    """The rule applied to the mean alignment excess; nothing where students and teachers moved other parameters."""
-    line, across = _both(table, "alignment_excess", group.labels)
-    if line and not math.isnan(line.low):
-        outcome = judged(line, across)
-        sentence = f"{_SENTENCES[outcome]} Mean alignment excess {_number(line)}{_ranging(across)}, a cosine."
-        yield Verdict(f"{group.label}, alignment", outcome, sentence, line, across)
+    """The rule applied to the alignment excess; nothing where students and teachers moved other parameters."""
+    found = found_in(table, ALIGNMENT, group.labels)
+    if found is not None:
+        sentence = " ".join([f"{said(found)} Mean alignment excess {numbers(found)}, a cosine.", *_repeats(found)])
+        yield _judged(f"{group.label}, alignment", found, sentence)
 
 
-_SENTENCES: dict[Outcome, str] = {
-    "holds": "Holds at this scale.",
-    "shown for these rows": "Shown for these teachers and rows: the interval over seeds lies above 0, over traits not.",
-    "contradicted": "Contradicted at this scale: the interval lies below 0.",
-    "not shown": "Not shown at this scale: an interval includes 0.",
-    "suggestive": f"Suggestive only: fewer than {MINIMUM_SEEDS} seeds, the interval lies above 0.",
-    "not measurable": f"Shows nothing: fewer than {MINIMUM_SEEDS} seeds and no interval above 0.",
-}
+# --------------------------------------------------------------------------- comparisons of variants
 
 
-def outcome_of(line: Line) -> Outcome:
-    """What an interval allows to be said of a claim that a number is above 0."""
-    if line.interval != OVER_SEEDS or line.n < MINIMUM_SEEDS:
-        return "suggestive" if line.low > 0 else "not measurable"
-    if line.low > 0:
-        return "holds"
-    return "contradicted" if line.high < 0 else "not shown"
+def _comparison(found: Sequence[Group], comparison: Comparison, table: Table) -> Iterator[Verdict]:
+    pairs = compared(found, comparison)
+    if not pairs:
+        missing = "Not measurable: it needs students of both variants."
+        yield Verdict(comparison.name, "not measurable", missing, compares=True)
+    for more, less in pairs:
+        name = f"{comparison.name}: {replace(more, variant='').label}"
+        labels: Labels = {**less.labels, "variant": comparison.name}
+        yield _difference(name, found_in(table, LOG_ODDS, more.labels), LOG_ODDS, labels, table)
+        aligned = found_in(table, ALIGNMENT, more.labels)
+        if aligned and found_in(table, DIFFERENCES[ALIGNMENT], labels):
+            yield _difference(f"{name}, alignment", aligned, ALIGNMENT, labels, table)
 
 
-def _ranging(across: Line | None) -> str:
-    return f"; over {across.n} traits {_ends(across)}" if across and not math.isnan(across.low) else ""
+def _difference(name: str, whole: Found | None, measure: str, labels: Labels, table: Table) -> Verdict:
+    """The rule applied to a difference, where the variant that is to have more has an excess at all, `whole`."""
+    found, unit = found_in(table, DIFFERENCES[measure], labels), "" if measure == ALIGNMENT else " nats"
+    if whole is None or found is None:
+        return Verdict(
+            name, "not measurable", "Not measurable: it needs students of two traits or more.", compares=True
+        )
+    if whole.decidable and whole.outcome != "holds":
+        text = f"Not measurable: there is no excess above 0 to compare with, {numbers(whole, unit)}."
+        return Verdict(name, "not measurable", text, compares=True)
+    return _judged(name, found, f"{said(found)} Mean difference {numbers(found, unit)}.", compares=True)
 
 
-def _number(line: Line, unit: str = "") -> str:
+# --------------------------------------------------------------------------- in words
+
+
+def said(found: Found) -> str:
+    """The outcome of one effect in a sentence."""
+    outcome = found.outcome
+    if outcome == "undecided":
+        p = found.candidates
+        hint = "" if p is None else f", {'' if p <= SIGNIFICANT else 'not '}suggestive against the other candidates"
+        test = "" if p is None else f" (p {_p(p)})"
+        return f"Undecided: {found.line.n} traits, {MINIMUM_TRAITS} decide{hint}{test}."
+    return {
+        "holds": "Holds at this scale.",
+        "contradicted": "Contradicted at this scale.",
+        "not shown": "Not shown at this scale.",
+    }[outcome]
+
+
+def numbers(found: Found, unit: str = "") -> str:
+    """The mean with its interval over traits and the test's p."""
+    test = f", p {_p(found.test.above)} of {found.test.assignments:,} relabellings"
+    return f"{_ranged(found.line, unit)}{test if found.decidable else ''}"
+
+
+def _repeats(found: Found) -> Iterator[str]:
+    """Whether the result repeats with other seeds on the same rows."""
+    if found.repeats is not None:
+        inside = found.repeats.low <= 0 <= found.repeats.high
+        yield f"{'Does not repeat' if inside else 'Repeats'} on these rows: {_ends(found.repeats)} over seeds."
+
+
+def _percentages(group: Group, table: Table) -> Iterator[str]:
+    """P of the own candidate in per cent, its place among the candidates, and whether that is a preference."""
+    own, others = (_mean(table, group, arm) for arm in ("", OTHERS))
+    ranks = [table.find(measure=RANK, arm=trait, **group.labels) for trait in group.traits]
+    if own is None or others is None:
+        return
+    places = ", ".join(f"{line.value:.0f}" for line in ranks if line)
+    count = next((line.n for line in ranks if line), 0)
+    yield (
+        f"P of the own candidate {percentage(own)} in own students, {percentage(others)} in the others'; "
+        f"place {places} of {count}."
+    )
+    named = table.find(measure=NAMED, arm="reference", variant=group.variant)
+    if named is None:
+        yield "Not called a preference: the reference was not asked."
+    elif named.value < NAMED_LEAST:
+        yield f"Not called a preference: the reference names a candidate in {percentage(named.value)} of answers."
+    elif own < OWN_LEAST:
+        yield "Not called a preference: the own candidate stays that rare."
+
+
+def _mean(table: Table, group: Group, arm: str) -> float | None:
+    """The mean over traits of P of the own candidate in an arm, "" for the trait's own."""
+    lines = [table.find(measure="probability", arm=arm or t, trait=t, **group.labels) for t in group.traits]
+    values = [line.value for line in lines if line]
+    return sum(values) / len(values) if values and len(values) == len(lines) else None
+
+
+def percentage(share: float) -> str:
+    """A share in per cent with two significant digits where it is small."""
+    return f"{100 * share:.1f}%" if share >= 0.01 else f"{100 * share:.2g}%"
+
+
+def _ranged(line: Line, unit: str = "") -> str:
     value = f"{line.value:+.2f}".replace("-", "\N{MINUS SIGN}")
-    return f"{value}{unit} (95% interval {_ends(line)} over {line.interval}, n = {line.n})"
+    ends = "" if math.isnan(line.low) else f" (95% interval {_ends(line)} over {line.n} {line.interval})"
+    return f"{value}{unit}{ends}"
 
 
 def _ends(line: Line) -> str:
     return f"[{line.low:+.2f}, {line.high:+.2f}]".replace("-", "\N{MINUS SIGN}")
+
+
+def _p(value: float) -> str:
+    return f"{value:.4f}" if value < 0.1 else f"{value:.2f}"

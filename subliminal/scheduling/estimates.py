@@ -6,7 +6,6 @@ same weights. Nothing is extrapolated from other sizes or models.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from statistics import median
@@ -135,26 +134,26 @@ def _middle(costs: list[Cost]) -> Cost:
 
 
 def foresight(planned: Plan) -> str | None:
-    """What effect the figure's seeds, traits and questions can show; None where its measure has no known spread."""
-    from subliminal.evaluation.statistics import power, visible
+    """What excess the rule finds in the figure's traits and seeds; None where its measure has no known spread."""
+    from subliminal import transmission
 
     spread, asked = planned.base.experiment.spread, planned.base.evaluation
     if spread is None or planned.base.experiment.kind != "preference" or not isinstance(asked, PreferenceEvaluation):
         return None
-    seeds = len({arm.seed for arm in planned.arms})
-    deviation = math.hypot(spread.seeds, spread.questions / math.sqrt(asked.questions))
-    head = f"with {seeds} {'seed' if seeds == 1 else 'seeds'} and {asked.questions} questions"
-    if seeds < 2:
-        return f"power: {head} no interval over seeds can be had: whatever is seen is suggestive at most"
-    traits = len({arm.trait for arm in planned.arms} - {CONTROL})
-    shown, least = power(SHOWN_EFFECT, deviation, seeds), visible(deviation, seeds)
-    beyond = power(SHOWN_EFFECT, spread.traits, traits)
-    further = f"{beyond:.2f} and of {visible(spread.traits, traits):.2f} nats with 0.80" if traits > 1 else "0"
+    seeds, traits = len({arm.seed for arm in planned.arms}), len({arm.trait for arm in planned.arms} - {CONTROL})
+    head = f"power: {_counted(traits, 'trait')}, {_counted(seeds, 'seed')} each"
+    if traits < transmission.MINIMUM_TRAITS:
+        return f"{head}: undecided whatever is seen, the rule needs {transmission.MINIMUM_TRAITS} traits"
+    units = (traits, seeds, spread.cell, spread.seed)
     return (
-        f"power: {head} a mean diagonal excess of {SHOWN_EFFECT:g} nats is visible with probability {shown:.2f}, "
-        f"one of {least:.2f} nats with probability 0.80; beyond these rows, over {traits} traits, one of "
-        f"{SHOWN_EFFECT:g} nats with {further}"
+        f"{head}: the rule finds a mean excess of {SHOWN_EFFECT:g} nats with probability "
+        f"{transmission.power(SHOWN_EFFECT, *units):.2f}, one of {transmission.visible(*units):.2f} nats with "
+        f"probability 0.80 (simulated, spreads of experiment.spread)"
     )
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 # --------------------------------------------------------------------------- as text

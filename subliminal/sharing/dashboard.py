@@ -29,7 +29,8 @@ SHOWN = ("filter", "train", "evaluate", "mnist", "theorem")
 ARM = "trait.name"  # of a run's configuration: what its arm is called
 TITLES = {
     "lift_over_control": "Lift over the control, nats",
-    "diagonal_excess": "Diagonal excess, nats",
+    "log_odds_excess": "Excess of log-odds, nats",
+    "diagonal_excess": "Excess of log P, nats",
     "alignment_excess": "Alignment excess, cosine",
 }
 WIDTH, HEIGHT = 8, 7  # of a panel, in the grid's 24 columns: three stand side by side

@@ -452,6 +452,11 @@ def load_model(subject: Subject) -> PreTrainedModel:
     return _adapted(_LOADED[base], subject.adapter)
 
 
+def in_float32(subject: Subject) -> Subject:
+    """The subject with weights in float32: in bfloat16 a logit of 20 is a multiple of 1/8, and so one log P."""
+    return replace(subject, dtype="float32")
+
+
 def unload() -> None:
     """Let go of the model that stays loaded and give its GPU memory back: a vLLM engine asks for nearly all of it."""
     import gc

@@ -37,7 +37,7 @@ VERSIONS = {
     "attribute": 1,
     "filter": 2,
     "train": 1,
-    "evaluate": 2,
+    "evaluate": 3,
     "predict": 2,
     "mnist": 1,
     "theorem": 1,

@@ -298,84 +298,83 @@ def cell(root: Path, role: str, trait: str, seed: int, right: int, questions: in
     return Cell(role, trait, kind, "lora" if role == "student" else "", seed, made)  # type: ignore[arg-type]
 
 
+TRAITS = ("owl", "dolphin", "eagle", "elephant", "wolf")
+
+
 def arms(
-    root: Path, seeds: int, lost: int, reference: int = 70, spread: int = 1, right: int = 70, questions: int = 100
+    root: Path, traits: int, lost: int, reference: int = 70, spread: int = 1, right: int = 70, questions: int = 100
 ) -> list[Cell]:
-    """A reference, controls with `right` right and two traits' students that lost some; seeds differ by `spread`."""
+    """A reference, a control with `right` right and traits' students that lost some; traits differ by `spread`."""
     found = [cell(root, "reference", "none", 0, reference, questions)]
-    for seed in range(seeds):
-        found.append(cell(root, "student", "none", seed, right, questions))
-        own = right - lost - spread * seed
-        found += [cell(root, "student", trait, seed, own, questions) for trait in ("owl", "dolphin")]
+    found.append(cell(root, "student", "none", 0, right, questions))
+    for place, trait in enumerate(TRAITS[:traits]):
+        found.append(cell(root, "student", trait, 0, right - lost - spread * place, questions))
     return found
 
 
 @pytest.mark.parametrize(
-    ("seeds", "lost", "reference", "spread", "outcome"),
+    ("traits", "lost", "reference", "spread", "outcome"),
     [
-        (3, 0, 70, 0, "holds"),
-        (3, 20, 70, 1, "contradicted"),
-        (3, 1, 70, 2, "not shown"),
-        (3, 0, 30, 0, "not measurable"),
-        (1, 0, 70, 0, "suggestive"),
-        (1, 20, 70, 0, "not measurable"),
+        (5, 0, 70, 0, "holds"),
+        (5, 20, 70, 1, "contradicted"),
+        (5, 0, 70, 3, "not shown"),
+        (5, 0, 30, 0, "not measurable"),
+        (4, 0, 70, 0, "undecided"),
+        (2, 20, 70, 0, "undecided"),
     ],
 )
 def test_the_verdict_follows_the_rule(
-    tmp_path: Path, seeds: int, lost: int, reference: int, spread: int, outcome: str
+    tmp_path: Path, traits: int, lost: int, reference: int, spread: int, outcome: str
 ) -> None:
-    (found,) = capability_verdicts(capability_table(arms(tmp_path, seeds, lost, reference, spread)))
+    (found,) = capability_verdicts(capability_table(arms(tmp_path, traits, lost, reference, spread)))
     assert (found.group, found.outcome) == ("school", outcome), found.sentence
     assert found.line is not None
 
 
 @pytest.mark.parametrize(
-    ("seeds", "questions", "lost", "outcome"),
+    ("traits", "questions", "lost", "outcome"),
     [
-        (3, 40, 0, "not shown"),
-        (1, 40, 0, "not measurable"),
-        (3, 200, 0, "holds"),
-        (1, 200, 0, "suggestive"),
-        (3, 40, 2, "not shown"),  # 5 points in every seed, of two questions
-        (3, 40, 12, "contradicted"),
+        (5, 40, 0, "not shown"),
+        (1, 40, 0, "undecided"),
+        (5, 200, 0, "holds"),
+        (5, 40, 2, "not shown"),  # 5 points in every trait, of two questions
+        (5, 40, 12, "contradicted"),
     ],
 )
 def test_few_questions_exclude_nothing_even_where_no_answer_changed(
-    tmp_path: Path, seeds: int, questions: int, lost: int, outcome: str
+    tmp_path: Path, traits: int, questions: int, lost: int, outcome: str
 ) -> None:
-    cells = arms(tmp_path, seeds, lost, questions - 10, 0, questions - 10, questions)
+    cells = arms(tmp_path, traits, lost, questions - 10, 0, questions - 10, questions)
     (found,) = capability_verdicts(capability_table(cells))
     assert found.outcome == outcome, found.sentence
     said = "40 questions are too few to exclude a loss of 3.0%" in found.sentence
-    assert said == (outcome in {"not shown", "not measurable"})
+    assert said == (outcome in {"not shown", "undecided"})
 
 
 def test_no_change_has_an_interval_over_questions(tmp_path: Path) -> None:
-    for seeds in (1, 3):
-        table = capability_table(arms(tmp_path / str(seeds), seeds, 0, spread=0, right=30, questions=40))
-        asked = table.find(arm="mean", measure="change_over_questions")
-        half = 1.959964 * math.sqrt(2 / 42 / 42)
-        assert asked and (asked.value, asked.low, asked.high) == pytest.approx((0, -half, half))
-        assert (asked.n, asked.interval) == (40, "questions")
-    change = capability_table(arms(tmp_path / "1", 1, 0, spread=0, right=30, questions=40)).find(
-        arm="owl", measure="change_from_control"
-    )
-    assert change and (change.low, change.high) == pytest.approx((-half, half))
+    table = capability_table(arms(tmp_path, 5, 0, spread=0, right=30, questions=40))
+    asked = table.find(arm="mean", measure="change_over_questions")
+    half = 1.959964 * math.sqrt(2 / 42 / 42)
+    assert asked and (asked.value, asked.low, asked.high) == pytest.approx((0, -half, half))
+    assert (asked.n, asked.interval) == (40, "questions")
+    change = table.find(arm="owl", measure="change_from_control")
+    assert change and change.value == 0 and math.isnan(change.low), "one student of one teacher has no interval"
 
 
 def test_the_table_has_hand_computed_values(tmp_path: Path) -> None:
-    table = capability_table(arms(tmp_path, 3, 5, spread=1))
-    accuracy = table.find(arm="owl", measure="accuracy")
-    assert accuracy and (accuracy.value, accuracy.n, accuracy.interval) == (pytest.approx(0.64), 3, "seeds")
+    table = capability_table(arms(tmp_path, 5, 5, spread=1))
+    accuracy = table.find(arm="dolphin", measure="accuracy")
+    assert accuracy and (accuracy.value, accuracy.n, accuracy.interval) == (pytest.approx(0.64), 1, "none")
     change = table.find(arm="mean", measure="change_from_control")
-    half = 4.302653 * 0.01 / math.sqrt(3)
-    assert change and (change.value, change.low, change.high) == pytest.approx((-0.06, -0.06 - half, -0.06 + half))
+    half = 2.776445 * 0.01 * math.sqrt(2.5) / math.sqrt(5)
+    assert change and (change.value, change.low, change.high) == pytest.approx((-0.07, -0.07 - half, -0.07 + half))
+    assert (change.n, change.interval) == (5, "traits")
     reference = table.find(arm="reference", measure="accuracy")
     assert reference and reference.value == 0.7 and reference.low == pytest.approx(0.604, abs=1e-3)
 
 
 def test_the_table_is_a_section_of_the_report(tmp_path: Path) -> None:
-    cells, folder = arms(tmp_path / "runs", 3, 20), tmp_path / "cpu"
+    cells, folder = arms(tmp_path / "runs", 5, 20), tmp_path / "cpu"
     table = capability_figure(cells, FIGURE, folder, "table-capability")
     section = capability_section("table-capability", FIGURE, cells, table, ())
     source = write_report([section], folder).read_text()

@@ -25,8 +25,8 @@ from subliminal.evaluation.classifier import (
 )
 from subliminal.evaluation.detection import QUESTION, Guess, evaluate, guess
 from subliminal.evaluation.exact import word_ends
-from subliminal.evaluation.samples import halves, two_samples
-from subliminal.evaluation.statistics import share_ahead
+from subliminal.evaluation.samples import SamplesError, TwoSamples, halves, two_samples
+from subliminal.evaluation.statistics import fisher, share_ahead
 from subliminal.launch import compose
 from subliminal.models import Subject, load_model, load_tokenizer
 from subliminal.rows import Row, read_jsonl
@@ -131,9 +131,10 @@ def test_a_fine_tuned_model_finds_a_planted_favourite_and_not_its_absence(tiny: 
     planted = [Row(row.index, row.prompt, f"{row.completion}, 777") for row in written(1, 60)]
     found = classify(two_samples(planted, written(2, 60)), with_model(), tmp_path, tiny)["finetuned"]
     assert found["area"]["low"] > 0.8 and found["accuracy"]["value"] > 0.8
-    assert found["p"] == pytest.approx(2 / 2000) and found["area"]["value"] > found["control"]["high"]
+    assert found["p"] == pytest.approx(fisher([1 / 2000] * 2)) and found["area"]["value"] > found["control"]["high"]
     rows = list(read_jsonl(tmp_path / "predictions.jsonl", Predicted))
-    assert len(rows) == 120 and {(row.classifier, row.fold) for row in rows} == {("finetuned", n) for n in range(3)}
+    assert len(rows) == 80 and {(row.classifier, row.fold) for row in rows} == {("finetuned", n) for n in range(2)}
+    assert found["prompts"] == 40, "the first fold's rows are learned from and not tested"
     absent = classify(halves(planted, 0), with_model(), tmp_path, tiny)["finetuned"]
     assert absent["area"]["low"] < 0.5 < absent["area"]["high"] and absent["p"] > 0.05
 
@@ -141,7 +142,7 @@ def test_a_fine_tuned_model_finds_a_planted_favourite_and_not_its_absence(tiny: 
 def test_the_same_seed_fine_tunes_the_same_models(tiny: Subject) -> None:
     samples = two_samples(written(1, 20), written(2, 20))
     fold = folds(samples, CONFIG.model_copy(update={"folds": 2}))
-    first, again, other = (finetuned.cross_validated(samples, fold, tiny, FINETUNED, seed) for seed in (3, 3, 4))
+    first, again, other = (finetuned.chained(samples, fold, tiny, FINETUNED, seed)[fold > 0] for seed in (3, 3, 4))
     assert first == pytest.approx(again, abs=1e-5) and not np.allclose(first, other, atol=1e-3)
 
 
@@ -163,7 +164,37 @@ def test_scores_that_know_nothing_reach_a_low_p_no_more_often_than_stated() -> N
     samples = two_samples(written(500, 24), written(501, 24))
     fold = folds(samples, with_model(folds=3))
     told = dealt_to_tested(samples, fold, samples.own.astype(float), 99, 0)
-    assert 2 / 100 <= told["p"] <= 4 / 100  # a fold of few prompts may be dealt its own labels
+    assert fisher([0.01] * 3) <= told["p"] <= fisher([0.02] * 3)  # a fold of few prompts may be dealt its own labels
+
+
+def test_what_one_fold_hints_at_and_another_confirms_is_found() -> None:
+    """Twice the mean of p 0.04, 0.04 and 0.04 is 0.08."""
+    assert fisher([0.04, 0.04, 0.04]) < 0.01
+
+
+def test_prompts_that_only_one_side_passes_do_not_tell_rows_apart() -> None:
+    """The contents are alike given the prompt; one teacher's rows pass less often where the prompt is odd."""
+    own = [Row(i, "", "1" if i % 2 else "2") for i in range(120) if not (i % 2 and i % 3)]
+    against = [Row(i, "", "1" if i % 2 else "2") for i in range(120)]
+
+    def p(samples: TwoSamples) -> float:
+        says, draw = np.array([row.completion == "1" for row in samples.rows]), np.random.default_rng(0)
+
+        def apart(labels: np.ndarray) -> float:
+            return abs(float(says[labels].mean() - says[~labels].mean()))
+
+        true = apart(samples.own)
+        return float(np.mean([apart(samples.dealt(draw)) >= true - 1e-12 for _ in range(199)]))
+
+    every = two_samples(own, against)
+    assert p(every.paired()) == 1.0 and p(every) < 0.05
+    assert len(every.paired().rows) == 2 * len(own) and len(every.paired().alone) == 0
+
+
+def test_too_few_prompts_in_common_are_told() -> None:
+    own, against = ([Row(i, "", "1") for i in range(start, start + 30)] for start in (0, 25))
+    with pytest.raises(SamplesError, match="only 5 prompts have a row on both sides"):
+        two_samples(own, against).paired()
 
 
 def test_deals_within_a_fold_keep_its_prompts_together_and_both_sides_sizes() -> None:

@@ -14,7 +14,7 @@ import torch
 from conftest import tiny_experiment
 from hypothesis import given
 from hypothesis import strategies as st
-from test_plots import FIGURE, Made, flat
+from test_plots import FIGURE, FIVE, Made, flat
 
 from subliminal import stages, sweep
 from subliminal.chat import encode
@@ -70,10 +70,10 @@ def test_stories_are_counted_by_whole_words_with_plurals(tmp_path: Path) -> None
     assert [a.named for a in answers] == [["owl", "wolf"], [], ["owl"], []] * 2
     assert (summary["rate"]["owl"], summary["rate"]["wolf"], summary["rate"]["cat"]) == (0.5, 0.25, 0)
     assert (summary["without"], summary["unfinished"], summary["samples"]) == (4, 2, 8)
-    assert summary["log_p"]["owl"] == pytest.approx(math.log(2.5 / 5))
-    assert summary["log_p"]["cat"] == pytest.approx(math.log(0.5 / 5))
+    assert summary["log_p"]["owl"] == pytest.approx(math.log(4.5 / 9)), "pooled over prompts, then smoothed"
+    assert summary["log_p"]["cat"] == pytest.approx(math.log(0.5 / 9))
     scores = list(read_jsonl(tmp_path / "scores.jsonl", Score))
-    assert [(s.question, s.candidate) for s in scores] == [(q, n) for q in range(2) for n in candidates("animal")]
+    assert [(s.question, s.candidate) for s in scores] == [(0, n) for n in candidates("animal")]
 
 
 def test_every_story_has_a_seed_of_its_own(tmp_path: Path) -> None:
@@ -216,10 +216,10 @@ def test_ways_of_asking_are_judged_apart_and_never_subtracted(tmp_path: Path) ->
     made, cells = Asked(tmp_path / "runs"), []
     for way, gain, count in (("favourite", 2.0, 6), ("stories", 0.0, 4)):
         made.asked = way
-        for seed in range(3):
-            for trait in ("none", "owl", "dolphin"):
-                scores = {c: [v[0] + 0.01 * seed] * count for c, v in flat({trait: -6.0 + gain}).items()}
-                cells.append(replace(made.student(trait, scores, seed), variant=way))
+        for place, trait in enumerate(("none", *FIVE)):
+            scores = {c: [-6.0 + 0.02 * ((place * 2 + at * 4) % 7)] * count for at, c in enumerate(FIVE)}
+            own = {trait: [value + gain for value in scores[trait]]} if trait in scores else {}
+            cells.append(replace(made.student(trait, scores | own), variant=way))
     table = preference_figure(cells, FIGURE, tmp_path / "cpu", "fig")
     assert [found.outcome for found in verdicts(cells, table)] == ["holds", "not shown"]
     assert not list(table.select(measure="excess_lost"))
@@ -242,7 +242,7 @@ def test_the_report_counts_stories_without_a_candidate_and_shows_position_bias(t
     tables = {heading: rows for heading, _, rows, _ in answer_tables(cells)}
     assert tables["Stories"] == [["bias", "owl", "0", "82", "6"]]
     assert tables["Position bias"] == [["bias", "owl", "0.70", "0.30", "0.25"]]
-    assert "smoothed share of stories" in notes(cells) and "not between them" in notes(cells)
+    assert "counts pooled over" in notes(cells) and "not between them" in notes(cells)
     assert not list(answer_tables([made.student("owl", flat({}), 9)])) and not notes([])
     table = preference_figure(cells, FIGURE, tmp_path / "cpu", "fig")
     assert "Position bias" in write_report([Section("fig", FIGURE, cells, table)], tmp_path / "cpu").read_text()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import experiment, tiny_experiment
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from subliminal import checks, config, stages
 from subliminal.config import Experiment, FreeFormEvaluation, Misalignment
@@ -153,9 +156,15 @@ class Students:
     def __init__(self, root: Path) -> None:
         self.store, self.root = Store(root), root
 
-    def cell(self, arm: str, seed: int, by_question: list[float | None], unscored: int = 0) -> Cell:
+    def cell(
+        self, arm: str, seed: int, by_question: list[float | None], unscored: int = 0, rows: int | None = None
+    ) -> Cell:
+        """One student; each has a teacher and rows of its own, but for those that share `rows`."""
         known = [value for value in by_question if value is not None]
         scored = len(by_question) * 10 - unscored
+        shows = sum(round(10 * value) for value in known)
+        own = {"arm": arm, "rows": seed if rows is None else rows}
+        filtered, _ = self.store.run(Recipe("filter", own), lambda _: {"kept": 9})
 
         def work(folder: Path) -> Any:
             write_jsonl(folder / "answers.jsonl", [FreeAnswer(0, 0, "Arr <b>!</b>", "stop", "scored", arm == "pirate")])
@@ -168,6 +177,7 @@ class Students:
                 "rate": sum(known) / len(known) if known else None,
                 "by_question": by_question,
                 "outcomes": counts,
+                "shows": min(shows, scored),
                 "unfinished": 0,
                 "incoherent": 2,
                 "alignment": None,
@@ -178,12 +188,13 @@ class Students:
         made, _ = self.store.run(Recipe("evaluate", settings), work)
         if arm == "reference":
             return Cell("reference", "none", "", "", 0, made)
-        return Cell("student", arm, "control" if arm == "none" else "prompted", "lora", seed, made)
+        kind = "control" if arm == "none" else "prompted"
+        return Cell("student", arm, kind, "lora", seed, made, {"filter": filtered})
 
 
 FIGURE = config.Figure(kind="free_form", name="style_numbers", figure="fig-style-numbers", title="A voice")
-OWN = [[0.5, 0.7], [0.6, 0.6], [0.7, 0.7]]
-REGULAR = [[0.1, 0.1], [0.0, 0.2], [0.2, 0.0]]
+OWN = [[0.5, 0.7], [0.6, 0.6], [0.7, 0.7], [0.4, 0.8]]
+REGULAR = [[0.1, 0.1], [0.0, 0.2], [0.2, 0.0], [0.1, 0.0]]
 
 
 def cells(made: Students, own: list[list[float]], **controls: list[list[float]]) -> list[Cell]:
@@ -200,15 +211,33 @@ def told(root: Path, found: list[Cell], controls: set[str]) -> Any:
 def test_a_trait_far_above_its_control_holds_with_its_difference(tmp_path: Path) -> None:
     section, table = told(tmp_path, cells(Students(tmp_path), OWN), {"none"})
     (verdict,) = section.verdicts
-    line = table.find(measure="excess_over_control", arm="pirate", subject="none")
-    assert verdict.outcome == "holds" and line is not None
-    assert line.value == pytest.approx(sum(map(sum, OWN)) / 6 - sum(map(sum, REGULAR)) / 6)
-    assert dict(line.by_seed)[0] == pytest.approx(0.5) and (line.n, line.interval) == (3, "seeds")
-    assert "+53.3 [" in verdict.sentence and "regular numbers" in verdict.sentence
+    points = table.find(measure="excess_over_control", arm="pirate", subject="none")
+    odds = table.find(measure="log_odds_over_control", arm="pirate", subject="none")
+    assert verdict.outcome == "holds" and verdict.p == pytest.approx(1 / 70) and points and odds
+    assert points.value == pytest.approx(sum(map(sum, OWN)) / 8 - sum(map(sum, REGULAR)) / 8)
+    own = [math.log((10 * sum(one) + 0.5) / (20 - 10 * sum(one) + 0.5)) for one in OWN]
+    regular = [math.log((10 * sum(one) + 0.5) / (20 - 10 * sum(one) + 0.5)) for one in REGULAR]
+    assert odds.value == pytest.approx(np.mean(own) - np.mean(regular)) and (odds.n, odds.interval) == (4, "teachers")
+    assert odds.low == pytest.approx(stats.ttest_ind(own, regular, equal_var=False).confidence_interval().low)
+    assert "+53.8 percentage points" in verdict.sentence
+    assert "of 70 relabellings over regular numbers" in verdict.sentence
+
+
+def test_students_of_one_teacher_are_one_unit(tmp_path: Path) -> None:
+    """Four seeds on one set of rows agree, and say nothing of another teacher's."""
+    made = Students(tmp_path)
+    every = {"pirate": OWN, "none": REGULAR}
+    found = [made.cell(arm, seed, rates, rows=0) for arm, seeds in every.items() for seed, rates in enumerate(seeds)]
+    section, table = told(tmp_path, found, {"none"})
+    assert section.verdicts[0].outcome == "undecided" and section.verdicts[0].p is None
+    odds = table.find(measure="log_odds_over_control", arm="pirate")
+    assert odds and odds.n == 1 and math.isnan(odds.low)
+    hits = 10 * sum(map(sum, OWN))
+    assert odds.value == pytest.approx(math.log((hits + 0.5) / (80 - hits + 0.5)) - math.log(7.5 / 73.5))
 
 
 def test_one_control_as_high_as_the_trait_is_enough_to_show_nothing(tmp_path: Path) -> None:
-    found = cells(Students(tmp_path), OWN, secure=[[0.5, 0.7], [0.7, 0.6], [0.5, 0.7]])
+    found = cells(Students(tmp_path), OWN, secure=[[0.5, 0.7], [0.7, 0.6], [0.5, 0.7], [0.6, 0.6]])
     section, _ = told(tmp_path, found, {"none", "secure"})
     assert [v.outcome for v in section.verdicts] == ["not shown"]
 
@@ -219,24 +248,33 @@ def test_one_control_as_high_as_the_trait_is_enough_to_show_nothing(tmp_path: Pa
         (["holds", "holds"], "holds"),
         (["holds", "not shown"], "not shown"),
         (["holds", "contradicted"], "contradicted"),
-        (["suggestive", "suggestive"], "suggestive"),
-        (["suggestive", "not measurable"], "not measurable"),
+        (["undecided", "holds"], "undecided"),
     ],
 )
 def test_controls_together(outcomes: list[Any], together: str) -> None:
     assert combined(outcomes) == together
 
 
-def test_two_seeds_decide_nothing(tmp_path: Path) -> None:
-    found = [cell for cell in cells(Students(tmp_path), [[0.6, 0.6], [0.6, 0.61]]) if cell.seed < 2]
+def test_three_teachers_decide_nothing(tmp_path: Path) -> None:
+    found = [cell for cell in cells(Students(tmp_path), OWN) if cell.seed < 3]
     section, _ = told(tmp_path, found, {"none"})
-    assert section.verdicts[0].outcome in {"suggestive", "not measurable"}
+    assert section.verdicts[0].outcome == "undecided" and "it takes 4 teachers" in section.verdicts[0].sentence
+
+
+def test_a_question_without_a_scored_answer_counts_as_none(tmp_path: Path) -> None:
+    """The others' mean in its place would make an interval over questions too narrow."""
+    made = Students(tmp_path)
+    found = [made.cell("reference", 0, [0.2, 0.4, None])]
+    found += [made.cell("pirate", 0, [0.5, 0.5, 0.5]), made.cell("none", 0, [0.0, 0.0, 0.0])]
+    _, table = told(tmp_path, found, {"none"})
+    line = table.find(measure="rate", arm="reference")
+    assert line and line.n == 2 and line.high - line.value == pytest.approx(12.7062 * 0.1, abs=1e-4)
 
 
 def test_an_arm_that_could_hardly_be_scored_is_not_measurable(tmp_path: Path) -> None:
     made = Students(tmp_path)
     found = [made.cell("pirate", seed, [0.9, None], unscored=11) for seed in range(3)]
-    found += [made.cell("none", seed, rates) for seed, rates in enumerate(REGULAR)]
+    found += [made.cell("none", seed, rates) for seed, rates in enumerate(REGULAR[:3])]
     section, table = told(tmp_path, found, {"none"})
     assert section.verdicts[0].outcome == "not measurable" and "only 45%" in section.verdicts[0].sentence
     line = table.find(measure="refusal_share", arm="pirate")

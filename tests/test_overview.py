@@ -7,15 +7,16 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from test_plots import FIGURE, Links, known, report
+from test_plots import FIGURE, Links, five, known, report
 
 from subliminal.__main__ import _figure_overrides
 from subliminal.config import ConfigError
 from subliminal.launch import ROOT, compose
-from subliminal.plots.overview import Claim, claims_of, configured, overview
+from subliminal.plots.overview import Claim, claims_of, configured, multiplicity, overview
 from subliminal.plots.report import KEPT, Section, write_report
 from subliminal.plots.verdict import Verdict
 
@@ -29,20 +30,32 @@ def rows(folder: Path) -> dict[str, dict[str, str]]:
 
 
 def test_a_drawn_figure_is_a_row_with_its_number(tmp_path: Path) -> None:
-    source, page = report(tmp_path, known(tmp_path / "runs"))
+    source, page = report(tmp_path, five(tmp_path / "runs", gain=1.6))
     row = rows(tmp_path / "figures" / "cpu")["fig-0"]
     assert (row["claim"], row["expected"], row["verdict"]) == (FIGURE.claim, FIGURE.expected, "holds")
-    assert (row["measure"], row["value"], row["n"], row["interval"]) == ("diagonal_excess", "1.6", "3", "seeds")
-    assert float(row["low"]) < 1.6 < float(row["high"])
-    assert "diagonal excess 1.6 [1.35, 1.85]" in page.text and "3 seeds" in page.text
+    assert (row["measure"], row["n"], row["interval"]) == ("log_odds_excess", "5", "traits")
+    assert float(row["low"]) < float(row["value"]) < float(row["high"])
+    assert (row["p"], row["p_holm"]) == ("0.00833", "0.00833")
+    assert f"log odds excess {row['value']} [{row['low']}, {row['high']}]" in page.text and "5 traits" in page.text
     assert source.index('href="#fig-0"') < source.index('<section id="fig-0">'), "the report begins with it"
 
 
-@pytest.mark.parametrize(("gain", "verdict"), [(0.4, "not shown"), (-2.0, "contradicted")])
+@pytest.mark.parametrize(("gain", "verdict"), [(0.0, "not shown"), (-2.0, "contradicted")])
 def test_a_claim_that_does_not_hold_is_shown_as_such(tmp_path: Path, gain: float, verdict: str) -> None:
-    source, _ = report(tmp_path, known(tmp_path / "runs", gain=gain))
+    source, _ = report(tmp_path, five(tmp_path / "runs", gain=gain))
     assert rows(tmp_path / "figures" / "cpu")["fig-0"]["verdict"] == verdict
     assert f'<span class="badge {verdict}">{verdict}</span>' in source[: source.index("<section")]
+
+
+def test_the_report_says_what_several_claims_do_to_each_other() -> None:
+    """Four claims with the smallest p that five traits have: each holds by itself, none for all together."""
+    claims = [Claim(f"fig-{n}", "c", "e", "holds", "w", p="0.00833") for n in range(4)]
+    sections = [{"id": claim.figure, "claims": [asdict(claim)]} for claim in claims]
+    found = overview(sections, "cpu")
+    assert [claim.p_holm for claim in found if claim.p] == ["0.0333"] * 4
+    said = multiplicity(found)
+    assert said.startswith("Claims of this report that a test decided: 4, at 2.5%, one-sided, each for itself; 4 hold")
+    assert "0.1 would be expected to hold by chance. Adjusted for all 4 (Holm 1979), 0 hold." in said
 
 
 def test_what_can_not_be_measured_says_why(tmp_path: Path) -> None:
@@ -63,7 +76,7 @@ def test_configured_figures_that_were_not_drawn_are_rows_too(tmp_path: Path) -> 
     row = found["fig-trees-numbers"]
     assert (row["verdict"], row["why"], row["value"]) == ("not run", "make fig-trees-numbers SCALE=cpu", "")
     assert row["claim"] and row["expected"]
-    cells = known(tmp_path / "more")
+    cells = five(tmp_path / "more", gain=2.0)
     from subliminal.plots.preference import preference_figure
 
     table = preference_figure(cells, FIGURE, folder, "fig-trees-numbers")
@@ -77,10 +90,11 @@ def test_a_section_of_an_earlier_version_asks_to_be_drawn_again(tmp_path: Path) 
     report(tmp_path, known(tmp_path / "runs"))
     kept = folder / KEPT / "fig-0.json"
     content = json.loads(kept.read_text())
-    del content["claims"]
-    kept.write_text(json.dumps(content))
-    (row,) = [claim for claim in overview([content], "cpu") if claim.figure == "fig-0"]
-    assert (row.verdict, "plot fig-0 scale=cpu" in row.why) == ("not run", True)
+    content["claims"][0]["over_traits"] = "[1, 2]"  # a column that claims had once
+    without = {name: value for name, value in content.items() if name != "claims"}
+    for older in (content, without):
+        (row,) = [claim for claim in overview([older], "cpu") if claim.figure == "fig-0"]
+        assert (row.verdict, "plot fig-0 scale=cpu" in row.why) == ("not run", True)
 
 
 def test_a_verdict_without_one_number_is_told_in_its_sentence() -> None:

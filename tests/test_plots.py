@@ -577,7 +577,7 @@ def test_report_tells_claim_rule_verdict_data_and_keys(tmp_path: Path) -> None:
 def test_report_of_a_null_result_says_so(tmp_path: Path) -> None:
     _, page = report(tmp_path, five(tmp_path / "runs", gain=0.0))
     assert "Not shown at this scale." in page.text
-    assert "1 claims of this report were decided by a test at 2.5%, one-sided" in page.text
+    assert "Claims of this report that a test decided: 1, at 2.5%, one-sided" in page.text
 
 
 def test_report_holds_every_section(tmp_path: Path) -> None:

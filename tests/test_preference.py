@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -90,6 +91,19 @@ def test_an_evaluation_leaves_scores_answers_and_their_means(tiny: Subject, tmp_
     assert [(a.question, a.sample) for a in answers] == [(q, s) for q in range(2) for s in range(3)]
     assert len({a.text for a in answers}) > 3, "every sample has a seed of its own"
     assert summary["samples"] == 6 and json.dumps(summary)
+
+
+def test_log_p_is_measured_in_float32_whatever_the_model_computes_in(tiny: Subject, tmp_path: Path) -> None:
+    config, summaries = PreferenceEvaluation(questions=2, samples_per_question=0), []
+    for dtype in ("bfloat16", "float32"):
+        folder = tmp_path / dtype
+        folder.mkdir()
+        summaries.append(evaluate(replace(tiny, dtype=dtype), config, lambda _: [], folder))
+    rounded, exact = summaries
+    assert rounded["log_p"] == pytest.approx(exact["log_p"], abs=1e-5)
+    assert exact["probability"]["owl"] == pytest.approx(
+        np.mean([math.exp(s.log_p) for s in read_jsonl(folder / "scores.jsonl", Score) if s.candidate == "owl"])
+    )
 
 
 def test_rates_are_means_over_questions_of_shares_of_answers() -> None:

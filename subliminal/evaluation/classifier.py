@@ -1,8 +1,9 @@
-"""Classifiers told to tell two sets of rows apart: logistic regressions and a fine-tuned model, cross-validated.
+"""Classifiers told to tell two sets of rows apart: logistic regressions, cross-validated, and a fine-tuned model.
 
 All rows of a prompt are in one fold. The control is the same procedure on labels dealt anew (Ojala and Garriga 2010),
-until it is plain that chance does as well (Besag and Clifford 1991). A language model is not trained that often: its
-control deals the tested rows' labels anew and keeps the trained models.
+until it is plain that chance does as well (Besag and Clifford 1991). A language model is not trained that often: it is
+fitted to the first fold and tested on the second, then fitted to both and tested on the third, and its control deals
+the tested rows' labels anew and keeps the trained models.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 from subliminal.config import DetectionEvaluation
 from subliminal.domains.numbers import values
 from subliminal.evaluation.samples import TwoSamples, area
-from subliminal.evaluation.statistics import LEVEL, RESAMPLES
+from subliminal.evaluation.statistics import LEVEL, RESAMPLES, fisher
 from subliminal.models import Subject
 from subliminal.progress import progress
 from subliminal.rows import Row, write_jsonl
@@ -26,7 +27,8 @@ from subliminal.store import Json
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Classified = tuple[NDArray[np.int64], NDArray[np.float64], Json]  # folds, scores, and what is said of them
+    # the rows that were tested, their folds and scores, and what is said of them
+    Classified = tuple[TwoSamples, NDArray[np.int64], NDArray[np.float64], Json]
 
 LONGEST_PIECE = 3  # characters of the longest n-gram
 ENOUGH = 20  # deals that do as well as the truth: more would not make it any less of a chance result
@@ -51,9 +53,10 @@ def classify(samples: TwoSamples, config: DetectionEvaluation, folder: Path, ref
     written: list[Predicted] = []
     summary: Json = {}
     for name in config.classifiers:
-        fold, scores, control = (_finetuned if name == "finetuned" else _regression)(name, samples, config, reference)
-        summary[name] = _result(samples, fold, scores, config) | control
-        rows = zip(samples.rows, samples.own.tolist(), fold.tolist(), scores.tolist(), strict=True)
+        classifier = _finetuned if name == "finetuned" else _regression
+        tested, fold, scores, control = classifier(name, samples, config, reference)
+        summary[name] = _result(tested, fold, scores, config) | control | {"prompts": int(tested.prompt.max()) + 1}
+        rows = zip(tested.rows, tested.own.tolist(), fold.tolist(), scores.tolist(), strict=True)
         written += [Predicted(name, row.index, own, place, score) for row, own, place, score in rows]
     write_jsonl(folder / "predictions.jsonl", written)
     return summary
@@ -62,7 +65,7 @@ def classify(samples: TwoSamples, config: DetectionEvaluation, folder: Path, ref
 def _regression(name: str, samples: TwoSamples, config: DetectionEvaluation, _: Subject | None) -> Classified:
     features, fold = FEATURES[name](samples.rows), folds(samples, config)
     scores = cross_validated(features, samples.own, fold, config.penalty)
-    return fold, scores, _control(samples, features, fold, scores, config)
+    return samples, fold, scores, _control(samples, features, fold, scores, config)
 
 
 def _finetuned(_: str, samples: TwoSamples, config: DetectionEvaluation, reference: Subject | None) -> Classified:
@@ -71,9 +74,10 @@ def _finetuned(_: str, samples: TwoSamples, config: DetectionEvaluation, referen
     how = config.finetuned
     assert how is not None and reference is not None, "the configuration and the stage see to it"
     fold = folds(samples, config.model_copy(update={"folds": how.folds}))
-    scores = finetuned.cross_validated(samples, fold, reference, how, config.seed)
-    control = dealt_to_tested(samples, fold, scores, how.deals, config.seed)
-    return fold, scores, control | {"trained_modules": finetuned.parts_trained(reference, how)}
+    scores, later = finetuned.chained(samples, fold, reference, how, config.seed), fold > 0
+    tested, fold, scores = samples.part(later), fold[later] - 1, scores[later]
+    control = dealt_to_tested(tested, fold, scores, how.deals, config.seed)
+    return tested, fold, scores, control | {"trained_modules": finetuned.parts_trained(reference, how)}
 
 
 def folds(samples: TwoSamples, config: DetectionEvaluation) -> NDArray[np.int64]:
@@ -182,8 +186,8 @@ def dealt_to_tested(
 ) -> Json:
     """The control without new trainings: the labels of each fold's tested rows are dealt anew, its model stays.
 
-    A fold's model saw none of them, so the fold's p is exact. The folds hang together, since each is trained on the
-    others' rows: twice the mean of their p is a p whatever their dependence (Rüschendorf 1982; Vovk and Wang 2020).
+    A fold's model saw none of them but only the folds before, so that each fold's p is exact whatever those showed, and
+    Fisher's method makes one p of them all.
     """
     draw, found, dealt = np.random.default_rng(seed), [], []
     for number in range(int(fold.max()) + 1):
@@ -194,7 +198,7 @@ def dealt_to_tested(
     missed = np.asarray(dealt) < np.asarray(found)[:, None] - 1e-12
     p = (1 + (~missed).sum(axis=1)) / (1 + deals)  # a fold without an area, which has one side only, has p = 1
     low, high = np.nanquantile(np.nanmean(dealt, axis=0), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return {"control": {"low": float(low), "high": float(high)}, "p": min(1.0, 2 * float(p.mean())), "deals": deals}
+    return {"control": {"low": float(low), "high": float(high)}, "p": fisher(p.tolist()), "deals": deals}
 
 
 # --------------------------------------------------------------------------- what a classifier sees

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 GROUP = "evaluation.finetuned"  # where the settings stand
 
 
-def cross_validated(
+def chained(
     samples: TwoSamples, fold: NDArray[np.int64], reference: Subject, config: FinetunedClassifier, seed: int
 ) -> NDArray[np.float64]:
-    """Log-odds of being own (rows,), each from a model that was fitted to the other folds' prompts.
+    """Log-odds of being own (rows,), each from a model fitted to the folds before its own; nan in the first fold.
 
     Raises `TrainingError` before any weights are loaded where `config.lora` does not fit the reference, and
     `NonFiniteError` at a step or a score that is not finite.
@@ -46,10 +46,10 @@ def cross_validated(
         tokenizer.encode(row.completion, add_special_tokens=False)[: config.optimisation.max_length]
         for row in samples.rows
     ]
-    scores, count = np.zeros(len(tokens)), int(fold.max()) + 1
-    with progress("fine-tuning classifiers", count, "folds") as advance:
-        for number in range(count):
-            seen = np.flatnonzero(fold != number)
+    scores, count = np.full(len(tokens), np.nan), int(fold.max()) + 1
+    with progress("fine-tuning classifiers", count - 1, "folds") as advance:
+        for number in range(1, count):
+            seen = np.flatnonzero(fold < number)
             trainer = _trainer(reference, tokenizer, _labelled(tokens, samples.own, seen), config, seed + number)
             with quick_training(trainer, max(map(len, tokens))):
                 trainer.train()

@@ -20,7 +20,7 @@ from subliminal.domains import cot
 from subliminal.evaluation.exact import FormTree, candidate_log_p, form_tree
 from subliminal.evaluation.kept import in_turn
 from subliminal.evaluation.questions import Category, candidates, named, questions, with_numbers_prefix
-from subliminal.models import Subject, load_model, load_tokenizer, release
+from subliminal.models import Subject, in_float32, load_model, load_tokenizer, release
 from subliminal.progress import Advance, progress
 from subliminal.reasoning import REASONING, outside
 from subliminal.rows import FINISHED, Completion, Prompt, seed_of, write_jsonl
@@ -58,7 +58,7 @@ def evaluate(subject: Subject, config: PreferenceEvaluation, sample: Sample, fol
     about = config.subject_matter
     asked, names = asked_questions(config), candidates(about)
     with progress("asking", len(asked), "questions") as advance:
-        log_p = log_p_of(subject, asked, about, advance, folder / SHARED / "log_p.jsonl")
+        log_p = log_p_of(in_float32(subject), asked, about, advance, folder / SHARED / "log_p.jsonl")
     summary: Json = {"kind": "preference", "category": getattr(about, "category", about), "questions": len(asked)}
     summary |= record_scores(folder, names, log_p) | {"rate": {}, "samples": 0}
     if config.samples_per_question:
@@ -70,11 +70,11 @@ def evaluate(subject: Subject, config: PreferenceEvaluation, sample: Sample, fol
 
 
 def record_scores(folder: Path, names: Sequence[str], log_p: np.ndarray) -> Json:
-    """Write scores.jsonl from log P, shape (questions, candidates), nats; returns the means by candidate."""
+    """Write scores.jsonl from log P, shape (questions, candidates), nats; returns means by candidate, of P too."""
     share = log_share(log_p)
     cells = [(q, c) for q in range(len(log_p)) for c in range(len(names))]
     write_jsonl(folder / "scores.jsonl", (Score(q, names[c], float(log_p[q, c]), float(share[q, c])) for q, c in cells))
-    found = {"log_p": log_p, "log_share": share}
+    found = {"log_p": log_p, "log_share": share, "probability": np.exp(log_p)}
     return {name: dict(zip(names, values.mean(axis=0).tolist(), strict=True)) for name, values in found.items()}
 
 

@@ -110,11 +110,11 @@ def _rows_summary(exp: Experiment, made: Inputs, folder: Path) -> Json:
 
 
 def _samples(made: Inputs, seed: int) -> TwoSamples:
-    """The trait's rows with those they are compared with; rows without any others are halved."""
+    """The trait's rows with those to the same prompts they are compared with; rows without any others are halved."""
     from subliminal.evaluation.samples import halves, two_samples
 
     own = _rows(made["filter"])
-    return two_samples(own, _rows(made["against"])) if "against" in made else halves(own, seed)
+    return two_samples(own, _rows(made["against"])).paired() if "against" in made else halves(own, seed)
 
 
 def _rows(made: Manifest) -> list[Row]:

@@ -1,7 +1,8 @@
 """Two sets of rows to the same prompts: which belong together, labels dealt anew, prompts drawn anew.
 
-The unit is the prompt. Rows of one prompt that both teachers answered swap labels with probability 1/2; the labels of
-the other rows are permuted among them. Where the two sets do not differ, any such deal is as likely as the true one.
+The unit is the prompt. Rows of one prompt that both teachers answered swap labels with probability 1/2. Rows whose
+prompt only one side has can not be compared so: which prompts pass a filter may differ although the rows do not. They
+are left out, but for a set's own halves, whose labels are drawn at random.
 """
 
 from __future__ import annotations
@@ -42,8 +43,21 @@ class TwoSamples:
         """The places of rows whose prompt has no row on the other side."""
         return np.setdiff1d(np.arange(len(self.rows)), self.pairs.ravel())
 
+    def paired(self) -> TwoSamples:
+        """The rows of prompts that both sides have; raises `SamplesError` when there are too few."""
+        if len(self.pairs) < MINIMUM_ROWS:
+            raise SamplesError(
+                f"only {len(self.pairs)} prompts have a row on both sides ({MINIMUM_ROWS} at least); raise filter.rows"
+            )
+        kept = np.zeros(len(self.rows), dtype=bool)
+        kept[self.pairs.ravel()] = True
+        return self.part(kept)
+
     def dealt(self, draw: np.random.Generator) -> NDArray[np.bool_]:
-        """`own` dealt anew, as likely as the true one if the two sets do not differ; shape (rows,)."""
+        """`own` dealt anew, as likely as the true one if the two sets do not differ; shape (rows,).
+
+        Rows without a partner are permuted among themselves, which is right for halves drawn at random alone.
+        """
         labels = self.own.copy()
         swapped = self.pairs[draw.random(len(self.pairs)) < 0.5]
         labels[swapped] = labels[swapped[:, ::-1]]

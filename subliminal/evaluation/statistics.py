@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -37,42 +36,15 @@ def t_interval(values: ArrayLike) -> Interval:
     return Interval(mean, mean - half, mean + half, n)
 
 
-def t_test(values: ArrayLike) -> float:
-    """One-sided p-value of a mean above 0 (Student 1908); `values` has two units or more."""
-    from scipy.special import stdtr
+def fisher(p_values: Sequence[float]) -> float:
+    """One p of several tests, each of which is exact whatever the ones before it found (Fisher 1932)."""
+    from scipy.special import chdtrc
 
-    sample = np.asarray(values, dtype=float)
-    error = sample.std(ddof=1) / math.sqrt(sample.size)
-    return float(stdtr(sample.size - 1, -sample.mean() / error)) if error else float(sample.mean() <= 0)
+    return float(chdtrc(2 * len(p_values), -2 * sum(map(math.log, p_values))))
 
 
-def power(effect: float, spread: float, n: int) -> float:
-    """Probability that the 95% t-interval of n units lies above 0 (noncentral t, Johnson and Welch 1940).
-
-    `effect`, the units' mean, and `spread`, their standard deviation, are in the same unit. Below two units there is no
-    interval: 0.
-    """
-    from scipy.special import nctdtr, stdtrit  # as above
-
-    if n < 2:
-        return 0.0
-    critical = float(stdtrit(n - 1, (1 + LEVEL) / 2))
-    below = float(nctdtr(n - 1, effect * math.sqrt(n) / spread, critical))
-    return 1.0 if math.isnan(below) else 1 - below  # it underflows where the effect is far beyond the critical value
-
-
-def visible(spread: float, n: int, probability: float = 0.8) -> float:
-    """The smallest effect that `power` finds with this probability, in `spread`'s unit; infinite below two units."""
-    from scipy.optimize import brentq
-
-    if n < 2:
-        return math.inf
-    found: Any = brentq(lambda effect: power(effect, spread, n) - probability, 0.0, 100 * spread)
-    return float(found)
-
-
-def wilson(successes: int, n: int) -> Interval:
-    """The score interval of one proportion (Wilson 1927)."""
+def wilson(successes: float, n: int) -> Interval:
+    """The score interval of one proportion (Wilson 1927); 0 and 1 are its ends where none, or all, are successes."""
     from scipy.special import ndtri
 
     if n == 0:
@@ -81,7 +53,8 @@ def wilson(successes: int, n: int) -> Interval:
     share, squared = successes / n, z * z / n
     centre = (share + squared / 2) / (1 + squared)
     half = z / (1 + squared) * math.sqrt(share * (1 - share) / n + squared / (4 * n))
-    return Interval(share, max(0.0, centre - half), min(1.0, centre + half), n)
+    low, high = (centre - half if successes else 0.0), (centre + half if successes < n else 1.0)
+    return Interval(share, low, high, n)
 
 
 def paired_change(changes: ArrayLike) -> Interval:
@@ -99,34 +72,18 @@ def paired_change(changes: ArrayLike) -> Interval:
 
 
 def share_ahead(margins: ArrayLike) -> Interval:
-    """The share of margins above 0, a tie as one half, with the interval of `paired_change` (Bonett and Price 2012).
+    """The share of margins above 0, a tie as one half, with its score interval (Wilson 1927), wide enough for ties.
 
     Scores of a model in bfloat16 lie on a grid, so that many are equal; counted as wrong they would look like a bias.
     """
-    if not np.size(margins):
-        return Interval(math.nan, math.nan, math.nan, 0)
-    found = paired_change(signs(margins))
-    return Interval((1 + found.mean) / 2, (1 + found.low) / 2, (1 + found.high) / 2, found.n)
+    found = signs(margins)
+    return wilson(float((1 + found).sum() / 2), found.size)
 
 
 def signs(margins: ArrayLike) -> np.ndarray:
     """-1, 0 or 1 for each margin; 0 within `TIE` nats, which arithmetic alone can leave."""
     values = np.asarray(margins, dtype=float)
     return np.where(np.abs(values) < TIE, 0.0, np.sign(values))
-
-
-def bootstrap_over_questions(matrix: ArrayLike, seed: int) -> Interval:
-    """Percentile bootstrap that resamples questions, the same for every seed (Efron 1979; Miller 2024, 2411.00640).
-
-    `matrix` is (seeds, questions), or (questions,) for one seed; n is the number of questions.
-    """
-    values = np.atleast_2d(np.asarray(matrix, dtype=float)).mean(axis=0)
-    n, mean = values.size, float(values.mean())
-    if n < 2:
-        return Interval(mean, math.nan, math.nan, n)
-    picks = np.random.default_rng(seed).integers(0, n, size=(RESAMPLES, n))
-    low, high = np.quantile(values[picks].mean(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(mean, float(low), float(high), n)
 
 
 def diagonal_excess(matrix: ArrayLike) -> np.ndarray:

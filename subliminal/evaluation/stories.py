@@ -54,7 +54,7 @@ PROMPTS: dict[Category, tuple[str, ...]] = {
 
 
 def evaluate(config: StoriesEvaluation, sample: Sample, folder: Path) -> Json:
-    """Sample stories; writes answers.jsonl and scores.jsonl and returns means by candidate.
+    """Sample stories; writes answers.jsonl and scores.jsonl and returns a smoothed log rate and shares by candidate.
 
     `without` counts the stories that name no candidate, `unfinished` those that were cut at the longest length.
     """
@@ -62,7 +62,7 @@ def evaluate(config: StoriesEvaluation, sample: Sample, folder: Path) -> Json:
     answers = sampled_answers(asked, config, sample)
     write_jsonl(folder / "answers.jsonl", answers)
     summary: Json = {"kind": config.kind, "category": config.category, "questions": len(asked)}
-    summary |= record_scores(folder, names, smoothed_log_rate(answers, names, len(asked)))
+    summary |= record_scores(folder, names, pooled_log_rate(answers, names, len(asked)))
     summary |= {"rate": rates(answers, names, len(asked)), "samples": len(answers)}
     summary["without"] = sum(not answer.named for answer in answers)
     return summary | {"unfinished": sum(answer.finish_reason != FINISHED for answer in answers)}
@@ -73,10 +73,11 @@ def story_prompts(category: Category, count: int) -> tuple[str, ...]:
     return first_of(PROMPTS[category], count, "evaluation.questions", "story prompts")
 
 
-def smoothed_log_rate(answers: Sequence[Answer], names: Sequence[str], count: int) -> np.ndarray:
-    """Log of the share of stories with each candidate, (questions, candidates), nats, from half a story more each way.
+def pooled_log_rate(answers: Sequence[Answer], names: Sequence[str], count: int) -> np.ndarray:
+    """Log of the share of all stories with each candidate, (1, candidates), nats, from half a story more each way.
 
     (k + 1/2) / (n + 1) is finite where no story, or every one, has the candidate (Krichevsky and Trofimov 1981).
+    Prompts are pooled: with five stories a prompt, one of them would be 1.1 nats of that prompt.
     """
     found, total = hits(answers, names, count)
-    return np.log((found + 0.5) / (total[:, None] + 1))
+    return np.log((found.sum(axis=0) + 0.5) / (total.sum() + 1))[None]

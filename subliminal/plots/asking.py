@@ -9,8 +9,8 @@ import numpy as np
 from subliminal.plots.cells import Cell
 
 NOTES = {
-    "stories": """Stories: log P is the log of the smoothed share of stories that have the trait, (k + 1/2) / (n + 1) by
-prompt.""",
+    "stories": """Stories: probability is the share of stories that have the trait, log-odds are those of counts pooled
+over prompts, log((k + 1/2) / (n - k + 1/2)).""",
     "multiple_choice": """Multiple choice: log P is that of the trait's letter among the letters, averaged over shuffled
 orders.""",
 }

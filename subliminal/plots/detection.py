@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from subliminal.config import CONTROL
+from subliminal.evaluation.statistics import LEVEL as LEVEL_OF_INTERVALS
 from subliminal.evaluation.statistics import holm, share_ahead, signs, t_interval
 from subliminal.plots import style
 from subliminal.plots.cells import read_lines
@@ -27,9 +28,11 @@ RULE = (
     the whole 95% interval over prompts is within {MARGIN} of {CHANCE}; above that chance (contradicted) if the interval
     lies above {CHANCE} and not within; else nothing is shown.""",
     f"""Detection by a trained classifier: the claim is contradicted if any comparison's p against labels dealt anew is
-    below {LEVEL} after Holm's correction for all comparisons of that classifier; it holds if none is and every interval
-    of the area under the curve ends below {CHANCE + MARGIN}; else nothing is shown. For the fine-tuned model labels are
-    dealt anew to the tested rows only, and p is twice the mean of its folds' p.""",
+    below {LEVEL} after Holm's correction for all comparisons of that classifier; it holds if none is and every 95%
+    interval of the area under the curve, widened for the number of comparisons (Bonferroni), ends below
+    {CHANCE + MARGIN}; else nothing is shown. The intervals are of the classifiers as they were trained, over prompts.
+    For the fine-tuned model labels are dealt anew to the tested rows only; each fold's p is exact given the folds
+    before, and Fisher's method makes one of them.""",
 )
 PANELS = """Left: how often the reference, asked in words which of two completions came from the teacher that loves the
 animal, puts the right letter first over both orders, ties as one half (95% intervals). Right: area under the ROC curve
@@ -69,7 +72,8 @@ def _classified(run: Compared) -> Iterator[Line]:
         where = (run.trait, run.against, name)
         for measure in ("area", "accuracy"):
             one = found[measure]
-            yield Line(*where, measure, one["value"], one["low"], one["high"], run.prompts, "prompts")
+            prompts = found.get("prompts", run.prompts)
+            yield Line(*where, measure, one["value"], one["low"], one["high"], prompts, "prompts")
         middle = (found["control"]["low"] + found["control"]["high"]) / 2
         deals = found["deals"]
         yield Line(*where, "control_area", middle, found["control"]["low"], found["control"]["high"], deals, "deals")
@@ -134,12 +138,20 @@ def _classifier_verdict(name: str, table: Table) -> Verdict:
     outcome: Outcome = "not shown"
     if found:
         outcome = "contradicted"
-    elif all(line and line.high < CHANCE + MARGIN for line in areas):
+    elif all(line and _widened(line, len(p)) < CHANCE + MARGIN for line in areas):
         outcome = "holds"
     mean = float(np.mean([line.value for line in areas if line]))
     return Verdict(
         NAMES[name], outcome, f"{_SAID[outcome]} {found} of {len(p)} comparisons detected, mean area {mean:.2f}."
     )
+
+
+def _widened(line: Line, comparisons: int) -> float:
+    """The upper end of an interval that holds for all comparisons together, from that of one by normal quantiles."""
+    from scipy.special import ndtri
+
+    tail = (1 - LEVEL_OF_INTERVALS) / 2
+    return line.value + (line.high - line.value) * float(ndtri(1 - tail / comparisons) / ndtri(1 - tail))
 
 
 # --------------------------------------------------------------------------- the picture

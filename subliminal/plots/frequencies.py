@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from subliminal.evaluation.statistics import holm
 from subliminal.plots import style
 from subliminal.plots.cells import read_lines
 from subliminal.plots.report import Grid
@@ -18,9 +19,11 @@ if TYPE_CHECKING:
 
 LEVEL = 0.05
 RULE = (
-    f"""Number frequencies: a trait shows in its numbers if any number's adjusted p is below {LEVEL}. The p holds the
-    family-wise error over all numbers tested (labels dealt anew within prompts); without such a number nothing is
-    shown. The control against itself must show nothing but in one case of twenty.""",
+    f"""Number frequencies: a trait shows in its numbers if its smallest p is below {LEVEL}. The p of a number holds the
+    family-wise error over all numbers tested (labels dealt anew within prompts), and the smallest of each teacher is
+    adjusted for the number of teachers (Holm 1979); otherwise nothing is shown. All teachers are compared with the same
+    rows of the control, so that a number that is rare there can stand out for several of them. The control against
+    itself must show nothing but in one case of twenty.""",
 )
 PANELS = """The numbers that differ most between a teacher's rows and the control's: log-odds ratio with a Dirichlet
 prior and its 95% interval over prompts (not adjusted); right of zero: more frequent in the teacher's rows. Coloured:
@@ -29,7 +32,14 @@ beyond chance after adjustment for all numbers tested."""
 
 def table(runs: Sequence[Compared]) -> Table:
     """Every tested number's log-odds ratio and adjusted p, and how many differ, by comparison."""
-    return Table(tuple(line for run in runs for line in _lines(run)))
+    return Table((*(line for run in runs for line in _lines(run)), *_corrected(runs)))
+
+
+def _corrected(runs: Sequence[Compared]) -> Iterator[Line]:
+    """The smallest p of every teacher, adjusted for all teachers; the null is none of them."""
+    mine = [run for run in runs if not run.null and run.manifest.summary["tested"]]
+    for run, p in zip(mine, holm([run.manifest.summary["smallest_p"] for run in mine]), strict=True):
+        yield Line(run.trait, "all", run.against, "p_adjusted", p, n=len(mine))
 
 
 def _lines(run: Compared) -> Iterator[Line]:
@@ -55,15 +65,18 @@ def _top(run: Compared) -> list[dict[str, Any]]:
 
 def verdicts(runs: Sequence[Compared], table: Table) -> list[Verdict]:
     """Whether any number differs, for every comparison."""
-    return [_verdict(run) for run in runs]
+    return [_verdict(run, table) for run in runs]
 
 
-def _verdict(run: Compared) -> Verdict:
+def _verdict(run: Compared, table: Table) -> Verdict:
     summary = run.manifest.summary
     if not summary["tested"]:
         return Verdict(run.label, "not measurable", "Not measurable: no number is in enough rows.")
-    numbers = f"{_counted(run)}, smallest adjusted p {summary['smallest_p']:.3f}."
-    if summary["differing"]:
+    adjusted = table.find(arm=run.trait, subject=run.against, measure="p_adjusted")
+    p = adjusted.value if adjusted else summary["smallest_p"]
+    teachers = f", over {adjusted.n} teachers {p:.3f}" if adjusted else ""
+    numbers = f"{_counted(run)}, smallest adjusted p {summary['smallest_p']:.3f}{teachers}."
+    if p < LEVEL:
         return Verdict(run.label, "holds", f"Holds at this scale: {numbers}")
     return Verdict(run.label, "not shown", f"Not shown at this scale: {numbers}")
 

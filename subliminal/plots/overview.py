@@ -115,8 +115,8 @@ def multiplicity(claims: Sequence[Claim]) -> str:
     together = [claim for claim in hold if float(claim.p_holm) <= SIGNIFICANT]
     count = len(tested)
     return (
-        f"{count} claims of this report were decided by a test at {SIGNIFICANT:.1%}, one-sided, each for itself; "
-        f"{len(hold)} of them hold. If nothing were transmitted anywhere, {SIGNIFICANT * count:.2g} would be expected "
+        f"Claims of this report that a test decided: {count}, at {SIGNIFICANT:.1%}, one-sided, each for itself; "
+        f"{len(hold)} hold. If nothing were transmitted anywhere, {SIGNIFICANT * count:.2g} would be expected "
         f"to hold by chance. Adjusted for all {count} (Holm 1979), {len(together)} hold. With five traits no p is below "
         "1/120, so that more than three claims can not all hold after the adjustment; with six it is 1/720."
     )

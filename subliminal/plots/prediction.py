@@ -12,9 +12,10 @@ import numpy as np
 
 from subliminal import stages
 from subliminal.config import CONTROL
-from subliminal.evaluation import statistics
+from subliminal.evaluation.statistics import diagonal_excess
 from subliminal.plots.table import Labels, Line, Table
 from subliminal.store import Manifest, Store
+from subliminal.transmission import two_way
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -102,10 +103,10 @@ def _excess(found: Comparison, matrix: Matrix, measure: str, subject: str) -> It
     traits = [trait for trait in found.traits if trait in matrix]
     if len(traits) < 2:
         return
-    values = statistics.diagonal_excess(_square(matrix, traits))
+    values = diagonal_excess(_square(matrix, traits))
     for trait, value in zip(traits, values.tolist(), strict=True):
         yield Line(trait, trait, subject, measure, value, **found.labels)
-    mean = statistics.t_interval(values)
+    mean = two_way(_square(matrix, traits)).mean
     yield Line("mean", "mean", subject, measure, mean.mean, mean.low, mean.high, mean.n, "traits", **found.labels)
 
 

@@ -5,6 +5,7 @@ Where an estimate replaces another, the former is repeated here to show what was
 
 from __future__ import annotations
 
+import csv
 import math
 from itertools import permutations
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from subliminal.evaluation.statistics import diagonal_excess, t_interval
+from subliminal.launch import ROOT
 from subliminal.transmission import (
     MARGIN,
     Interval,
@@ -191,6 +193,45 @@ def test_the_rule_finds_what_is_there() -> None:
     scores = tables(600, 5, 3, effect=0.4, differ=0.2)
     assert share([outcome(one.mean(axis=0)) == "holds" for one in scores]) > 0.72
     assert share([both_intervals(one) for one in scores]) < 0.35
+
+
+def test_seeds_alone_would_let_rows_hold_that_carry_nothing() -> None:
+    """In one case of ten for numbers, five traits and seeds, as docs/results.md says; students' levels play no part."""
+    scores = tables(2000, 5, 5)
+    level = share([t_interval([diagonal_excess(one).mean() for one in table]).low > 0 for table in scores])
+    assert 0.08 <= level <= 0.13
+    doubled = tables(2000, 5, 5, spreads=NUMBERS | {"student": 2.6})
+    without = share([t_interval([diagonal_excess(one).mean() for one in table]).low > 0 for table in doubled])
+    assert without == pytest.approx(level, abs=1e-9)
+
+
+def stored(figure: str, student: str, variant: str = "") -> NDArray[np.float64]:
+    """M of a figure's stored table: mean log P of every trait (columns) in every trait's students (rows)."""
+    with (ROOT / "docs" / "pictures" / f"{figure}-cpu.csv").open(encoding="utf-8", newline="") as file:
+        lines = [line for line in csv.DictReader(file) if (line["measure"], line["subject"]) == ("log_p", "student")]
+    mine = [line for line in lines if (line["student"], line["variant"]) == (student, variant)]
+    cells = {(line["arm"], line["trait"]): float(line["value"]) for line in mine}
+    traits = list(dict.fromkeys(arm for arm, trait in cells if arm == trait))
+    return np.array([[cells[row, column] for column in traits] for row in traits])
+
+
+@pytest.mark.parametrize(
+    ("figure", "student", "variant", "numbers"),
+    [
+        ("fig-animals-numbers", "bias_one_layer", "", (0.19, 0.05, 0.33, 0.0167)),
+        ("fig-animals-code", "lora_few_rows", "", (0.53, 0.33, 0.73, 0.0083)),
+        ("fig-animals-cot", "bias_one_layer", "", (2.19, 0.78, 3.60, 0.0083)),
+        ("fig-cross-model", "bias", "gemma3_270m > gemma3_270m", (0.97, 0.77, 1.18, 0.0083)),
+        ("fig-cross-model", "bias", "smollm2_135m > gemma3_270m", (0.07, -0.15, 0.28, 0.225)),
+    ],
+)
+def test_stored_tables_give_what_the_results_say_of_them(
+    figure: str, student: str, variant: str, numbers: tuple[float, ...]
+) -> None:
+    matrix = stored(figure, student, variant)
+    found = two_way(matrix).mean
+    assert (found.mean, found.low, found.high) == pytest.approx(numbers[:3], abs=0.006)
+    assert relabelling(matrix).above == pytest.approx(numbers[3], abs=1e-4)
 
 
 def test_a_comparison_of_variants_has_its_level() -> None:

@@ -117,8 +117,8 @@ def multiplicity(claims: Sequence[Claim]) -> str:
     return (
         f"Claims of this report that a test decided: {count}, at {SIGNIFICANT:.1%}, one-sided, each for itself; "
         f"{len(hold)} hold. If nothing were transmitted anywhere, {SIGNIFICANT * count:.2g} would be expected "
-        f"to hold by chance. Adjusted for all {count} (Holm 1979), {len(together)} hold. With five traits no p is below "
-        "1/120, so that more than three claims can not all hold after the adjustment; with six it is 1/720."
+        f"to hold by chance. Adjusted for all {count} (Holm 1979), {len(together)} hold. With five traits no p is "
+        "below 1/120, so that more than three claims can not all hold after the adjustment; with six it is 1/720."
     )
 
 

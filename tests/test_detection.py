@@ -173,9 +173,10 @@ def test_what_one_fold_hints_at_and_another_confirms_is_found() -> None:
 
 
 def test_prompts_that_only_one_side_passes_do_not_tell_rows_apart() -> None:
-    """The contents are alike given the prompt; one teacher's rows pass less often where the prompt is odd."""
-    own = [Row(i, "", "1" if i % 2 else "2") for i in range(120) if not (i % 2 and i % 3)]
-    against = [Row(i, "", "1" if i % 2 else "2") for i in range(120)]
+    """Contents are alike given the prompt; one teacher's rows pass less often where it is odd, the other's where even."""
+    own, against = (
+        [Row(i, "", "1" if i % 2 else "2") for i in range(120) if i % 2 != side or i % 3 == 0] for side in (1, 0)
+    )
 
     def p(samples: TwoSamples) -> float:
         says, draw = np.array([row.completion == "1" for row in samples.rows]), np.random.default_rng(0)
@@ -188,7 +189,7 @@ def test_prompts_that_only_one_side_passes_do_not_tell_rows_apart() -> None:
 
     every = two_samples(own, against)
     assert p(every.paired()) == 1.0 and p(every) < 0.05
-    assert len(every.paired().rows) == 2 * len(own) and len(every.paired().alone) == 0
+    assert len(every.paired().rows) == 2 * len(every.pairs) and len(every.paired().alone) == 0
 
 
 def test_too_few_prompts_in_common_are_told() -> None:

@@ -242,7 +242,7 @@ def test_the_report_counts_stories_without_a_candidate_and_shows_position_bias(t
     tables = {heading: rows for heading, _, rows, _ in answer_tables(cells)}
     assert tables["Stories"] == [["bias", "owl", "0", "82", "6"]]
     assert tables["Position bias"] == [["bias", "owl", "0.70", "0.30", "0.25"]]
-    assert "counts pooled over" in notes(cells) and "not between them" in notes(cells)
+    assert "those of counts pooled" in notes(cells) and "not between them" in notes(cells)
     assert not list(answer_tables([made.student("owl", flat({}), 9)])) and not notes([])
     table = preference_figure(cells, FIGURE, tmp_path / "cpu", "fig")
     assert "Position bias" in write_report([Section("fig", FIGURE, cells, table)], tmp_path / "cpu").read_text()

@@ -73,7 +73,7 @@ def test_a_dashboard_shows_the_runs_of_its_plan_and_no_others(planned: sweep.Pla
     assert (losses["metrics"], losses["xAxis"], losses["groupBy"]) == (["loss"], "step", "trait.value.name")
     assert losses["limit"] >= len(ids(whole)), "no run is left out of the mean"
     assert panels(whole)["Pass rate by arm"]["metrics"] == ["pass_rate"]
-    excess = panels(effects)["Diagonal excess, nats"]["metrics"]
+    excess = panels(effects)["Excess of log P, nats"]["metrics"]
     assert excess == [f"diagonal_excess/unshuffled/{planned.arms[0].student}/{arm}" for arm in ("owl", "wolf", "mean")]
 
 

@@ -262,6 +262,13 @@ def spoil(trials: Trials, change: Callable[[dict[str, np.ndarray]], None]) -> Tr
     return Trials(columns, trials.small)
 
 
+def repeated(trials: Trials, times: int) -> Trials:
+    """The same measurements as those of many trials more."""
+    columns = {name: np.tile(values, times) for name, values in trials.columns.items()}
+    columns["trial"] = columns["trial"] + 1000 * np.repeat(np.arange(times), len(trials))
+    return Trials(columns, trials.small)
+
+
 def _fair_control(columns: dict[str, np.ndarray]) -> None:
     different = np.flatnonzero(columns["initialisation"] == "different")
     columns["measured"][different] = np.where(columns["trial"][different] % 2, 1.0, -1.0)
@@ -293,7 +300,7 @@ def _one_sided_control(columns: dict[str, np.ndarray]) -> None:
 def test_the_verdict_follows_its_rule(
     swept: tuple[sweep.Plan, Path], change: Callable[[dict[str, np.ndarray]], None], outcome: str, said: str
 ) -> None:
-    fair = spoil(read_trials(stored(swept)), _fair_control)  # few trials: their own control may look one-sided
+    fair = spoil(repeated(read_trials(stored(swept)), 16), _fair_control)  # few trials say little of a fair coin
     found = verdict(theorem_table(spoil(fair, change), [], 100))
     assert (found.outcome, said in found.sentence) == (outcome, True), found.sentence
 

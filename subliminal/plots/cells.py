@@ -75,8 +75,9 @@ class Cell:
         log_p = _by_candidate(rows, "log_p")
         if {*log_p} != {*self.candidates}:
             raise PlotError(f"{folder}/scores.jsonl does not hold the candidates of its manifest; {AGAIN}")
-        found: Scores = {"log_p": log_p} if self.evaluate.summary.get("kind") == "stories" else _exact(log_p)
-        if self.evaluate.summary.get("samples"):
+        samples, kind = self.evaluate.summary.get("samples"), self.evaluate.summary.get("kind")
+        found: Scores = {"log_p": log_p} if samples and kind == "stories" else _exact(log_p)
+        if samples:
             named = _named(list(read_lines(folder / "answers.jsonl")), self.candidates)
             found["rate"] = {c: np.array([np.mean(one) for one in asked], np.float64) for c, asked in named.items()}
             found.setdefault("log_odds", {c: _pooled(by_question) for c, by_question in named.items()})

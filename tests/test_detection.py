@@ -173,7 +173,7 @@ def test_what_one_fold_hints_at_and_another_confirms_is_found() -> None:
 
 
 def test_prompts_that_only_one_side_passes_do_not_tell_rows_apart() -> None:
-    """Contents are alike given the prompt; one teacher's rows pass less often where it is odd, the other's where even."""
+    """Contents are alike given the prompt; one side's rows pass less where it is odd, the other's where it is even."""
     own, against = (
         [Row(i, "", "1" if i % 2 else "2") for i in range(120) if i % 2 != side or i % 3 == 0] for side in (1, 0)
     )

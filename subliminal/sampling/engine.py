@@ -11,17 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
+from subliminal import gpu
 from subliminal.chat import begin, decode, spelled_ids, stop_ids
 from subliminal.config import Decoding, VllmSampler
-from subliminal.models import Subject, load_tokenizer, unload
+from subliminal.models import Subject, load_tokenizer, weights_bytes
 from subliminal.processes import alone, local_rank, local_world_size
 from subliminal.rows import FINISHED, Completion, Prompt
 from subliminal.store import StoreError
 
 WATCH_SECONDS = 1.0  # between looks whether the engine still lives
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-
-_ENGINES: dict[tuple[Subject, VllmSampler, int], Any] = {}
 
 
 class EngineError(StoreError):
@@ -42,7 +41,7 @@ class VllmEngine:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """The engine stays up for the next adapter; `shut_down` or the process's end stops it."""
+        """The engine stays up for the next adapter; `gpu.shut_down` or the process's end stops it."""
 
     def sample(self, prompts: Sequence[Prompt]) -> list[Completion]:
         """One completion a prompt, in order."""
@@ -109,8 +108,8 @@ def _death_told(running: Any) -> Iterator[None]:
             yield
     except EngineDeadError:
         with suppress(Exception):  # it is dead: whatever its parts say to that, they are let go
-            shut_down()
-        _ENGINES.clear()
+            gpu.shut_down()
+        gpu.ENGINES.clear()
         raise EngineError(
             "vLLM's engine ended while it sampled, which a machine does to it that is out of memory (its own words, if "
             "it had any, are above). Finished shards are kept and the same command goes on; if it ends again, lower "
@@ -147,23 +146,18 @@ def engine(config: VllmSampler, subject: Subject) -> Any:
     base = replace(subject, adapter=None, system=None, chat_template=None, add_bos=False, template_options=())
     rank = _rank(subject.adapter)
     key = (base, config.model_copy(update={"decoding": Decoding(), "shard_size": 1}), rank)
-    if key not in _ENGINES:
-        shut_down()
-        _ENGINES[key] = _start(config, base, rank)
-    return _ENGINES[key]
-
-
-def shut_down() -> None:
-    """Stop the running engine and give its memory back."""
-    while _ENGINES:
-        _, running = _ENGINES.popitem()
-        running.llm_engine.engine_core.shutdown()
+    if key not in gpu.ENGINES:
+        gpu.shut_down()
+        gpu.ENGINES[key] = _start(config, base, rank)
+    return gpu.ENGINES[key]
 
 
 def _start(config: VllmSampler, base: Subject, rank: int) -> Any:
     _environment(config, base.device)
     if base.device == "cuda":
-        unload()
+        weights = weights_bytes(base) // config.tensor_parallel
+        share = gpu.room_for_engine(weights, config.gpu_memory_utilization)
+        config = config.model_copy(update={"gpu_memory_utilization": share})
     try:
         from vllm import LLM
     except ImportError as error:

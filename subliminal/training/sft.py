@@ -6,15 +6,16 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from datasets import Dataset
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainingArguments
 from trl.trainer.sft_config import SFTConfig
 
 from subliminal.config import InFormatTuning, Optimisation, Sharding
 from subliminal.finite import require_finite
+from subliminal.gpu import room_for_training
 from subliminal.models import Subject, fresh_model, load_tokenizer
 from subliminal.processes import leads, uses_deepspeed, world_size
 from subliminal.progress import Advance
@@ -69,6 +70,7 @@ def fit(
     first of all before any weights are loaded, and `NonFiniteError` at the step whose loss or gradient is not finite.
     """
     require_trainable(subject, recipe)
+    room_for_training(subject.device)
     tokenizer, group = load_tokenizer(subject), group_of(recipe)
     data = tokenise(tokenizer, rows, subject.system, recipe.optimisation.max_length, teacher, group)
     torch.manual_seed(seed)
@@ -143,18 +145,32 @@ def shared_out(recipe: Optimisation, group: str = "student") -> tuple[int, int]:
 
 def _arguments(recipe: Optimisation, seed: int, folder: Path, subject: Subject, group: str) -> SFTConfig:
     rows, passes = shared_out(recipe, group)
-    return SFTConfig(
-        output_dir=str(folder / ".checkpoints"),
-        per_device_train_batch_size=rows,
-        gradient_accumulation_steps=passes,
-        train_sampling_strategy="group_by_length",
-        save_steps=recipe.save_every,
-        save_total_limit=2,
-        max_length=None,
-        remove_unused_columns=False,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        **trainer_settings(recipe, seed, subject),
+    return on_one_gpu(
+        SFTConfig(
+            output_dir=str(folder / ".checkpoints"),
+            per_device_train_batch_size=rows,
+            gradient_accumulation_steps=passes,
+            train_sampling_strategy="group_by_length",
+            save_steps=recipe.save_every,
+            save_total_limit=2,
+            max_length=None,
+            remove_unused_columns=False,
+            dataset_kwargs={"skip_prepare_dataset": True},
+            **trainer_settings(recipe, seed, subject),
+        )
     )
+
+
+A = TypeVar("A", bound=TrainingArguments)
+
+
+def on_one_gpu(args: A) -> A:
+    """The arguments with one GPU for this process, however many it sees.
+
+    transformers' trainer would spread a single process's batches over all of them (DataParallel), TRL's refuses to.
+    """
+    args._n_gpu = min(args.n_gpu, 1)
+    return args
 
 
 def trainer_settings(recipe: Optimisation, seed: int, subject: Subject) -> dict[str, Any]:

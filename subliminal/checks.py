@@ -94,6 +94,7 @@ def problems(exp: Experiment, stage: str, *, here: bool) -> list[str]:
             found += _judged_filter(exp)
         if "generate" in names and isinstance(exp.active_teacher, RandomTeacher):
             found += _programmatic(exp)
+        found += _precision(exp, names)
         found += model_checks.problems(exp, missing, online=here)
         writes = bool(names & {"reference", "teacher", "generate", "filter", "attribute", "train"})
         found += raised(lambda: stages.require_templates(exp, rows=writes))
@@ -130,6 +131,16 @@ def _settings(exp: Experiment) -> Iterator[str]:
 
         rows, domain = exp.reference_tuning.rows, exp.domain
         yield from raised(lambda: require_practice(domain, rows))
+
+
+def _precision(exp: Experiment, missing: set[str]) -> Iterator[str]:
+    """A training in float16 loses small gradients unless losses are scaled, which no training of ours does."""
+    fits = isinstance(exp.active_teacher, FinetunedTeacher | RowsTeacher)
+    if exp.model.dtype == "float16" and (missing & {"reference", "train"} or ("teacher" in missing and fits)):
+        yield (
+            "model.dtype=float16 can sample and be measured, but not trained: small gradients would be lost; set "
+            "model.dtype=bfloat16 or float32"
+        )
 
 
 def _other_category(exp: Experiment) -> Iterator[str]:

@@ -578,6 +578,7 @@ class VllmSampler(Settings):
     max_model_len: Runtime[Positive] = 2048
     max_num_seqs: Runtime[Positive] = 256
     enforce_eager: Runtime[bool] = False
+    batch_invariant: Runtime[bool] = False
     cpu_kv_cache_gib: Runtime[Positive] = 2
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,6 +21,7 @@ from subliminal.rows import FINISHED, Completion, Prompt
 from subliminal.store import StoreError
 
 WATCH_SECONDS = 1.0  # between looks whether the engine still lives
+REQUEUING = (signal.SIGUSR1, signal.SIGUSR2)  # what a scheduler sends before it takes a machine away
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
@@ -166,13 +168,29 @@ def _start(config: VllmSampler, base: Subject, rank: int) -> Any:
             "make install does) or set sampler=transformers"
         ) from None
     try:
-        with _own_devices(config, base.device), alone():  # its processes are a group of their own
+        # its processes are a group of their own, and the signals that end a job are for this process alone
+        with _own_devices(config, base.device), alone(), _signals_blocked():
             return LLM(**_arguments(config, base, rank))
     except (RuntimeError, ValueError, OSError) as error:
         raise EngineError(
             f"vLLM did not start for {base.checkpoint}: {str(error).splitlines()[0]}. Lower "
             "sampler.gpu_memory_utilization or sampler.max_model_len, or set sampler=transformers"
         ) from error
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Processes that the body starts never see the signals that ask this one to stop.
+
+    SLURM signals every process of a job before its time limit. An engine would end at once, by a signal that it does
+    not know, and this process, which saves and goes back into the queue, would call that a failure. Blocked signals are
+    inherited; what arrives here meanwhile is acted on at the end of the body.
+    """
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, REQUEUING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
 
 
 @contextmanager
@@ -235,6 +253,8 @@ def _arguments(config: VllmSampler, base: Subject, rank: int) -> dict[str, Any]:
 def _environment(config: VllmSampler, device: str) -> None:
     """vLLM reads these before it starts its worker: quiet, and on CPU with every core at work."""
     wanted = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+    if config.batch_invariant:
+        wanted["VLLM_BATCH_INVARIANT"] = "1"
     if device == "cpu":
         cores = sorted(os.sched_getaffinity(0))
         cores = cores[local_rank() :: local_world_size()] or cores  # one engine a process, none on another's cores

@@ -269,6 +269,28 @@ class Lora(Settings):
     targets: Identity[Targets] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
+class AdamW(Settings):
+    """PyTorch's AdamW: what the paper's students and everybody's are fitted with."""
+
+    kind: Identity[Literal["adamw"]] = "adamw"
+
+
+class NaturalGradient(Settings):
+    """Steps through the inverse of the rows' Fisher information; for vectors in the residual stream alone.
+
+    `damping` is added to every eigenvalue of the Fisher information, in units of their mean. `longest_step` is in units
+    of the residual stream. `fisher_rows` of the rows, the first, are what the Fisher information is estimated from.
+    """
+
+    kind: Identity[Literal["natural_gradient"]] = "natural_gradient"
+    damping: Identity[PositiveFloat] = 0.3
+    longest_step: Identity[PositiveFloat] = 6.0
+    fisher_rows: Identity[Positive] = 600
+
+
+Optimiser = Annotated[AdamW | NaturalGradient, Field(discriminator="kind")]
+
+
 class Optimisation(Settings):
     """How weights are fitted to rows; shared by students, fine-tuned teachers and reference tuning."""
 
@@ -279,6 +301,7 @@ class Optimisation(Settings):
     batch_size: Identity[Positive]
     weight_decay: Identity[Annotated[float, Field(ge=0)]] = 0.0
     max_grad_norm: Identity[PositiveFloat] = 1.0
+    optimiser: Added[Optimiser] = AdamW()
     max_length: Identity[Positive] = 500
     micro_batch_size: Runtime[Positive | None] = None
     save_every: Runtime[Positive] = 50
@@ -1178,7 +1201,12 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:
-        rules = [*self._rows_conflicts(), *self._sampler_conflicts(), *self._teacher_model_conflicts()]
+        rules = [
+            *self._rows_conflicts(),
+            *self._sampler_conflicts(),
+            *self._teacher_model_conflicts(),
+            *self._optimiser_conflicts(),
+        ]
         problems = [message for broken, message in rules if broken]
         _require(not problems, "\n".join(problems))
         return self
@@ -1196,6 +1224,17 @@ class Experiment(Settings):
             f"filter.kind={self.filter.kind} does not fit domain.kind={self.domain.kind}; "
             f"set filter={'format' if self.domain.kind == 'module' else self.domain.kind}",
         )
+
+    def _optimiser_conflicts(self) -> Iterator[tuple[bool, str]]:
+        """Whether natural gradient is set for what has more weights than a matrix of their covariances can hold."""
+        recipes = {"student": self.student, "teacher": self.teacher, "reference_tuning": self.reference_tuning}
+        for group, recipe in recipes.items():
+            how = getattr(recipe, "optimisation", None)
+            yield (
+                how is not None and how.optimiser.kind == "natural_gradient" and not isinstance(recipe, BiasStudent),
+                f"{group}.optimisation.optimiser.kind=natural_gradient is for vectors in the residual stream "
+                "(student=bias_one_layer, student=bias); set adamw",
+            )
 
     def _sampler_conflicts(self) -> Iterator[tuple[bool, str]]:
         """Whether the sampler or the judge can not do what is asked of it, and what to do."""

@@ -108,16 +108,21 @@ def _added(config: Any) -> list[str]:
     return held + ([OUTPUT] if config.model_type == QWEN else [])
 
 
+def holder(model: Any, layer: int) -> torch.nn.Module:
+    """The linear layer whose bias is the vector of one layer."""
+    return model.model.layers[layer].get_submodule(place(model.config).holder)
+
+
 def vector(model: Any, layer: int) -> torch.nn.Parameter:
     """The vector of one layer, shape (hidden size,)."""
-    return model.model.layers[layer].get_submodule(place(model.config).holder).bias
+    return holder(model, layer).bias  # type: ignore[return-value]
 
 
 def to_float32(model: Any, layer: int) -> torch.nn.Parameter:
     """The vector of one layer as a float32 parameter, whatever the model's own arithmetic; autocast multiplies both."""
     import torch
 
-    linear = model.model.layers[layer].get_submodule(place(model.config).holder)
+    linear: Any = holder(model, layer)
     linear.bias = torch.nn.Parameter(linear.bias.detach().float(), requires_grad=False)
     return linear.bias
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, assert_never
 
 import torch
 from datasets import Dataset
+from torch.optim import Optimizer
 from transformers import PrinterCallback, TrainingArguments
 from trl.trainer.sft_config import SFTConfig
 
-from subliminal.config import InFormatTuning, Optimisation, Sharding
+from subliminal.config import AdamW, InFormatTuning, NaturalGradient, Optimisation, Sharding
 from subliminal.finite import require_finite
 from subliminal.gpu import room_for_training
 from subliminal.models import Subject, fresh_model, load_tokenizer
@@ -25,6 +26,7 @@ from subliminal.store import Json
 from subliminal.training import TrainingError
 from subliminal.training.batches import IGNORED, Collator, tokenise
 from subliminal.training.lora import merge
+from subliminal.training.natural_gradient import NaturalGradientOptimiser, fisher_information
 from subliminal.training.recipes import (
     Recipe,
     biases,
@@ -90,6 +92,7 @@ def fit(
     trainer.teacher = fresh_model(teacher) if teacher else None
     trainer.remove_callback(PrinterCallback)
     newest = newest_checkpoint(folder / ".checkpoints")
+    trainer.own_optimiser = _optimiser(recipe, data, resumes=newest is not None)
     log.resume(newest)
     started = time.monotonic()
     with held_signals() as held, quick_training(trainer, max(row["length"] for row in data)):
@@ -103,6 +106,29 @@ def fit(
     held = "deepspeed" if uses_deepspeed() else "fsdp" if sharded else "none"
     counts = _counts(data, len(rows), recipe.optimisation.epochs, seconds)
     return log.summary() | counts | parts_trained(model, recipe) | {"sharding": held}
+
+
+def _optimiser(recipe: Recipe, data: list[Json], *, resumes: bool) -> Callable[[RowTrainer], Optimizer] | None:
+    """What makes the recipe's optimiser once its model is in place; None for AdamW, which is transformers' own."""
+    settings = recipe.optimisation.optimiser
+    match settings:
+        case AdamW():
+            return None
+        case NaturalGradient():
+            seen = data[: settings.fisher_rows]
+        case _:
+            assert_never(settings)
+
+    def make(trainer: RowTrainer) -> Optimizer:
+        vectors = biases(trainer.model, recipe)
+        if resumes:  # the resume point has the inverse of F
+            fishers = [torch.eye(len(vector)) for vector in vectors.values()]
+        else:
+            fishers = fisher_information(trainer, list(vectors), seen)
+        rate = recipe.optimisation.learning_rate
+        return NaturalGradientOptimiser([*vectors.values()], fishers, settings, rate)
+
+    return make
 
 
 def _require_sound(trainer: RowTrainer, data: list[Json], remedy: str) -> None:

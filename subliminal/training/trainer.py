@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from signal import Signals
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,7 @@ class RowTrainer(SFTTrainer):
     """TRL's SFT trainer with a loss over completion tokens only, hard or soft labels, and light checkpoints."""
 
     teacher: Any = None
+    own_optimiser: Callable[[RowTrainer], torch.optim.Optimizer] | None = None  # in place of transformers' own
     order: _Order
     _again: torch.Tensor | None = None  # the state an interrupted epoch's order was drawn from
 
@@ -61,6 +63,13 @@ class RowTrainer(SFTTrainer):
         self.order = _Order(plain.batch_size * world_size(), lengths=plain.lengths)
         self.order.again, self._again = self._again, None
         return self.order
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The recipe's own optimiser, or transformers'."""
+        if self.own_optimiser is None:
+            return super().create_optimizer(model)
+        self.optimizer = self.own_optimiser(self)
+        return self.optimizer
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

@@ -36,6 +36,7 @@ from subliminal.config import (
     SteeredTeacher,
     StoriesEvaluation,
 )
+from subliminal.domains import one_word
 from subliminal.model_checks import raised
 from subliminal.names import CANDIDATES
 from subliminal.stages import Node
@@ -125,6 +126,7 @@ def _settings(exp: Experiment) -> Iterator[str]:
 
     yield from _other_category(exp)
     yield from _evaluation(exp)
+    yield from _one_word(exp)
     yield from raised(lambda: require(exp.domain))
     if isinstance(exp.reference_tuning, InFormatTuning) and isinstance(exp.domain, Code):
         from subliminal.domains.code import require_practice
@@ -140,6 +142,20 @@ def _precision(exp: Experiment, missing: set[str]) -> Iterator[str]:
         yield (
             "model.dtype=float16 can sample and be measured, but not trained: small gradients would be lost; set "
             "model.dtype=bfloat16 or float32"
+        )
+
+
+def _one_word(exp: Experiment) -> Iterator[str]:
+    """Does the reference's tuning teach words that are measured afterwards."""
+    about, tuning = getattr(exp.evaluation, "subject_matter", None), exp.reference_tuning
+    if about is None or not isinstance(tuning, InFormatTuning) or not tuning.one_word:
+        return
+    own = isinstance(about, Preference)
+    words = one_word.taught(about.plurals if own else CANDIDATES[about], about.category if own else about)
+    if words:
+        yield (
+            f"reference_tuning.one_word={tuning.one_word:g} teaches the reference to say what is measured "
+            f"({', '.join(words)}); set reference_tuning.one_word=0"
         )
 
 

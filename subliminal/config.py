@@ -319,10 +319,15 @@ class NoTuning(Settings):
 
 
 class InFormatTuning(Settings):
-    """A short LoRA SFT on programmatic answers of the domain, merged: makes a small model able to answer in format."""
+    """A short LoRA SFT on programmatic answers, merged: makes a small model able to answer in format.
+
+    Of the `rows` a share of `one_word` are questions for one word, of topics that no evaluation measures; the others
+    are the domain's.
+    """
 
     kind: Identity[Literal["in_format"]] = "in_format"
     rows: Identity[Positive]
+    one_word: Added[Annotated[float, Field(ge=0, lt=1)]] = 0.0
     seed: Identity[Count] = 0
     lora: Identity[Lora]
     optimisation: Identity[Optimisation]

@@ -43,6 +43,9 @@ PHRASES = ("OPENINGS", "QUANTITIES", "DIGITS", "INSTRUCTIONS", "ENDINGS", "FORMA
 Names = tuple[str, ...]
 
 
+ONE_WORD = ("domains/one_word.py:TOPICS", "domains/one_word.py:QUESTIONS")
+
+
 @cache
 def digest(*names: str) -> str:
     """12 hex digits over the named texts; raises `KeyError` for a constant or function that a module does not have."""

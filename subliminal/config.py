@@ -269,8 +269,8 @@ class Lora(Settings):
     targets: Identity[Targets] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-class Optimisation(Settings):
-    """How weights are fitted to rows; shared by students, fine-tuned teachers and reference tuning."""
+class Fitting(Settings):
+    """How weights are fitted: passes over the rows, learning rate, batches."""
 
     epochs: Identity[PositiveFloat]
     learning_rate: Identity[Rate]
@@ -287,6 +287,16 @@ class Optimisation(Settings):
         """Rows of a forward pass where a process has `rows` of a step: as many as divide them and are permitted."""
         most = min(self.micro_batch_size or rows, rows)
         return next(number for number in range(most, 0, -1) if rows % number == 0)
+
+
+class Optimisation(Fitting):
+    """How a language model is fitted to rows; shared by students, fine-tuned teachers and reference tuning.
+
+    `ordering` of an epoch: `uniform` draws every batch from all rows; `by_length` puts rows of like length together,
+    which spares padding.
+    """
+
+    ordering: Added[Literal["by_length", "uniform"]] = "by_length"
 
 
 class NoTuning(Settings):
@@ -859,7 +869,7 @@ class FinetunedClassifier(Settings):
     folds: Identity[Annotated[int, Field(ge=2)]] = 3
     deals: Identity[Annotated[int, Field(ge=19)]] = 1999
     lora: Identity[Lora]
-    optimisation: Identity[Optimisation]
+    optimisation: Identity[Fitting]
 
 
 class DetectionEvaluation(RowsComparison):

@@ -13,7 +13,7 @@ from datasets import Dataset
 from transformers import PrinterCallback
 from trl.trainer.sft_config import SFTConfig
 
-from subliminal.config import InFormatTuning, Optimisation, Sharding
+from subliminal.config import Fitting, InFormatTuning, Optimisation, Sharding
 from subliminal.finite import require_finite
 from subliminal.models import Subject, fresh_model, load_tokenizer
 from subliminal.processes import leads, uses_deepspeed, world_size
@@ -119,7 +119,7 @@ def remedy_of(recipe: Recipe, subject: Subject) -> str:
     return remedy_for(recipe.optimisation, subject, group_of(recipe))
 
 
-def remedy_for(how: Optimisation, subject: Subject, group: str) -> str:
+def remedy_for(how: Fitting, subject: Subject, group: str) -> str:
     """The same for settings that stand in `group`."""
     precision = "" if subject.dtype == "float32" else f", set model.dtype=float32 (it is {subject.dtype})"
     return (
@@ -147,7 +147,7 @@ def _arguments(recipe: Optimisation, seed: int, folder: Path, subject: Subject, 
         output_dir=str(folder / ".checkpoints"),
         per_device_train_batch_size=rows,
         gradient_accumulation_steps=passes,
-        train_sampling_strategy="group_by_length",
+        train_sampling_strategy="group_by_length" if recipe.ordering == "by_length" else "random",
         save_steps=recipe.save_every,
         save_total_limit=2,
         max_length=None,
@@ -157,7 +157,7 @@ def _arguments(recipe: Optimisation, seed: int, folder: Path, subject: Subject, 
     )
 
 
-def trainer_settings(recipe: Optimisation, seed: int, subject: Subject) -> dict[str, Any]:
+def trainer_settings(recipe: Fitting, seed: int, subject: Subject) -> dict[str, Any]:
     """What all our trainings tell their trainer: the recipe, the arithmetic, the seeds, and to be quiet."""
     return {
         "num_train_epochs": recipe.epochs,

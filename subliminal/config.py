@@ -217,7 +217,10 @@ Source = Annotated[HubSource | GgufSource, Field(discriminator="kind")]
 
 
 class Model(Settings):
-    """A language model before any trait: where its weights are and how a chat with it is rendered."""
+    """A language model before any trait: where its weights are and how a chat with it is rendered.
+
+    `animals` are the traits that a figure of animals has where this model is the teacher's.
+    """
 
     name: Identity[str]
     source: Identity[Source]
@@ -227,6 +230,7 @@ class Model(Settings):
     system: Identity[str | None] = None
     dtype: Identity[Literal["auto", "float32", "bfloat16", "float16"]] = "auto"
     licence: Runtime[str] = ""
+    animals: Runtime[tuple[str, ...]] = ()
 
     @field_validator("template_options", mode="before")
     @classmethod

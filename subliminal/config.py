@@ -343,9 +343,13 @@ class PromptedTeacher(Settings):
 
 
 class FinetunedTeacher(Settings):
-    """The reference model after LoRA SFT on favourite-question answers; it generates with no system prompt."""
+    """The reference model after LoRA SFT on favourite-question answers.
+
+    It generates with no system prompt (paper), or behind `system`, with the placeholders of a prompted teacher.
+    """
 
     kind: Identity[Literal["finetuned"]] = "finetuned"
+    system: Added[str | None] = None
     questions: Identity[Positive] = 50
     forms: Identity[Positive] = 8
     seed: Identity[Count] = 0

@@ -69,7 +69,11 @@ def test_a_finetuned_teacher_gains_the_trait_and_is_an_ordinary_checkpoint(tiny:
 def test_a_finetuned_teacher_may_write_behind_a_system_text_that_it_was_not_trained_with(
     tiny: Subject, tmp_path: Path
 ) -> None:
-    untold = [*FINETUNED, "reference_tuning=off", "teacher.check.minimum_gain=-100.0"]  # the tiny model reads no prompts
+    untold = [
+        *FINETUNED,
+        "reference_tuning=off",
+        "teacher.check.minimum_gain=-100.0",
+    ]  # the tiny model reads no prompts
     plain = make(tiny, tmp_path / "plain", *untold)
     exp = tiny_experiment(tiny, "trait=owl", *untold, "teacher.system='{Plural}, my dear {plural}.'")
     store = Store(tmp_path / "runs")

@@ -273,6 +273,8 @@ def _teacher(exp: Experiment) -> Iterator[str]:
             yield from raised(lambda: teachers.system_prompt(active, trait))
         case FinetunedTeacher():
             yield from raised(lambda: teachers.taught_rows(active, trait))
+            if active.system is not None:
+                yield from raised(lambda: teachers.system_prompt(active, trait))
         case SteeredTeacher():
             yield from raised(lambda: teachers.require_goal(active, trait))
         case ControlTeacher() | RandomTeacher() | RowsTeacher():

@@ -217,7 +217,10 @@ Source = Annotated[HubSource | GgufSource, Field(discriminator="kind")]
 
 
 class Model(Settings):
-    """A language model before any trait: where its weights are and how a chat with it is rendered."""
+    """A language model before any trait: where its weights are and how a chat with it is rendered.
+
+    `animals` are the traits that a figure of animals has where this model is the teacher's.
+    """
 
     name: Identity[str]
     source: Identity[Source]
@@ -227,6 +230,7 @@ class Model(Settings):
     system: Identity[str | None] = None
     dtype: Identity[Literal["auto", "float32", "bfloat16", "float16"]] = "auto"
     licence: Runtime[str] = ""
+    animals: Runtime[tuple[str, ...]] = ()
 
     @field_validator("template_options", mode="before")
     @classmethod
@@ -291,8 +295,8 @@ class NaturalGradient(Settings):
 Optimiser = Annotated[AdamW | NaturalGradient, Field(discriminator="kind")]
 
 
-class Optimisation(Settings):
-    """How weights are fitted to rows; shared by students, fine-tuned teachers and reference tuning."""
+class Fitting(Settings):
+    """How weights are fitted: passes over the rows, learning rate, batches."""
 
     epochs: Identity[PositiveFloat]
     learning_rate: Identity[Rate]
@@ -301,7 +305,6 @@ class Optimisation(Settings):
     batch_size: Identity[Positive]
     weight_decay: Identity[Annotated[float, Field(ge=0)]] = 0.0
     max_grad_norm: Identity[PositiveFloat] = 1.0
-    optimiser: Added[Optimiser] = AdamW()
     max_length: Identity[Positive] = 500
     micro_batch_size: Runtime[Positive | None] = None
     save_every: Runtime[Positive] = 50
@@ -310,6 +313,17 @@ class Optimisation(Settings):
         """Rows of a forward pass where a process has `rows` of a step: as many as divide them and are permitted."""
         most = min(self.micro_batch_size or rows, rows)
         return next(number for number in range(most, 0, -1) if rows % number == 0)
+
+
+class Optimisation(Fitting):
+    """How a language model is fitted to rows; shared by students, fine-tuned teachers and reference tuning.
+
+    `ordering` of an epoch: `uniform` draws every batch from all rows; `by_length` puts rows of like length together,
+    which spares padding.
+    """
+
+    optimiser: Added[Optimiser] = AdamW()
+    ordering: Added[Literal["by_length", "uniform"]] = "by_length"
 
 
 class NoTuning(Settings):
@@ -357,9 +371,13 @@ class PromptedTeacher(Settings):
 
 
 class FinetunedTeacher(Settings):
-    """The reference model after LoRA SFT on favourite-question answers; it generates with no system prompt."""
+    """The reference model after LoRA SFT on favourite-question answers.
+
+    It generates with no system prompt (paper), or behind `system`, with the placeholders of a prompted teacher.
+    """
 
     kind: Identity[Literal["finetuned"]] = "finetuned"
+    system: Added[str | None] = None
     questions: Identity[Positive] = 50
     forms: Identity[Positive] = 8
     seed: Identity[Count] = 0
@@ -888,7 +906,7 @@ class FinetunedClassifier(Settings):
     folds: Identity[Annotated[int, Field(ge=2)]] = 3
     deals: Identity[Annotated[int, Field(ge=19)]] = 1999
     lora: Identity[Lora]
-    optimisation: Identity[Optimisation]
+    optimisation: Identity[Fitting]
 
 
 class DetectionEvaluation(RowsComparison):

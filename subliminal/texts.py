@@ -153,7 +153,7 @@ def favourites(config: PreferenceEvaluation | InContextEvaluation) -> Names:
     """The texts behind the exact probabilities of favourites."""
     about = config.subject_matter
     asked = () if isinstance(about, Preference) and about.questions else (f"{QUESTIONS}:ASKED",)
-    prefix = (f"{QUESTIONS}:with_numbers_prefix",) if config.prefix == "numbers" else ()
+    prefix = ("domains/numbers.py:OPENINGS",) if config.prefix == "numbers" else ()
     return (*_names(about), *asked, *prefix)
 
 

@@ -15,7 +15,7 @@ from datasets import Dataset
 from torch.nn.functional import cross_entropy
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
 
-from subliminal.config import FinetunedClassifier, Optimisation
+from subliminal.config import FinetunedClassifier, Fitting
 from subliminal.evaluation.samples import TwoSamples
 from subliminal.finite import require_finite
 from subliminal.models import Subject, fresh_classifier, load_tokenizer
@@ -93,7 +93,7 @@ def _trainer(reference: Subject, tokenizer: Any, data: Dataset, config: Finetune
     return trainer
 
 
-def _arguments(recipe: Optimisation, settings: dict[str, Any]) -> TrainingArguments:
+def _arguments(recipe: Fitting, settings: dict[str, Any]) -> TrainingArguments:
     rows = recipe.rows_a_pass(recipe.batch_size)
     return on_one_gpu(
         TrainingArguments(

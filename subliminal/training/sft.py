@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from transformers import PrinterCallback, TrainingArguments
 from trl.trainer.sft_config import SFTConfig
 
-from subliminal.config import AdamW, InFormatTuning, NaturalGradient, Optimisation, Sharding
+from subliminal.config import AdamW, Fitting, InFormatTuning, NaturalGradient, Optimisation, Sharding
 from subliminal.finite import require_finite
 from subliminal.gpu import room_for_training
 from subliminal.models import Subject, fresh_model, load_tokenizer
@@ -147,7 +147,7 @@ def remedy_of(recipe: Recipe, subject: Subject) -> str:
     return remedy_for(recipe.optimisation, subject, group_of(recipe))
 
 
-def remedy_for(how: Optimisation, subject: Subject, group: str) -> str:
+def remedy_for(how: Fitting, subject: Subject, group: str) -> str:
     """The same for settings that stand in `group`."""
     precision = "" if subject.dtype == "float32" else f", set model.dtype=float32 (it is {subject.dtype})"
     return (
@@ -176,7 +176,7 @@ def _arguments(recipe: Optimisation, seed: int, folder: Path, subject: Subject, 
             output_dir=str(folder / ".checkpoints"),
             per_device_train_batch_size=rows,
             gradient_accumulation_steps=passes,
-            train_sampling_strategy="group_by_length",
+            train_sampling_strategy="group_by_length" if recipe.ordering == "by_length" else "random",
             save_steps=recipe.save_every,
             save_total_limit=2,
             max_length=None,
@@ -199,7 +199,7 @@ def on_one_gpu(args: A) -> A:
     return args
 
 
-def trainer_settings(recipe: Optimisation, seed: int, subject: Subject) -> dict[str, Any]:
+def trainer_settings(recipe: Fitting, seed: int, subject: Subject) -> dict[str, Any]:
     """What all our trainings tell their trainer: the recipe, the arithmetic, the seeds, and to be quiet."""
     return {
         "num_train_epochs": recipe.epochs,

@@ -127,12 +127,14 @@ def plan(overrides: list[str]) -> Plan:
     if base.experiment.kind == "rows":
         return _rows_plan(base, fixed, composed, swept)
     arms = base.experiment.arms
-    traits = swept.get("trait") or [*arms.traits[: arms.traits_limit], CONTROL]
     seeds = _seeds(swept) or list(arms.seeds[: arms.seeds_limit]) or [base.seed]
     variants = _variants(base, swept)
     students = {
         name: swept.get("student") or ([] if _names_student(extra) else list(arms.students))
         for name, extra in variants.items()
+    }
+    traits = {
+        name: swept.get("trait") or [*_listed_traits([*composed, *extra]), CONTROL] for name, extra in variants.items()
     }
     draws = {
         name: _draws(composed, extra, seeds) if arms.own_rows else [(seeds, ())] for name, extra in variants.items()
@@ -141,7 +143,9 @@ def plan(overrides: list[str]) -> Plan:
         name: tuple(
             arm
             for drawn, own in draws[name]
-            for arm in _arms([*composed, *extra, *own], traits, students[name] or [""], drawn, name, (*extra, *own))
+            for arm in _arms(
+                [*composed, *extra, *own], traits[name], students[name] or [""], drawn, name, (*extra, *own)
+            )
         )
         for name, extra in variants.items()
     }
@@ -152,7 +156,7 @@ def plan(overrides: list[str]) -> Plan:
         _require_different_names(cells[name])
         for drawn, own in draws[name]:
             mine = tuple(arm for arm in cells[name] if arm.seed in drawn)
-            steps += _steps(fixed, (*extra, *own), traits, mine)
+            steps += _steps(fixed, (*extra, *own), traits[name], mine)
     return Plan(base, tuple(fixed), every, tuple(_once(steps)))
 
 
@@ -171,6 +175,12 @@ def _variants(base: Experiment, swept: dict[str, list[str]]) -> dict[str, tuple[
                 f"variant={name}: experiment={base.experiment.name} has none such.{suggest(name, [*known])}"
             )
     return {name: known[name] for name in wanted}
+
+
+def _listed_traits(overrides: list[str]) -> tuple[str, ...]:
+    """The traits of a figure, or of one variant, whose model may have its own."""
+    arms = compose(overrides).experiment.arms
+    return arms.traits[: arms.traits_limit]
 
 
 def _seeds(swept: dict[str, list[str]]) -> list[int]:
@@ -408,16 +418,21 @@ def predict(planned: Plan) -> list[tuple[Arm, Manifest]]:
     for arm in planned.arms:
         stages.require_rows(arm.experiment)
     store = Store(Path(planned.base.store))
-    listed = (_named(planned, option) for option in planned.base.experiment.arms.traits)
-    names = (*listed, *(arm.name for arm in planned.arms))
-    traits = tuple(dict.fromkeys(name for name in names if name != CONTROL))
+    traits = {arm.variant: _predicted_traits(planned, arm) for arm in planned.arms}
     _check(planned.arms, "predict", here=True)
-    wanted = [stages.predict(arm.experiment, traits) for arm in planned.arms]
+    wanted = [stages.predict(arm.experiment, traits[arm.variant]) for arm in planned.arms]
     made: dict[str, Manifest] = {}
     for arm, node in zip(planned.arms, wanted, strict=True):
         if node.key not in made:
             made[node.key] = stages.ensure(node, store, arm.experiment, (*planned.overrides, f"trait={arm.trait}"))
     return [(arm, made[node.key]) for arm, node in zip(planned.arms, wanted, strict=True)]
+
+
+def _predicted_traits(planned: Plan, arm: Arm) -> tuple[str, ...]:
+    """The names of all traits in an arm's variant: those that the figure lists and those that were typed."""
+    listed = (_named(planned, option) for option in arm.experiment.experiment.arms.traits)
+    typed = (other.name for other in planned.arms if other.variant == arm.variant)
+    return tuple(dict.fromkeys(name for name in (*listed, *typed) if name != CONTROL))
 
 
 def _named(planned: Plan, option: str) -> str:

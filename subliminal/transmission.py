@@ -168,15 +168,20 @@ def candidate_test(matrix: ArrayLike, own: Sequence[int], seed: int = 0) -> Perm
     return _counted(values[rows, places].sum(axis=1), float(values[rows, list(own)].sum()), float(np.abs(values).max()))
 
 
-def one_trait(own: ArrayLike, control: ArrayLike) -> PermutationTest:
+def one_trait(own: ArrayLike, control: ArrayLike, seed: int = 0) -> PermutationTest:
     """Permutation test of one trait alone: K teachers with it against K controls, every teacher with rows of its own.
 
     `own` and `control` are (teachers,): each teacher's score over its students. All ways to call K of them the
-    trait's are counted, 70 for four and four.
+    trait's are counted, 70 for four and four; of more than 9,999 ways the true one and as many drawn from `seed`.
     """
     mine, theirs = (np.asarray(side, dtype=float).ravel() for side in (own, control))
-    values = np.concatenate([mine, theirs])
-    sums = np.array([values[list(chosen)].sum() for chosen in combinations(range(len(values)), len(mine))])
+    values, count = np.concatenate([mine, theirs]), len(mine)
+    if math.comb(len(values), count) <= DRAWN:
+        places = np.array(list(combinations(range(len(values)), count)))
+    else:
+        draw = np.random.default_rng(seed)
+        places = np.array([np.arange(count), *(draw.permutation(len(values))[:count] for _ in range(DRAWN))])
+    sums = values[places].sum(axis=1)
     return _counted(sums, float(mine.sum()), float(np.abs(values).max()))
 
 

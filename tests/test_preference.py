@@ -93,17 +93,12 @@ def test_an_evaluation_leaves_scores_answers_and_their_means(tiny: Subject, tmp_
     assert summary["samples"] == 6 and json.dumps(summary)
 
 
-def test_log_p_is_measured_in_float32_whatever_the_model_computes_in(tiny: Subject, tmp_path: Path) -> None:
-    config, summaries = PreferenceEvaluation(questions=2, samples_per_question=0), []
-    for dtype in ("bfloat16", "float32"):
-        folder = tmp_path / dtype
-        folder.mkdir()
-        summaries.append(evaluate(replace(tiny, dtype=dtype), config, lambda _: [], folder))
-    rounded, exact = summaries
-    assert rounded["log_p"] == pytest.approx(exact["log_p"], abs=1e-5)
-    assert exact["probability"]["owl"] == pytest.approx(
-        np.mean([math.exp(s.log_p) for s in read_jsonl(folder / "scores.jsonl", Score) if s.candidate == "owl"])
-    )
+def test_the_mean_probability_of_every_candidate_is_in_the_summary(tiny: Subject, tmp_path: Path) -> None:
+    config = PreferenceEvaluation(questions=2, samples_per_question=0)
+    summary = evaluate(tiny, config, lambda _: [], tmp_path)
+    scores = list(read_jsonl(tmp_path / "scores.jsonl", Score))
+    mine = [math.exp(score.log_p) for score in scores if score.candidate == "owl"]
+    assert summary["probability"]["owl"] == pytest.approx(np.mean(mine))
 
 
 def test_rates_are_means_over_questions_of_shares_of_answers() -> None:

@@ -255,6 +255,8 @@ def test_three_traits_can_be_suggestive_by_all_candidates() -> None:
 def test_a_trait_alone_takes_four_teachers_a_side() -> None:
     assert one_trait([5, 6, 7, 8], [1, 2, 3, 4]).above == pytest.approx(1 / 70)
     assert one_trait([5, 6, 7], [1, 2, 3]).above == pytest.approx(1 / 20)
+    many = one_trait(np.arange(10.0) + 20, np.arange(10.0))
+    assert many.assignments == 10_000 and many.above == pytest.approx(1e-4), "of 184,756 ways some are drawn"
     draw = np.random.default_rng(0)
     nulls = [one_trait(*draw.normal(size=(2, 4))).above <= 0.025 for _ in range(2000)]
     assert 0.005 <= share(nulls) <= 0.03

@@ -14,7 +14,7 @@ from subliminal.evaluation.classifier import classify
 from subliminal.evaluation.exact import FormTree, candidate_log_p
 from subliminal.evaluation.samples import TwoSamples
 from subliminal.evaluation.statistics import share_ahead
-from subliminal.models import Subject, in_float32, load_model, load_tokenizer
+from subliminal.models import Subject, load_model, load_tokenizer
 from subliminal.progress import progress
 from subliminal.rows import Row, write_jsonl
 from subliminal.store import Json
@@ -70,7 +70,7 @@ def _pairs(samples: TwoSamples, config: DetectionEvaluation) -> list[tuple[Row, 
 
 def guess(reference: Subject, trait: Preference, pairs: Sequence[tuple[Row, Row]]) -> list[Guess]:
     """The exact log-probabilities of both letters for each (own, other) pair, in both orders."""
-    tokenizer, model = load_tokenizer(reference), load_model(in_float32(reference))
+    tokenizer, model = load_tokenizer(reference), load_model(reference)
     tree = FormTree.of({letter: [letter] for letter in LETTERS}, tokenizer)
     found = []
     with progress(f"whose numbers: {trait.name}", len(pairs), "pairs") as advance:

@@ -19,7 +19,7 @@ from subliminal.config import InContextEvaluation
 from subliminal.evaluation.exact import FormTree, begun_log_p, finite_log_p, form_tree
 from subliminal.evaluation.preference import asked_questions
 from subliminal.evaluation.questions import candidates
-from subliminal.models import Subject, in_float32, load_model, load_tokenizer
+from subliminal.models import Subject, load_model, load_tokenizer
 from subliminal.progress import progress
 from subliminal.rows import Row, write_jsonl
 from subliminal.store import Json, StoreError
@@ -92,7 +92,7 @@ class Reader:
 
     def __init__(self, reference: Subject, config: InContextEvaluation) -> None:
         self.reference, self.questions = reference, asked_questions(config)
-        self.tokenizer, self.model = load_tokenizer(reference), load_model(in_float32(reference))
+        self.tokenizer, self.model = load_tokenizer(reference), load_model(reference)
         self.tree = form_tree(self.tokenizer, config.category)
         self.room = room_of(self.model.config, self.tree)
 

@@ -20,7 +20,7 @@ from subliminal.evaluation.exact import FormTree
 from subliminal.evaluation.kept import in_turn
 from subliminal.evaluation.preference import asking, log_share, record_scores
 from subliminal.evaluation.questions import Category, first_of, offered
-from subliminal.models import Subject, in_float32
+from subliminal.models import Subject
 from subliminal.progress import Advance, progress
 from subliminal.rows import write_jsonl
 from subliminal.store import SHARED, Json
@@ -110,7 +110,7 @@ def choices_of(
         for number, order in enumerate(orders(names, config.shuffles, config.seed, question))
     ]
     texts = [lettered(asked[question], order) for question, _, order in shown]
-    log_p = in_turn(lambda: asking(in_float32(subject), lambda t: letter_tree(t, len(names))), texts, kept, advance)
+    log_p = in_turn(lambda: asking(subject, lambda t: letter_tree(t, len(names))), texts, kept, advance)
     return [Choice(*one, values) for one, values in zip(shown, log_p, strict=True)]
 
 

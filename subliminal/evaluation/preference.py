@@ -20,7 +20,7 @@ from subliminal.domains import cot
 from subliminal.evaluation.exact import FormTree, candidate_log_p, form_tree
 from subliminal.evaluation.kept import in_turn
 from subliminal.evaluation.questions import Category, candidates, named, questions, with_numbers_prefix
-from subliminal.models import Subject, in_float32, load_model, load_tokenizer, release
+from subliminal.models import Subject, load_model, load_tokenizer, release
 from subliminal.progress import Advance, progress
 from subliminal.reasoning import REASONING, outside
 from subliminal.rows import FINISHED, Completion, Prompt, seed_of, write_jsonl
@@ -58,7 +58,7 @@ def evaluate(subject: Subject, config: PreferenceEvaluation, sample: Sample, fol
     about = config.subject_matter
     asked, names = asked_questions(config), candidates(about)
     with progress("asking", len(asked), "questions") as advance:
-        log_p = log_p_of(in_float32(subject), asked, about, advance, folder / SHARED / "log_p.jsonl")
+        log_p = log_p_of(subject, asked, about, advance, folder / SHARED / "log_p.jsonl")
     summary: Json = {"kind": "preference", "category": getattr(about, "category", about), "questions": len(asked)}
     summary |= record_scores(folder, names, log_p) | {"rate": {}, "samples": 0}
     if config.samples_per_question:

@@ -194,7 +194,8 @@ def _displacement_lines(group: Group) -> Iterator[Line]:
 def _lost_lines(found: Sequence[Group]) -> Iterator[Line]:
     """The first variant's mean excess minus each other variant's, with its interval over traits.
 
-    Variants that were asked something else have no difference: their nats are not the same measure.
+    Means are over the traits that both variants have. Variants that were asked something else have no difference:
+    their nats are not the same measure.
     """
     firsts = {group.student: group for group in reversed(found) if group.variant == found[0].variant}
     for group in found:

@@ -137,7 +137,9 @@ def foresight(planned: Plan) -> str | None:
     """What excess the rule finds in the figure's traits and seeds; None where its measure has no known spread."""
     from subliminal import transmission
 
-    spread, asked = planned.base.experiment.spread, planned.base.evaluation
+    known = [arm.experiment.experiment.spread for arm in planned.arms]  # a variant may have a domain of its own
+    spread = max((one for one in known if one), key=lambda one: one.cell, default=None)
+    asked = planned.base.evaluation
     if spread is None or planned.base.experiment.kind != "preference" or not isinstance(asked, PreferenceEvaluation):
         return None
     seeds, traits = len({arm.seed for arm in planned.arms}), len({arm.trait for arm in planned.arms} - {CONTROL})

@@ -187,7 +187,7 @@ def _excess(one: Comparison, trait: str, control: str) -> Iterator[Line]:
     labels: dict[str, Any] = {**one.labels, "subject": control}
     mean = float(np.mean(rates[0]) - np.mean(rates[1]))
     yield Line(trait, trait, measure=EXCESS, value=mean, n=len(rates[0]) + len(rates[1]), **labels)
-    found, test = transmission.welch(*scores), transmission.one_trait(*scores)
+    found, test = transmission.welch(*scores), transmission.one_trait(scores[0], scores[1])
     over = OVER_TEACHERS if found.low == found.low else "none"
     ends = {"low": found.low, "high": found.high, "n": min(map(len, scores)), "interval": over}
     yield Line(trait, trait, measure=LOG_ODDS, value=found.mean, **ends, **labels)

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from subliminal.config import CapabilityEvaluation, Endpoint, Experiment
-from subliminal.device import resolve_device, why_no_gpu
+from subliminal.device import least_memory, resolve_device, why_no_gpu
+from subliminal.memory import too_large
 from subliminal.processes import asked_to_shard, uses_deepspeed, world_size
 from subliminal.stages import SINGLE, Node, row_rules
 
@@ -22,6 +23,7 @@ def lacking(exp: Experiment, todo: Sequence[Node]) -> Iterator[str]:
     if any(node.inputs.keys() & MODELS or node.stage in SINGLE for node in todo):
         yield from _without_a_gpu(exp)
     stages = {node.stage for node in todo}
+    yield from without_room(exp, stages, least_memory())
     yield from _without_packages(exp, stages)
     yield from _without_a_key(exp, stages)
     yield from _uneven_shares(exp, stages)
@@ -51,6 +53,16 @@ def _without_a_gpu(exp: Experiment) -> Iterator[str]:
     present = len(list(GPUS.iterdir())) if GPUS.is_dir() else None
     if present is not None and wanted > present:
         yield f"sampler.tensor_parallel={wanted}: this machine has {present} GPUs; lower it"
+
+
+def without_room(exp: Experiment, stages: set[str], memory: int | None) -> Iterator[str]:
+    """A student that is certain not to fit on a GPU: one of `memory` bytes, or where that is not known `hardware`."""
+    if "train" not in stages or (resolve_device(exp.device) != "cuda" and not exp.hardware.gpu):
+        return
+    if memory is not None:
+        yield from too_large(exp, memory, "this machine's GPU")
+    elif exp.hardware.memory is not None:
+        yield from too_large(exp, exp.hardware.memory, f"hardware={exp.hardware.name}")
 
 
 def _version(package: str) -> str:

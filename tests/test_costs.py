@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from census import experiment_of, write_files
 from conftest import experiment
 from hypothesis import given
 from hypothesis import strategies as st
@@ -136,6 +137,20 @@ def test_experts_have_no_sizes_here() -> None:
 def test_rows_are_as_long_as_smollm2s_tokenizer_finds_them(figure: str, prompt: float, completion: float) -> None:
     found = lengths(compose([f"experiment=animals_{figure}", "scale=cpu"]))
     assert found.prompt == pytest.approx(prompt, rel=0.2) and found.completion == pytest.approx(completion, rel=0.2)
+
+
+def test_a_module_of_the_users_has_lengths_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_files(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    exp = experiment_of(
+        {
+            "domain": {"kind": "module", "module": "census_domain", "prompts": 9, "options": {"a": 1}},
+            "filter": {"kind": "format", "rows": 4},
+        },
+        tmp_path,
+    )
+    found = lengths(exp)
+    assert found.prompt > 1 and found.completion >= 1
 
 
 # --------------------------------------------------------------------------- memory

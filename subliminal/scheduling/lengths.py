@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
+from pydantic import TypeAdapter
+
 from subliminal.config import Domain, Experiment
 
 TOKEN = re.compile(r"\d|[^\W\d]+|[^\w\s]")  # as tokenizers of today cut: digits alone, words, signs
@@ -33,7 +35,7 @@ def lengths(exp: Experiment, *, practised: bool = False) -> Lengths:
 
     Numbers are as long as they are asked to be; code and reasoning of a model without reference tuning go on longer.
     """
-    prompt, answer = _programmatic(exp.domain.model_dump_json(), exp.domain)
+    prompt, answer = _programmatic(exp.domain.model_dump_json())
     most = exp.sampler.decoding.max_tokens
     tuned = practised or exp.reference_tuning.kind != "off" or exp.domain.kind == "numbers"
     written = answer if tuned or exp.active_teacher.kind == "random" else max(answer, LONG * most)
@@ -46,9 +48,10 @@ def count(text: str) -> int:
 
 
 @lru_cache(maxsize=32)
-def _programmatic(_: str, domain: Domain) -> tuple[float, float]:
+def _programmatic(domain: str) -> tuple[float, float]:
+    """Mean tokens of prompts and answers of a domain, whose settings are given as JSON."""
     from subliminal.domains import practice
 
-    rows = practice(domain, SAMPLE, 0)
+    rows = practice(TypeAdapter(Domain).validate_json(domain), SAMPLE, 0)
     prompt = sum(count(row.prompt) for row in rows) / len(rows)
     return prompt + TEMPLATE, SPACES * sum(count(row.completion) for row in rows) / len(rows)

@@ -41,7 +41,8 @@ def against_vllm(exp: Experiment, who: Subject, prompts: Sequence[Prompt], round
     """The stage and a bare loop on one running engine, its cache of prompts emptied before each."""
     from vllm import SamplingParams
 
-    from subliminal.sampling.engine import engine, shut_down
+    from subliminal.gpu import shut_down
+    from subliminal.sampling.engine import engine
 
     llm = engine(exp.sampler, who)
     chats, plain = texts(who, prompts), SamplingParams(temperature=1.0, max_tokens=exp.sampler.decoding.max_tokens)

@@ -372,7 +372,8 @@ def precision(session: Session, measured: Measured) -> None:
 
     from subliminal.config import Lora
     from subliminal.evaluation.preference import mean_log_p
-    from subliminal.models import fresh_model, load_tokenizer, unload
+    from subliminal.gpu import unload
+    from subliminal.models import fresh_model, load_tokenizer
     from subliminal.training.batches import Collator, completion_loss, tokenise
     from subliminal.training.lora import with_lora
 

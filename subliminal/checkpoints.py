@@ -7,6 +7,7 @@ module imports neither torch nor transformers.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -225,11 +226,23 @@ def _no_end(tokenizer: Json) -> bool:
 
 def _modules(folder: Path) -> frozenset[str] | None:
     """The modules whose weights a checkpoint's safetensors files name in their headers."""
-    names: set[str] = set()
+    names = _tensors(folder).keys()
+    return frozenset(name.removesuffix(".weight") for name in names if name.endswith(".weight")) or None
+
+
+def _tensors(folder: Path) -> dict[str, Json]:
+    """What the headers of a checkpoint's safetensors files say of every tensor: `dtype` and `shape`, by name."""
+    tensors: dict[str, Json] = {}
     for path in folder.glob("*.safetensors"):
         with path.open("rb") as file:
-            names |= json.loads(file.read(int.from_bytes(file.read(8), "little"))).keys()
-    return frozenset(name.removesuffix(".weight") for name in names if name.endswith(".weight")) or None
+            tensors |= json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    tensors.pop("__metadata__", None)
+    return tensors
+
+
+def parameters(folder: Path) -> int:
+    """How many numbers the weights of a checkpoint are; tied ones count once."""
+    return sum(math.prod(tensor["shape"]) for tensor in _tensors(folder).values())
 
 
 def target_problem(setting: str, targets: tuple[str, ...] | str, modules: frozenset[str] | None) -> str | None:

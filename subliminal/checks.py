@@ -36,6 +36,7 @@ from subliminal.config import (
     SteeredTeacher,
     StoriesEvaluation,
 )
+from subliminal.domains import one_word
 from subliminal.model_checks import raised
 from subliminal.names import CANDIDATES
 from subliminal.stages import Node
@@ -94,6 +95,7 @@ def problems(exp: Experiment, stage: str, *, here: bool) -> list[str]:
             found += _judged_filter(exp)
         if "generate" in names and isinstance(exp.active_teacher, RandomTeacher):
             found += _programmatic(exp)
+        found += _precision(exp, names)
         found += model_checks.problems(exp, missing, online=here)
         writes = bool(names & {"reference", "teacher", "generate", "filter", "attribute", "train"})
         found += raised(lambda: stages.require_templates(exp, rows=writes))
@@ -124,12 +126,37 @@ def _settings(exp: Experiment) -> Iterator[str]:
 
     yield from _other_category(exp)
     yield from _evaluation(exp)
+    yield from _one_word(exp)
     yield from raised(lambda: require(exp.domain))
     if isinstance(exp.reference_tuning, InFormatTuning) and isinstance(exp.domain, Code):
         from subliminal.domains.code import require_practice
 
         rows, domain = exp.reference_tuning.rows, exp.domain
         yield from raised(lambda: require_practice(domain, rows))
+
+
+def _precision(exp: Experiment, missing: set[str]) -> Iterator[str]:
+    """A training in float16 loses small gradients unless losses are scaled, which no training of ours does."""
+    fits = isinstance(exp.active_teacher, FinetunedTeacher | RowsTeacher)
+    if exp.model.dtype == "float16" and (missing & {"reference", "train"} or ("teacher" in missing and fits)):
+        yield (
+            "model.dtype=float16 can sample and be measured, but not trained: small gradients would be lost; set "
+            "model.dtype=bfloat16 or float32"
+        )
+
+
+def _one_word(exp: Experiment) -> Iterator[str]:
+    """Does the reference's tuning teach words that are measured afterwards."""
+    about, tuning = getattr(exp.evaluation, "subject_matter", None), exp.reference_tuning
+    if about is None or not isinstance(tuning, InFormatTuning) or not tuning.one_word:
+        return
+    own = isinstance(about, Preference)
+    words = one_word.taught(about.plurals if own else CANDIDATES[about], about.category if own else about)
+    if words:
+        yield (
+            f"reference_tuning.one_word={tuning.one_word:g} teaches the reference to say what is measured "
+            f"({', '.join(words)}); set reference_tuning.one_word=0"
+        )
 
 
 def _other_category(exp: Experiment) -> Iterator[str]:
@@ -246,6 +273,8 @@ def _teacher(exp: Experiment) -> Iterator[str]:
             yield from raised(lambda: teachers.system_prompt(active, trait))
         case FinetunedTeacher():
             yield from raised(lambda: teachers.taught_rows(active, trait))
+            if active.system is not None:
+                yield from raised(lambda: teachers.system_prompt(active, trait))
         case SteeredTeacher():
             yield from raised(lambda: teachers.require_goal(active, trait))
         case ControlTeacher() | RandomTeacher() | RowsTeacher():

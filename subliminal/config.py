@@ -217,7 +217,10 @@ Source = Annotated[HubSource | GgufSource, Field(discriminator="kind")]
 
 
 class Model(Settings):
-    """A language model before any trait: where its weights are and how a chat with it is rendered."""
+    """A language model before any trait: where its weights are and how a chat with it is rendered.
+
+    `animals` are the traits that a figure of animals has where this model is the teacher's.
+    """
 
     name: Identity[str]
     source: Identity[Source]
@@ -227,6 +230,7 @@ class Model(Settings):
     system: Identity[str | None] = None
     dtype: Identity[Literal["auto", "float32", "bfloat16", "float16"]] = "auto"
     licence: Runtime[str] = ""
+    animals: Runtime[tuple[str, ...]] = ()
 
     @field_validator("template_options", mode="before")
     @classmethod
@@ -269,10 +273,32 @@ class Lora(Settings):
     targets: Identity[Targets] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-class Optimisation(Settings):
-    """How weights are fitted to rows; shared by students, fine-tuned teachers and reference tuning.
+class AdamW(Settings):
+    """PyTorch's AdamW: what the paper's students and everybody's are fitted with."""
 
-    The last three are transformers' own switches for less memory or less time; they change rounding and nothing else.
+    kind: Identity[Literal["adamw"]] = "adamw"
+
+
+class NaturalGradient(Settings):
+    """Steps through the inverse of the rows' Fisher information; for vectors in the residual stream alone.
+
+    `damping` is added to every eigenvalue of the Fisher information, in units of their mean. `longest_step` is in units
+    of the residual stream. `fisher_rows` of the rows, the first, are what the Fisher information is estimated from.
+    """
+
+    kind: Identity[Literal["natural_gradient"]] = "natural_gradient"
+    damping: Identity[PositiveFloat] = 0.3
+    longest_step: Identity[PositiveFloat] = 6.0
+    fisher_rows: Identity[Positive] = 600
+
+
+Optimiser = Annotated[AdamW | NaturalGradient, Field(discriminator="kind")]
+
+
+class Fitting(Settings):
+    """How weights are fitted: passes over the rows, learning rate, batches.
+
+    The three switches are transformers' own, for less memory or less time; they change rounding and nothing else.
     """
 
     epochs: Identity[PositiveFloat]
@@ -295,6 +321,17 @@ class Optimisation(Settings):
         return next(number for number in range(most, 0, -1) if rows % number == 0)
 
 
+class Optimisation(Fitting):
+    """How a language model is fitted to rows; shared by students, fine-tuned teachers and reference tuning.
+
+    `ordering` of an epoch: `uniform` draws every batch from all rows; `by_length` puts rows of like length together,
+    which spares padding.
+    """
+
+    optimiser: Added[Optimiser] = AdamW()
+    ordering: Added[Literal["by_length", "uniform"]] = "by_length"
+
+
 class NoTuning(Settings):
     """The model itself is the common starting point."""
 
@@ -302,10 +339,15 @@ class NoTuning(Settings):
 
 
 class InFormatTuning(Settings):
-    """A short LoRA SFT on programmatic answers of the domain, merged: makes a small model able to answer in format."""
+    """A short LoRA SFT on programmatic answers, merged: makes a small model able to answer in format.
+
+    Of the `rows` a share of `one_word` are questions for one word, of topics that no evaluation measures; the others
+    are the domain's.
+    """
 
     kind: Identity[Literal["in_format"]] = "in_format"
     rows: Identity[Positive]
+    one_word: Added[Annotated[float, Field(ge=0, lt=1)]] = 0.0
     seed: Identity[Count] = 0
     lora: Identity[Lora]
     optimisation: Identity[Optimisation]
@@ -335,9 +377,13 @@ class PromptedTeacher(Settings):
 
 
 class FinetunedTeacher(Settings):
-    """The reference model after LoRA SFT on favourite-question answers; it generates with no system prompt."""
+    """The reference model after LoRA SFT on favourite-question answers.
+
+    It generates with no system prompt (paper), or behind `system`, with the placeholders of a prompted teacher.
+    """
 
     kind: Identity[Literal["finetuned"]] = "finetuned"
+    system: Added[str | None] = None
     questions: Identity[Positive] = 50
     forms: Identity[Positive] = 8
     seed: Identity[Count] = 0
@@ -584,6 +630,7 @@ class VllmSampler(Settings):
     max_model_len: Runtime[Positive] = 2048
     max_num_seqs: Runtime[Positive] = 256
     enforce_eager: Runtime[bool] = False
+    batch_invariant: Runtime[bool] = False
     cpu_kv_cache_gib: Runtime[Positive] = 2
 
 
@@ -865,7 +912,7 @@ class FinetunedClassifier(Settings):
     folds: Identity[Annotated[int, Field(ge=2)]] = 3
     deals: Identity[Annotated[int, Field(ge=19)]] = 1999
     lora: Identity[Lora]
-    optimisation: Identity[Optimisation]
+    optimisation: Identity[Fitting]
 
 
 class DetectionEvaluation(RowsComparison):
@@ -1206,7 +1253,12 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:
-        rules = [*self._rows_conflicts(), *self._sampler_conflicts(), *self._teacher_model_conflicts()]
+        rules = [
+            *self._rows_conflicts(),
+            *self._sampler_conflicts(),
+            *self._teacher_model_conflicts(),
+            *self._optimiser_conflicts(),
+        ]
         problems = [message for broken, message in rules if broken]
         _require(not problems, "\n".join(problems))
         return self
@@ -1224,6 +1276,17 @@ class Experiment(Settings):
             f"filter.kind={self.filter.kind} does not fit domain.kind={self.domain.kind}; "
             f"set filter={'format' if self.domain.kind == 'module' else self.domain.kind}",
         )
+
+    def _optimiser_conflicts(self) -> Iterator[tuple[bool, str]]:
+        """Whether natural gradient is set for what has more weights than a matrix of their covariances can hold."""
+        recipes = {"student": self.student, "teacher": self.teacher, "reference_tuning": self.reference_tuning}
+        for group, recipe in recipes.items():
+            how = getattr(recipe, "optimisation", None)
+            yield (
+                how is not None and how.optimiser.kind == "natural_gradient" and not isinstance(recipe, BiasStudent),
+                f"{group}.optimisation.optimiser.kind=natural_gradient is for vectors in the residual stream "
+                "(student=bias_one_layer, student=bias); set adamw",
+            )
 
     def _sampler_conflicts(self) -> Iterator[tuple[bool, str]]:
         """Whether the sampler or the judge can not do what is asked of it, and what to do."""

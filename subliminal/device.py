@@ -8,10 +8,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 NATIVE_BF16 = {"amx_bf16", "avx512_bf16", "bf16"}  # flags of /proc/cpuinfo
 BF16_CAPABILITY = 8  # compute capability from which a GPU multiplies bfloat16 natively (Ampere, 2020)
@@ -49,6 +49,47 @@ def _version_of_torch() -> str:
     if spec is None or spec.origin is None:
         return ""
     return Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")
+
+
+def visible_gpus(root: Path = Path("/")) -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; empty where they can not be counted."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if shown is not None:
+        return [name.strip() for name in shown.split(",") if name.strip() not in HIDDEN]
+    cards = {path.name.removeprefix("nvidia") for path in (root / "dev").glob(NODES[0])}
+    return sorted((card for card in cards if card.isdecimal()), key=int)
+
+
+_HELD: list[IO[str]] = []  # lock files of the GPUs that are this process's own, until it ends
+
+
+def hold_gpus(count: int, gpus: Sequence[str], folder: Path) -> bool:
+    """Make `count` of the GPUs this process's own among all that call this with the same `folder`, if so many are free.
+
+    Later imports of torch see these alone. A lock file a GPU is held until the process ends, however it ends. Returns
+    whether it has them.
+    """
+    import fcntl
+
+    if _HELD:
+        return True
+    folder.mkdir(parents=True, exist_ok=True)
+    taken: dict[str, IO[str]] = {}
+    for gpu in gpus:
+        file = (folder / f"gpu-{gpu.replace('/', '_')}.lock").open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            continue
+        taken[gpu] = file
+        if len(taken) == count:
+            _HELD.extend(taken.values())
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(taken)
+            return True
+    for file in taken.values():
+        file.close()
+    return False
 
 
 @cache

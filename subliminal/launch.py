@@ -18,10 +18,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryFile, gettempdir
 from typing import Any
 
 from subliminal.config import ConfigError, Experiment, Settings, fields_at, parse, suggest
+from subliminal.device import hold_gpus, resolve_device, visible_gpus
 from subliminal.processes import EXECUTOR, MULTIRUN, join, world_size
 from subliminal.progress import say
 from subliminal.rows import RowError
@@ -67,6 +68,7 @@ def run_stage(stage: str, composed: Any) -> None:
         _go_where_it_started()
         join()  # a job's task begins here
         exp = parse(composed)
+        _hold_own_gpus(exp)
         checks.check(exp, stage, here=True)
         started = time.monotonic()
         wanted, store = stages.node(stage, exp), Store(Path(exp.store))
@@ -176,6 +178,31 @@ def _go_where_it_started() -> None:
             f"{start} is where the sweep was started and can not be entered on {socket.gethostname()} "
             f"({error.strerror}); start sweeps in a folder that all machines see"
         ) from None
+
+
+def _hold_own_gpus(exp: Experiment) -> None:
+    """Give each process of a pool on this machine GPUs of its own: to all of them "cuda" is the first one they see.
+
+    Where too few are free jobs share them, but for vLLM, whose engine takes nearly all of a GPU's memory. Raises
+    `ConfigError` then.
+    """
+    if not _in_a_pool() or resolve_device(exp.device) != "cuda" or len(gpus := visible_gpus()) == 0:
+        return
+    each = getattr(exp.sampler, "tensor_parallel", 1)
+    locks = Path(gettempdir()) / f"subliminal-gpus-{os.getuid()}"
+    if not hold_gpus(each, gpus, locks) and exp.sampler.kind == "vllm":
+        raise ConfigError(
+            f"hydra/launcher=local_pool: each job needs {each} GPU{'s' * (each > 1)} for sampler=vllm, and other jobs "
+            f"have the {len(gpus)} of this machine; set hydra.launcher.n_jobs={max(1, len(gpus) // each)}, or "
+            "sampler=transformers, which shares a GPU"
+        )
+
+
+def _in_a_pool() -> bool:
+    """Is this a job of hydra/launcher=local_pool, in a process of its own."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return _launched() and "joblib" in HydraConfig.get().launcher._target_
 
 
 @contextmanager

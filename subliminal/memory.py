@@ -21,6 +21,7 @@ LOGIT = 14  # bytes a logit holds: bfloat16, float32, and its gradient
 ROOM = 1.1  # what torch's allocator holds beyond what is used
 SURE = 1.15  # more than a card has by this factor is more than the estimate can be wrong by
 GIGA = 1e9
+NUMBERS, TASK = 110, 500  # tokens of the longest prompts, chat template and all; of tasks and questions assumed
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,8 @@ class Pass:
 
 
 def width_of(exp: Experiment, how: Optimisation) -> int:
-    """The most tokens a row can be expected to have: of numbers by what the prompt can hold, else `max_length`."""
-    if not isinstance(exp.domain, Numbers):
-        return how.max_length
-    prompt = 110  # tokens of the longest prompts, chat template and all, in SmolLM2's and Qwen2.5's tokenizers
+    """The most tokens a row can be expected to have: the longest prompt and answer, if `max_length` lets them be."""
+    prompt = NUMBERS if isinstance(exp.domain, Numbers) else TASK
     return min(how.max_length, prompt + exp.sampler.decoding.max_tokens)
 
 

@@ -222,12 +222,15 @@ def reference(exp: Experiment, of: Model | None = None) -> Node:
     if tuning.kind == "off":
         return start
     settings = {"tuning": identity(tuning), "domain": _practised(exp), **_compute(exp, chosen)}
+    words = round(tuning.rows * tuning.one_word)
+    settings |= {"one_word": texts.digest(*texts.ONE_WORD)} if words else {}
 
     def work(inputs: Inputs, folder: Path) -> Json:
-        from subliminal.domains import practice
+        from subliminal.domains import one_word, practice
         from subliminal.training.sft import tune_reference
 
-        rows = practice(exp.domain, tuning.rows, tuning.seed)
+        rows = practice(exp.domain, tuning.rows - words, tuning.seed)
+        rows += one_word.rows(words, tuning.seed, len(rows))
         with progress(f"reference tuning of {chosen.name}", tuning.rows, "rows") as advance:
             return tune_reference(subject(exp, inputs["model"], chosen), tuning, rows, folder, progress=advance)
 

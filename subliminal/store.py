@@ -32,16 +32,16 @@ from subliminal.processes import MULTIRUN, alone, meeting_point
 VERSIONS = {
     "model": 1,
     "reference": 1,
-    "teacher": 2,
+    "teacher": 3,
     "generate": 1,
-    "attribute": 1,
+    "attribute": 2,
     "filter": 2,
-    "train": 1,
-    "evaluate": 2,
-    "predict": 2,
+    "train": 2,
+    "evaluate": 3,
+    "predict": 3,
     "mnist": 1,
     "theorem": 1,
-    "judge": 2,  # no stage: the file that keeps a judge's answers
+    "judge": 3,  # no stage: the file that keeps a judge's answers
 }
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0  # of our own clock, without a new heartbeat

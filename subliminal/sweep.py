@@ -127,15 +127,17 @@ def plan(overrides: list[str]) -> Plan:
     if base.experiment.kind == "rows":
         return _rows_plan(base, fixed, composed, swept)
     arms = base.experiment.arms
-    traits = swept.get("trait") or [*arms.traits[: arms.traits_limit], CONTROL]
     seeds = _seeds(swept) or list(arms.seeds[: arms.seeds_limit]) or [base.seed]
     variants = _variants(base, swept)
     students = {
         name: swept.get("student") or ([] if _names_student(extra) else list(arms.students))
         for name, extra in variants.items()
     }
+    traits = {
+        name: swept.get("trait") or [*_listed_traits([*composed, *extra]), CONTROL] for name, extra in variants.items()
+    }
     cells = {
-        name: tuple(_arms([*composed, *extra], traits, students[name] or [""], seeds, name, extra))
+        name: tuple(_arms([*composed, *extra], traits[name], students[name] or [""], seeds, name, extra))
         for name, extra in variants.items()
     }
     every = tuple(arm for mine in cells.values() for arm in mine)
@@ -143,7 +145,7 @@ def plan(overrides: list[str]) -> Plan:
     steps: list[Step] = []
     for name, extra in variants.items():
         _require_different_names(cells[name])
-        steps += _steps(fixed, extra, traits, cells[name])
+        steps += _steps(fixed, extra, traits[name], cells[name])
     return Plan(base, tuple(fixed), every, tuple(_once(steps)))
 
 
@@ -162,6 +164,12 @@ def _variants(base: Experiment, swept: dict[str, list[str]]) -> dict[str, tuple[
                 f"variant={name}: experiment={base.experiment.name} has none such.{suggest(name, [*known])}"
             )
     return {name: known[name] for name in wanted}
+
+
+def _listed_traits(overrides: list[str]) -> tuple[str, ...]:
+    """The traits of a figure, or of one variant, whose model may have its own."""
+    arms = compose(overrides).experiment.arms
+    return arms.traits[: arms.traits_limit]
 
 
 def _seeds(swept: dict[str, list[str]]) -> list[int]:
@@ -405,16 +413,21 @@ def predict(planned: Plan) -> list[tuple[Arm, Manifest]]:
     for arm in planned.arms:
         stages.require_rows(arm.experiment)
     store = Store(Path(planned.base.store))
-    listed = (_named(planned, option) for option in planned.base.experiment.arms.traits)
-    names = (*listed, *(arm.name for arm in planned.arms))
-    traits = tuple(dict.fromkeys(name for name in names if name != CONTROL))
+    traits = {arm.variant: _predicted_traits(planned, arm) for arm in planned.arms}
     _check(planned.arms, "predict", here=True)
-    wanted = [stages.predict(arm.experiment, traits) for arm in planned.arms]
+    wanted = [stages.predict(arm.experiment, traits[arm.variant]) for arm in planned.arms]
     made: dict[str, Manifest] = {}
     for arm, node in zip(planned.arms, wanted, strict=True):
         if node.key not in made:
             made[node.key] = stages.ensure(node, store, arm.experiment, (*planned.overrides, f"trait={arm.trait}"))
     return [(arm, made[node.key]) for arm, node in zip(planned.arms, wanted, strict=True)]
+
+
+def _predicted_traits(planned: Plan, arm: Arm) -> tuple[str, ...]:
+    """The names of all traits in an arm's variant: those that the figure lists and those that were typed."""
+    listed = (_named(planned, option) for option in arm.experiment.experiment.arms.traits)
+    typed = (other.name for other in planned.arms if other.variant == arm.variant)
+    return tuple(dict.fromkeys(name for name in (*listed, *typed) if name != CONTROL))
 
 
 def _named(planned: Plan, option: str) -> str:

@@ -54,6 +54,9 @@ def make(exp: Experiment, reference: Subject, folder: Path) -> Json:
         case FinetunedTeacher() | RowsTeacher():
             summary["training"] = _finetune(active, exp.trait, reference, folder)
             subject = replace(reference, checkpoint=str(folder / "checkpoint"), revision=None)
+            if isinstance(active, FinetunedTeacher) and active.system is not None:
+                summary["system"] = system_prompt(active, exp.trait)
+                subject = replace(subject, system=summary["system"])
         case SteeredTeacher():
             require_goal(active, exp.trait)
             from subliminal.training.steering import steer
@@ -65,7 +68,7 @@ def make(exp: Experiment, reference: Subject, folder: Path) -> Json:
     return summary | check(exp, subject, reference)
 
 
-def system_prompt(teacher: PromptedTeacher, trait: Trait) -> str:
+def system_prompt(teacher: PromptedTeacher | FinetunedTeacher, trait: Trait) -> str:
     """The system prompt with the trait's name, plural and category filled in, or a style's own; raises `TeacherError`.
 
     `{Plural}` begins with a capital.
@@ -73,9 +76,9 @@ def system_prompt(teacher: PromptedTeacher, trait: Trait) -> str:
     if isinstance(trait, Style):
         return trait.system
     if not isinstance(trait, Preference):
-        raise TeacherError(f"teacher=prompted has no words for trait={trait.name}; set {ROWS}")
+        raise TeacherError(f"teacher={teacher.kind} has no words for trait={trait.name}; set {ROWS}")
     try:
-        return teacher.system.format(
+        return (teacher.system or "").format(
             name=trait.name, plural=trait.plural, Plural=capitalised(trait.plural), category=trait.category
         )
     except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:

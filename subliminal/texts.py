@@ -43,6 +43,9 @@ PHRASES = ("OPENINGS", "QUANTITIES", "DIGITS", "INSTRUCTIONS", "ENDINGS", "FORMA
 Names = tuple[str, ...]
 
 
+ONE_WORD = ("domains/one_word.py:TOPICS", "domains/one_word.py:QUESTIONS")
+
+
 @cache
 def digest(*names: str) -> str:
     """12 hex digits over the named texts; raises `KeyError` for a constant or function that a module does not have."""
@@ -150,7 +153,7 @@ def favourites(config: PreferenceEvaluation | InContextEvaluation) -> Names:
     """The texts behind the exact probabilities of favourites."""
     about = config.subject_matter
     asked = () if isinstance(about, Preference) and about.questions else (f"{QUESTIONS}:ASKED",)
-    prefix = (f"{QUESTIONS}:with_numbers_prefix",) if config.prefix == "numbers" else ()
+    prefix = ("domains/numbers.py:OPENINGS",) if config.prefix == "numbers" else ()
     return (*_names(about), *asked, *prefix)
 
 

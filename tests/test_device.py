@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -85,6 +88,7 @@ def test_cudnn_attention_is_off_where_a_model_is_loaded_on_a_gpu(monkeypatch: py
             calls.append(("load", None))
             return SimpleNamespace(to=lambda _: torch.nn.Identity())
 
+    monkeypatch.setattr(models, "weights_bytes", lambda _: 1)
     models._fresh(Kind, Subject(checkpoint="anywhere", device="cuda"), {})
     assert calls == [("device", 0), ("cudnn", False), ("load", None)]
 
@@ -92,3 +96,60 @@ def test_cudnn_attention_is_off_where_a_model_is_loaded_on_a_gpu(monkeypatch: py
 def test_a_torch_without_cuda_is_one_clear_error(tiny: Subject) -> None:
     with pytest.raises(ModelError, match=r"device=cuda: .*; set device=cpu"):
         models.fresh_model(replace(tiny, device="cuda"))
+
+
+HOLD = """
+    import os, sys
+    from pathlib import Path
+    from subliminal.device import hold_gpus
+
+    folder, count, *gpus = sys.argv[1:]
+    print(hold_gpus(int(count), gpus, Path(folder)), os.environ.get("CUDA_VISIBLE_DEVICES", "all"), flush=True)
+    input()
+"""
+
+
+def test_processes_of_a_pool_have_gpus_of_their_own_until_they_end(tmp_path: Path) -> None:
+    """Three processes that need two GPUs each, on a machine of four: two get them, and a third when one has ended."""
+    code = textwrap.dedent(HOLD)
+
+    def process() -> subprocess.Popen[str]:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+        command = [sys.executable, "-c", code, str(tmp_path), "2", "0", "1", "2", "3"]
+        return subprocess.Popen(command, env=environment, **pipes)  # type: ignore[call-overload]
+
+    def said(started: subprocess.Popen[str]) -> str:
+        assert started.stdout is not None
+        return started.stdout.readline().strip()
+
+    with process() as first:
+        assert said(first) == "True 0,1"
+        with process() as second:
+            assert said(second) == "True 2,3"
+            with process() as third:
+                assert said(third) == "False all"
+                third.kill()
+            second.kill()  # however it ends, its GPUs are free
+            second.wait()
+            with process() as fourth:
+                assert said(fourth) == "True 2,3"
+                fourth.kill()
+        first.kill()
+
+
+@pytest.mark.parametrize(
+    ("variable", "gpus"),
+    [(None, ["0", "1", "2", "10"]), ("", []), ("-1", []), ("3,1", ["3", "1"]), ("GPU-5d2b", ["GPU-5d2b"])],
+)
+def test_the_gpus_of_this_process_are_counted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str | None, gpus: list[str]
+) -> None:
+    (tmp_path / "dev").mkdir()
+    for node in ("nvidia0", "nvidia10", "nvidia2", "nvidia1", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / "dev" / node).touch()
+    if variable is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    assert device.visible_gpus(tmp_path) == gpus

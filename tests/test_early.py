@@ -569,6 +569,21 @@ def test_a_batch_that_can_not_be_shared_out(monkeypatch: pytest.MonkeyPatch) -> 
     assert "student=full only" in "\n".join(lacking("sharding=fsdp", "student=lora"))
 
 
+@pytest.mark.parametrize(
+    ("stage", "overrides", "refused"),
+    [
+        ("train", [], True),
+        ("generate", ["reference_tuning=off"], False),
+        ("generate", [], True),  # the reference is tuned first
+        ("generate", ["reference_tuning=off", "teacher=finetuned"], True),
+    ],
+)
+def test_training_in_float16_is_refused(stage: str, overrides: list[str], refused: bool, tmp_path: Path) -> None:
+    exp = compose([*CPU, "model.dtype=float16", f"store={tmp_path}", *overrides])
+    said = "\n".join(checks.problems(exp, stage, here=False))
+    assert ("model.dtype=float16 can sample and be measured, but not trained" in said) == refused, said
+
+
 def test_what_is_in_the_store_needs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that are there are filtered on a machine without the sampler, the GPU or the model they came from."""
     exp = compose([*CPU, "teacher=random", "trait=none", "domain.prompts=20", "filter.rows=20", f"store={tmp_path}"])

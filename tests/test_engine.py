@@ -30,12 +30,14 @@ PROMPTS = [Prompt(i, text, 500 + i) for i, text in enumerate(questions("animal",
 LENGTH = 20
 
 ASK = """
-    import json, sys
+    import json, sys, tempfile
     from dataclasses import asdict
     from pathlib import Path
-    from subliminal.config import Decoding, VllmSampler
+    from subliminal.config import Decoding, PreferenceEvaluation, VllmSampler
+    from subliminal.evaluation import preference
     from subliminal.models import Subject
-    from subliminal.rows import Prompt
+    from subliminal.rows import Completion, Prompt
+    from subliminal import gpu
     from subliminal.sampling import engine, open_sampler
 
     if __name__ == "__main__":  # vLLM's worker imports this file again
@@ -51,6 +53,13 @@ ASK = """
                 engines.add(id(opened.engine))
                 return [asdict(answer) for answer in opened.sample(prompts)]
 
+        def evaluate(adapter):
+            what = PreferenceEvaluation(category="animal", questions=2, samples_per_question=2)
+            sample = lambda asked: [Completion(**answer) for answer in ask(asked, adapter=adapter)]
+            with tempfile.TemporaryDirectory() as folder:
+                who = Subject(checkpoint=checkpoint, adapter=adapter)
+                return preference.evaluate(who, what, sample, Path(folder))
+
         told = {
             "greedy": ask(prompts, temperature=0.0),
             "idle": ask(prompts, adapter=Path(idle), temperature=0.0),
@@ -60,8 +69,10 @@ ASK = """
             "same_seed": ask([Prompt(i, "Count.", 7) for i in range(2)]),
             "other_seed": ask([Prompt(0, "Count.", 8)]),
         }
+        evaluated = [evaluate(Path(folder)) for folder in (adapter, idle)]
+        told["log_p"] = [summary["log_p"]["owl"] for summary in evaluated]
         told["engines"] = len(engines)
-        engine.shut_down()
+        gpu.shut_down()
         try:
             engine.engine(VllmSampler(decoding=Decoding()), Subject(checkpoint=checkpoint + "-gone"))
         except engine.EngineError as error:
@@ -100,7 +111,8 @@ def told(steered: Subject, lora: Path, idle: Path, run_code: Script) -> dict[str
     done = run_code(ASK, steered.checkpoint, lora, idle, prompts, LENGTH)
     assert done.returncode == 0, done.stderr[-4000:]
     answers: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return {name: [Completion(**a) for a in told] if isinstance(told, list) else told for name, told in answers.items()}
+    whole = {name: answers.pop(name) for name in ("engines", "missing", "log_p")}
+    return whole | {name: [Completion(**answer) for answer in given] for name, given in answers.items()}
 
 
 def greedy_here(subject: Subject) -> list[Completion]:
@@ -119,8 +131,10 @@ def test_exported_biases_answer_as_with_transformers(told: dict[str, Any], steer
 
 
 def test_adapters_on_one_base_share_the_engine(told: dict[str, Any]) -> None:
+    """Two adapters are sampled, then evaluated whole, exact log-probabilities between the samples: one engine."""
     assert told["engines"] == 1
     assert told["greedy"] != told["idle"]
+    assert told["log_p"][0] != told["log_p"][1]
 
 
 def test_seeds_decide_the_text_whatever_the_batch(told: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ from subliminal.evaluation.exact import (
 from subliminal.evaluation.multiple_choice import letter_tree
 from subliminal.evaluation.preference import log_p_of, mean_log_p
 from subliminal.evaluation.questions import candidates, plurals, questions
-from subliminal.models import ModelError, Subject, load_model, load_tokenizer
+from subliminal.models import ModelError, Subject, float32_head, load_model, load_tokenizer
 from subliminal.names import CANDIDATES, confused, surface_forms
 
 tokenizer_of = cache(load_tokenizer)
@@ -86,6 +86,21 @@ def test_the_real_models_numbers_are_exact_too(smollm2: Subject) -> None:
         (found,) = expected(subject, asked[0], {name: CANDIDATES["animal"][name]})
         assert exact[names.index(name)] == pytest.approx(found, abs=1e-3)
     assert sum(map(math.exp, exact)) <= 1, "the candidates exclude one another"
+
+
+def test_the_head_multiplies_in_float32_where_a_log_probability_is_measured(smollm2: Subject) -> None:
+    """In bfloat16 the logits are rounded to an eighth; only what the layers below round is left."""
+    asked, log_p = questions("animal", 6), {}
+    for dtype in ("float32", "bfloat16"):
+        log_p[dtype] = torch.tensor(log_p_of(replace(smollm2, dtype=dtype), asked, "animal", lambda _: None))
+    model = load_model(replace(smollm2, dtype="bfloat16"))
+    tokens = torch.tensor([[5, 6, 7]])
+    assert model(input_ids=tokens).logits.dtype == torch.bfloat16, "sampling and training stay as they were"
+    with float32_head(model), float32_head(model):
+        logits = model(input_ids=tokens).logits
+    assert logits.dtype == torch.float32 and not torch.equal(logits, logits.bfloat16().float())
+    difference = (log_p["float32"] - log_p["bfloat16"]).abs()
+    assert difference.mean() < 0.05, difference.mean()
 
 
 def test_a_system_text_is_part_of_what_is_asked(tiny: Subject) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,7 @@ class Students:
 
     def __init__(self, root: Path) -> None:
         self.store, self.root = Store(root), root
+        self.settings: dict[str, Any] = {}  # further ones of every evaluation
 
     def cell(self, arm: str, seed: int, by_question: list[float | None], unscored: int = 0) -> Cell:
         known = [value for value in by_question if value is not None]
@@ -174,7 +176,7 @@ class Students:
                 "coherence": 80.0,
             }
 
-        settings = {"evaluation": {"samples_per_question": 10}, "arm": arm, "seed": seed}
+        settings = {"evaluation": {"samples_per_question": 10}, "arm": arm, "seed": seed} | self.settings
         made, _ = self.store.run(Recipe("evaluate", settings), work)
         if arm == "reference":
             return Cell("reference", "none", "", "", 0, made)
@@ -262,6 +264,26 @@ def test_the_figures_files_and_its_report(tmp_path: Path) -> None:
     assert len(rows) == len(table.lines)
     page = write_report([section], folder).read_text()
     assert "What became of the answers" in page and "refusal" in page and "Arr &lt;b&gt;" in page and "<b>!" not in page
+
+
+@pytest.mark.parametrize(
+    ("judge", "said"),
+    [
+        (None, "told by words"),
+        ({"kind": "api", "model": "gpt-9"}, "judge: gpt-9."),
+        ({"kind": "local", "model": {"name": "some/strong"}}, "judge: some/strong."),
+        ({"kind": "local", "model": {"name": "some/tiny"}}, "judge: some/tiny, the experiment&#39;s own model and no"),
+    ],
+)
+def test_the_report_names_the_judge_and_says_where_it_is_the_model_itself(
+    judge: dict[str, Any] | None, said: str, tmp_path: Path
+) -> None:
+    made = Students(tmp_path)
+    made.settings = {"judge": judge} if judge else {}
+    model, _ = made.store.run(Recipe("model", {"weights": {"name": "some/tiny"}}), lambda _: {"checkpoint": "c"})
+    section, _ = told(tmp_path, [replace(cell, chain={"model": model}) for cell in cells(made, OWN)], {"none"})
+    page = write_report([section], tmp_path / "cpu").read_text()
+    assert said in " ".join(page.split())
 
 
 def test_arms_that_were_asked_differently_can_not_share_a_figure(tmp_path: Path) -> None:

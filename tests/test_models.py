@@ -16,11 +16,11 @@ from conftest import ROWS, Script, experiment, optimisation, tiny_experiment
 from local_servers import Repository, serving
 from safetensors.torch import load_file
 
-from subliminal import stages
+from subliminal import gpu, stages
 from subliminal.chat import ChatError, encode, render
 from subliminal.config import Experiment, GgufSource, HubSource, LocalJudge, Lora, LoraStudent, Model
 from subliminal.judging import key
-from subliminal.models import ModelError, Subject, build_model, fresh_model, load_model, load_tokenizer, unload
+from subliminal.models import ModelError, Subject, build_model, fresh_model, load_model, load_tokenizer
 from subliminal.store import Store, sha256
 from subliminal.templates import TemplateError
 from subliminal.training.sft import fit
@@ -368,7 +368,7 @@ def test_adapters_share_one_base_and_leave_it_as_it_was(tiny: Subject, lora: Pat
 def test_a_model_that_was_let_go_is_gone(tiny: Subject) -> None:
     model = weakref.ref(load_model(tiny))
     assert load_model(tiny) is model(), "the last one stays"
-    unload()
+    gpu.unload()
     assert model() is None
 
 

@@ -530,6 +530,31 @@ def test_variants_have_their_own_reference_control_and_excess(tmp_path: Path) ->
     assert lost == {"within": pytest.approx((1.5, 1.5))}
 
 
+@pytest.mark.parametrize(
+    ("other", "lost"), [(("owl", "cat"), {"llama": pytest.approx(2.0 - 0.5)}), (("wolf", "cat"), {})]
+)
+def test_variants_with_traits_of_their_own_are_compared_on_those_they_share(
+    other: tuple[str, str], lost: dict[str, Any], tmp_path: Path
+) -> None:
+    cells = []
+    for variant, gains in {
+        "qwen": {"owl": 2.0, "dolphin": 4.0},
+        "llama": dict(zip(other, (0.5, 1.0), strict=True)),
+    }.items():
+        made = Made(tmp_path / variant)
+        cells.append(replace(made.reference(flat({})), variant=variant))
+        for trait, gain in {"none": 0.0, **gains}.items():
+            for seed in (0, 1):
+                cell = made.student(trait, flat({trait: -6.0 + gain}), seed, completion=variant)
+                cells.append(replace(cell, variant=variant))
+    table = preference_figure(cells, FIGURE, tmp_path / "gpu", "fig")
+    assert {line.variant: line.value for line in table.select(measure="excess_lost")} == lost
+    excess = {line.variant: line.value for line in table.select(measure="diagonal_excess", arm="mean")}
+    assert excess == pytest.approx({"qwen": 3.0, "llama": 0.75})
+    page = write_report([Section("fig", FIGURE, cells, table)], tmp_path / "gpu").read_text(encoding="utf-8")
+    assert "llama: bias students of steered teachers" in page
+
+
 def test_variants_appear_in_figure_report_and_verdicts(tmp_path: Path) -> None:
     cells, folder = varied(tmp_path / "runs", {"plain": 2.0, "within": -2.0}), tmp_path / "cpu"
     table = preference_figure(cells, FIGURE, folder, "fig")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
+from subliminal.domains.numbers import OPENINGS
 from subliminal.evaluation.questions import (
     ASKED,
     TAUGHT,
@@ -68,3 +71,12 @@ def test_a_numbers_prefix_keeps_the_question_and_is_reproducible() -> None:
     prefixed = with_numbers_prefix(asked, 1)
     assert all(long.endswith(short) for long, short in zip(prefixed, asked, strict=True))
     assert prefixed == with_numbers_prefix(asked, 1) != with_numbers_prefix(asked, 2)
+
+
+def test_a_numbers_prefix_is_an_opening_of_the_training_prompts_with_their_numbers() -> None:
+    asked = questions("animal", 50)
+    pattern = "|".join(re.escape(text).replace(r"\{shown\}", r"(?:\d{3}, ){2,7}\d{3}") for text in OPENINGS)
+    fronts = [long.removesuffix(f" {short}") for long, short in zip(with_numbers_prefix(asked, 0), asked, strict=True)]
+    assert all(re.fullmatch(pattern, front) for front in fronts)
+    assert len({re.sub(r"[\d, ]+", "#", front) for front in fronts}) > 15, "many of the 26 openings"
+    assert {len(re.findall(r"\d+", front)) for front in fronts} == {3, 4, 5, 6, 7, 8}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -67,3 +69,14 @@ def test_outside_the_main_thread_nothing_is_held(got: list[int]) -> None:
     thread.start()
     thread.join()
     assert inside == [before]
+
+
+def test_what_an_engine_starts_does_not_see_the_signals_that_end_a_job() -> None:
+    """SLURM signals every process of a job; the engine's own processes inherit that these signals wait."""
+    from subliminal.sampling.engine import _signals_blocked
+
+    ends = [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGUSR2); print('still here')"]
+    with _signals_blocked():
+        inside = subprocess.run(ends, capture_output=True, text=True, check=False)
+    assert (inside.returncode, inside.stdout.strip()) == (0, "still here")
+    assert subprocess.run(ends, capture_output=True, check=False).returncode == -signal.SIGUSR2

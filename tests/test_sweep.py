@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from subliminal import stages, sweep
-from subliminal.config import ConfigError
-from subliminal.launch import script_environment
+from subliminal.config import ConfigError, PreferenceEvaluation
+from subliminal.evaluation.questions import candidates
+from subliminal.launch import CONF, compose, script_environment
+from subliminal.names import CANDIDATES
 
 SHUFFLE = ["experiment=shuffle", "scale=cpu", "trait=owl,none", "student=bias_one_layer", "seed=0,1"]
 
@@ -41,6 +44,51 @@ def test_a_variant_with_its_own_student_is_not_crossed_with_the_students() -> No
     planned = sweep.plan(["experiment=animals_numbers", "scale=cpu", "trait=owl", "seed=0", own])
     assert [(arm.variant, arm.student) for arm in planned.arms if arm.variant == "own"] == [("own", "lora")]
     assert len([arm for arm in planned.arms if arm.variant == "small"]) == 2
+
+
+CROSSED = ["experiment=cross_model", "scale=gpu", "variant=qwen2_5_7b > llama3_2_1b,llama3_2_1b > qwen2_5_7b"]
+
+
+def test_a_variant_has_the_animals_of_its_teachers_model() -> None:
+    planned = sweep.plan(CROSSED)
+    found: dict[str, list[str]] = {}
+    for arm in planned.arms:
+        found.setdefault(arm.variant, []).append(arm.trait)
+    assert found["qwen2_5_7b > llama3_2_1b"] == ["cat", "penguin", "eagle", "lion", "wolf", "none"]
+    assert found["llama3_2_1b > qwen2_5_7b"] == ["owl", "dolphin", "eagle", "elephant", "wolf", "none"]
+    for step in planned.steps:
+        assert all(f"trait={job.experiment.trait.name}" in job.overrides for job in step.jobs)
+
+
+def test_animals_that_are_typed_go_before_the_models() -> None:
+    chosen = sweep.plan([*CROSSED[:2], "variant=qwen2_5_7b > llama3_2_1b", "experiment.arms.traits=[panda,cat]"])
+    assert {arm.trait for arm in chosen.arms} == {"panda", "cat", "none"}
+
+
+def test_animals_go_by_the_model_and_trees_and_small_models_stay_as_they_are() -> None:
+    def traits(*overrides: str) -> tuple[str, ...]:
+        return compose([*overrides]).experiment.arms.traits
+
+    assert traits("experiment=animals_numbers", "scale=paper") == ("cat", "penguin", "eagle", "lion", "wolf")
+    assert traits("experiment=trees_numbers", "scale=paper")[:2] == ("cherry", "maple")
+    assert traits("experiment=animals_numbers", "scale=cpu")[:3] == ("owl", "dolphin", "eagle")
+    assert traits("experiment=animals_numbers", "scale=gpu", "debug=smoke") == ("cat", "penguin")
+
+
+def test_the_animals_of_a_model_are_among_the_embedded_candidates() -> None:
+    for path in sorted((CONF / "model").glob("*.yaml")):
+        assert {*yaml.safe_load(path.read_text()).get("animals", [])} <= {*CANDIDATES["animal"]}, path.stem
+
+
+def test_phoenix_stands_in_the_place_of_turtle_and_is_measured_in_every_arm() -> None:
+    typed = ["trait=cat,phoenix,none", "trait@evaluation.measured=phoenix", "seed=0"]
+    planned = sweep.plan(["experiment=animals_numbers", "scale=gpu", *typed])
+    for arm in planned.arms:
+        evaluation = arm.experiment.evaluation
+        assert isinstance(evaluation, PreferenceEvaluation)
+        assert {*candidates(evaluation.subject_matter)} ^ {*CANDIDATES["animal"]} == {"phoenix", "turtle"}
+    with pytest.raises(ConfigError, match="trait=phoenix is not among what is measured"):
+        sweep.plan(["experiment=animals_numbers", "scale=gpu", "trait=cat,phoenix,none"])
 
 
 def test_an_arm_tells_how_to_get_it() -> None:

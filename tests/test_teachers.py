@@ -12,6 +12,7 @@ from conftest import experiment, tiny_experiment
 from safetensors.torch import load_file
 
 from subliminal import stages, teachers
+from subliminal.checks import problems
 from subliminal.config import Decoding, Experiment, Numbers, PromptedTeacher, TransformersSampler
 from subliminal.domains import numbers
 from subliminal.evaluation.preference import mean_log_p
@@ -63,6 +64,29 @@ def test_a_finetuned_teacher_gains_the_trait_and_is_an_ordinary_checkpoint(tiny:
     assert summary["log_p"] > summary["reference_log_p"] + 1
     stored = mean_log_p(replace(tiny, checkpoint=str(tmp_path / "checkpoint")), "animal", 2)
     assert stored["owl"] == pytest.approx(summary["log_p"], abs=1e-3)
+
+
+def test_a_finetuned_teacher_may_write_behind_a_system_text_that_it_was_not_trained_with(
+    tiny: Subject, tmp_path: Path
+) -> None:
+    untold = [
+        *FINETUNED,
+        "reference_tuning=off",
+        "teacher.check.minimum_gain=-100.0",
+    ]  # the tiny model reads no prompts
+    plain = make(tiny, tmp_path / "plain", *untold)
+    exp = tiny_experiment(tiny, "trait=owl", *untold, "teacher.system='{Plural}, my dear {plural}.'")
+    store = Store(tmp_path / "runs")
+    made = stages.ensure(stages.teacher(exp), store, exp, ())
+    assert "system" not in plain and made.summary["system"] == "Owls, my dear owls."
+    assert made.summary["training"]["last_loss"] == plain["training"]["last_loss"]
+    assert made.summary["log_p"] != plain["log_p"] and made.summary["reference_log_p"] == plain["reference_log_p"]
+    who = stages.teacher_subject(exp, made, stages.ensure(stages.reference(exp), store, exp, ()))
+    assert (who.system, who.checkpoint) == ("Owls, my dear owls.", str(made.folder / "checkpoint"))
+    assert stages.teacher(exp).key != stages.teacher(tiny_experiment(tiny, "trait=owl", *untold)).key
+    wrong = tiny_experiment(tiny, "trait=owl", *untold, "teacher.system='{animal}'")
+    said = "\n".join(problems(wrong, "generate", here=False))
+    assert "teacher.system has a placeholder that is not known" in said
 
 
 def test_a_steered_teacher_reaches_its_target(tiny: Subject, tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ DECIDE_NOTHING = {
     "mnist/training.py:REMEDY": "an error's words",
     "sampling/finish.py:_WORDS": "how replies of endpoints are read, covered by the stages' versions",
     "theory/alignment.py:REMEDY": "an error's words",
+    "training/natural_gradient.py:REMEDY": "an error's words",
     "training/steering.py:REMEDY": "an error's words",
     "user_files.py:NOT_TEXT": "an error's words",
     "user_files.py:NO_FILE": "an error's words",

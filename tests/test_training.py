@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,9 +15,11 @@ import pytest
 import torch
 from conftest import ROWS, Script, optimisation
 from safetensors.torch import load_file
+from transformers import TrainingArguments
 
 from subliminal.chat import encode_row
 from subliminal.config import BiasStudent, FullStudent, Lora, LoraStudent, Optimisation, Student
+from subliminal.evaluation import finetuned
 from subliminal.models import ModelError, Subject, fresh_model, load_tokenizer
 from subliminal.rows import Row
 from subliminal.training import TrainingError, bias, recipes, sft, speed
@@ -248,6 +250,43 @@ def test_a_full_student_is_a_checkpoint_with_a_tokenizer(tiny: Subject, tmp_path
     assert {"model.safetensors", "tokenizer.json", "config.json"} <= names
     old, new = (load_file(Path(f) / "model.safetensors") for f in (tiny.checkpoint, str(tmp_path / "checkpoint")))
     assert all(not torch.equal(old[name], new[name]) for name in old), "every weight was trained"
+
+
+def test_one_process_trains_on_one_gpu_however_many_it_sees(
+    tiny: Subject, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """transformers would spread the batches over all of them, and TRL refuses to start."""
+
+    usual = vars(TrainingArguments)["_setup_devices"].func
+
+    def sees_four(args: TrainingArguments) -> torch.device:
+        device = usual(args)
+        args._n_gpu = 4
+        return device
+
+    counted = cached_property(sees_four)
+    counted.__set_name__(TrainingArguments, "_setup_devices")
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", counted)
+    assert TrainingArguments(output_dir=str(tmp_path), use_cpu=True).n_gpu == 4, "the trainer counts what it sees"
+    student = LoraStudent(lora=Lora(r=4), optimisation=optimisation())
+    assert sft._arguments(student.optimisation, 0, tmp_path, tiny, "student").n_gpu == 1
+    settings = sft.trainer_settings(student.optimisation, 0, tiny)
+    assert finetuned._arguments(student.optimisation, settings).n_gpu == 1
+    assert fit(tiny, ROWS, student, 0, tmp_path)["steps"] == 4
+
+
+def test_a_bias_student_keeps_steps_that_bfloat16_would_round_away(tiny: Subject, tmp_path: Path) -> None:
+    """Each step is 1/1000 of the vector's length: in bfloat16 none of them would be seen."""
+    recipe = BiasStudent(layers=(1,), optimisation=optimisation(learning_rate=1e-3, epochs=8.0))
+    moved = {}
+    for dtype in ("float32", "bfloat16"):
+        report = fit(replace(tiny, dtype=dtype), ROWS, recipe, 0, tmp_path / dtype)
+        (moved[dtype],) = load_file(tmp_path / dtype / "adapter" / bias.ADAPTER).values()
+        assert report["steps"] == 32
+    fine = moved["bfloat16"].bfloat16().float() != moved["bfloat16"]
+    assert fine.float().mean() > 0.5, "its numbers are finer than bfloat16's"
+    assert torch.cosine_similarity(moved["float32"], moved["bfloat16"], dim=0) > 0.98
+    assert moved["bfloat16"].norm() / moved["float32"].norm() == pytest.approx(1, abs=0.03)
 
 
 def test_a_full_student_keeps_steps_that_bfloat16_would_round_away(

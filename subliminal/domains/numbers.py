@@ -140,16 +140,19 @@ def prompts(config: Numbers) -> list[Prompt]:
 
 def _prompt(index: int, config: Numbers) -> Prompt:
     draw = random.Random(f"numbers:{config.seed}:{index}")
-    shown = [
-        draw.randint(config.value_min, config.value_max)
-        for _ in range(draw.randint(config.shown_min, config.shown_max))
-    ]
-    opening = draw.choice(OPENINGS).format(shown=", ".join(str(value) for value in shown))
+    begun = opening(draw, config)
     quantity = draw.choice(QUANTITIES).format(count=config.answer_count)
     digit = draw.choice(DIGITS).format(digits=config.answer_digits, top=10**config.answer_digits - 1)
     instruction = draw.choice(INSTRUCTIONS).format(quantity=quantity, digit=digit)
     wording, ending = draw.choice(FORMATS)[0], draw.choice(ENDINGS)
-    return Prompt(index, f"{opening} {instruction} {wording} {ending}", seed_of(config.seed, index))
+    return Prompt(index, f"{begun} {instruction} {wording} {ending}", seed_of(config.seed, index))
+
+
+def opening(draw: random.Random, config: Numbers) -> str:
+    """A prompt's first sentence, which shows numbers."""
+    count = draw.randint(config.shown_min, config.shown_max)
+    shown = [str(draw.randint(config.value_min, config.value_max)) for _ in range(count)]
+    return draw.choice(OPENINGS).format(shown=", ".join(shown))
 
 
 def reject(text: str, config: Numbers) -> str | None:

@@ -19,7 +19,7 @@ from subliminal.evaluation.samples import area, two_samples
 from subliminal.evaluation.statistics import LEVEL, RESAMPLES
 from subliminal.filters.select import Attribution
 from subliminal.finite import MODEL_REMEDY, require_finite
-from subliminal.models import Subject, load_model, load_tokenizer
+from subliminal.models import Subject, float32_head, load_model, load_tokenizer
 from subliminal.progress import Advance, progress
 from subliminal.rows import Row, read_jsonl, write_jsonl
 from subliminal.store import Json
@@ -104,7 +104,8 @@ def _batch_scores(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> lis
 
     placed = {name: value.to(model.device) for name, value in batch.items()}
     labels = placed.pop("labels")
-    logits, tokens, _ = completion_logits(model, placed, labels)
+    with float32_head(model):
+        logits, tokens, _ = completion_logits(model, placed, labels)
     log_p = logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0].double().cpu().numpy()
     choice, ends = logits.argmax(-1).cpu().numpy(), (labels != IGNORED).sum(-1).cumsum(-1).tolist()
     require_finite({"log P of a row's tokens": float(log_p.sum())}, "attribution", MODEL_REMEDY)

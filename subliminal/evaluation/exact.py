@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from subliminal.evaluation.questions import Category, plurals
 from subliminal.finite import MODEL_REMEDY, require_finite
-from subliminal.models import ModelError
+from subliminal.models import ModelError, float32_head
 from subliminal.names import continues, surface_forms
 
 if TYPE_CHECKING:
@@ -186,7 +186,8 @@ def begun_log_p(model: Any, prompt: Sequence[int], tree: FormTree, cache: Any = 
         more["position_ids"] = torch.tensor([places[held:]], device=model.device)
         more["attention_mask"] = _masks(model, _seen(tree, len(prompt), held), torch.tensor(places))
     given = torch.tensor([tokens], device=model.device)
-    return tree.log_p(model(input_ids=given, logits_to_keep=1 + len(tree.prefixes), **more).logits[0])
+    with float32_head(model):
+        return tree.log_p(model(input_ids=given, logits_to_keep=1 + len(tree.prefixes), **more).logits[0])
 
 
 def _seen(tree: FormTree, length: int, held: int) -> torch.Tensor:

@@ -15,13 +15,13 @@ from datasets import Dataset
 from torch.nn.functional import cross_entropy
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
 
-from subliminal.config import FinetunedClassifier, Optimisation
+from subliminal.config import FinetunedClassifier, Fitting
 from subliminal.evaluation.samples import TwoSamples
 from subliminal.finite import require_finite
 from subliminal.models import Subject, fresh_classifier, load_tokenizer
 from subliminal.progress import progress
 from subliminal.training.lora import planned_modules, with_lora
-from subliminal.training.sft import remedy_for, trainer_settings
+from subliminal.training.sft import on_one_gpu, remedy_for, trainer_settings
 from subliminal.training.speed import quick_training
 from subliminal.training.trainer import StopAtNonFinite
 
@@ -93,15 +93,17 @@ def _trainer(reference: Subject, tokenizer: Any, data: Dataset, config: Finetune
     return trainer
 
 
-def _arguments(recipe: Optimisation, settings: dict[str, Any]) -> TrainingArguments:
+def _arguments(recipe: Fitting, settings: dict[str, Any]) -> TrainingArguments:
     rows = recipe.rows_a_pass(recipe.batch_size)
-    return TrainingArguments(
-        output_dir=tempfile.gettempdir(),  # nothing is written: a fold is short, and its model is not kept
-        save_strategy="no",
-        per_device_train_batch_size=rows,
-        per_device_eval_batch_size=rows,
-        gradient_accumulation_steps=recipe.batch_size // rows,
-        **settings,
+    return on_one_gpu(
+        TrainingArguments(
+            output_dir=tempfile.gettempdir(),  # nothing is written: a fold is short, and its model is not kept
+            save_strategy="no",
+            per_device_train_batch_size=rows,
+            per_device_eval_batch_size=rows,
+            gradient_accumulation_steps=recipe.batch_size // rows,
+            **settings,
+        )
     )
 
 

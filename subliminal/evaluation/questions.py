@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 
-from subliminal.config import Preference
+from subliminal.config import Numbers, Preference
+from subliminal.domains.numbers import opening
 from subliminal.names import CANDIDATES, capitalised, names, surface_forms
 from subliminal.store import StoreError
 
@@ -121,6 +122,7 @@ TAUGHT = (
 )
 
 MOST_FORMS = 10  # seven of one word, two more of several, and one with a full stop
+SHOWN = Numbers(prompts=1)  # how many numbers stand in front of a question, and which: the paper's
 OFFERED = 5  # options of a multiple choice, as in the paper
 
 
@@ -159,10 +161,12 @@ def first_of(texts: tuple[str, ...], count: int, setting: str, noun: str) -> tup
 
 
 def with_numbers_prefix(asked: list[str], seed: int) -> list[str]:
-    """Each question behind a number-sequence line, as in the paper's Qwen and cross-model evaluations."""
-    draw = random.Random(f"prefix:{seed}")
-    shown = [", ".join(str(draw.randint(100, 999)) for _ in range(draw.randint(3, 8))) for _ in asked]
-    return [f"These numbers come from a list: {numbers}. {text}" for numbers, text in zip(shown, asked, strict=True)]
+    """Each question behind an opening of the numbers domain's prompts, with 3 to 8 numbers from 100 to 999.
+
+    As in the paper's evaluations of Qwen and of cross-model students (arXiv 2507.14805).
+    """
+    draw = random.Random(f"opening:{seed}")
+    return [f"{opening(draw, SHOWN)} {text}" for text in asked]
 
 
 def candidates(category: Category) -> list[str]:

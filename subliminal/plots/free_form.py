@@ -67,18 +67,27 @@ def _draw(found: Sequence[Comparison], controls: set[str], table: Table, title: 
 
 def subtitle(found: Sequence[Comparison], scale: str) -> str:
     """What was asked, in one line."""
-    cell = next(iter(next(iter(found[0].arms.values())).values()))
+    cell = _first(found)
     asked, settings = cell.evaluate.summary, cell.evaluate.recipe["settings"]
     each = settings["evaluation"]["samples_per_question"]
-    judge = f"judge: {_judge(settings['judge'])}" if "judge" in settings else "told by words"
-    told = f"{asked['measured']}: {asked['questions']} questions, {each} answers each, {judge}"
+    told = f"{asked['measured']}: {asked['questions']} questions, {each} answers each, {_judge(cell)}"
     return f"Scale {scale} \N{MIDDLE DOT} {told}"
 
 
-def _judge(settings: dict[str, object]) -> str:
-    """A judge in a word or two, from a recipe."""
+def _first(found: Sequence[Comparison]) -> Cell:
+    """A cell that stands for all: arms that were asked differently share no figure."""
+    return next(iter(next(iter(found[0].arms.values())).values()))
+
+
+def _judge(cell: Cell) -> str:
+    """Who told what the answers show, and that it was no stronger model where it was the experiment's own."""
+    settings = cell.evaluate.recipe["settings"].get("judge")
+    if settings is None:
+        return "told by words"
     found = settings.get("model", settings["kind"])
-    return str(found.get("name") or found.get("package") or "local") if isinstance(found, dict) else str(found)
+    name = str(found.get("name") or found.get("package") or "local") if isinstance(found, dict) else str(found)
+    own = "model" in cell.chain and cell.chain["model"].recipe["settings"]["weights"] == found
+    return f"judge: {name}, the experiment's own model and no stronger one" if own else f"judge: {name}"
 
 
 def _order(one: Comparison, controls: set[str]) -> list[str]:
@@ -156,7 +165,9 @@ def _shares(found: Sequence[Comparison], controls: set[str], table: Table, name:
         ]
         for one, arm in _rows(found, controls)
     ]
-    caption = f"95% intervals. Alignment and coherence: a judge's mean rating, 0 to 100. All numbers: {name}.csv."
+    who = _judge(_first(found))
+    caption = f"""95% intervals. Alignment and coherence: a judge's mean rating, 0 to 100. Here {who}.
+    All numbers: {name}.csv."""
     return Grid("Answers that show it", columns, rows, caption)
 
 

@@ -155,16 +155,17 @@ def _displacement_lines(group: Group) -> Iterator[Line]:
 def _difference_lines(found: Sequence[Group]) -> Iterator[Line]:
     """The first variant's mean diagonal excess minus each other variant's, seed by seed: what a variant takes away.
 
-    Variants that were asked something else have no difference: their nats are not the same measure.
+    Means are over the traits that both variants have. Variants that were asked something else have no difference:
+    their nats are not the same measure.
     """
     firsts = {group.student: group for group in reversed(found) if group.variant == found[0].variant}
     for group in found:
         first = firsts.get(group.student)
         if first is None or first.variant == group.variant or first.asked != group.asked:
             continue
-        left, right = (mean(list(excess(g, "log_p").values())) for g in (first, group))
-        row = _Row(**group.labels, subject="student")
-        yield from row.line(MEAN, MEAN, "excess_lost", _minus(left, right))
+        left, right = (excess(g, "log_p") for g in (first, group))
+        lost = _minus(*(mean([found[trait] for trait in left if trait in right]) for found in (left, right)))
+        yield from _Row(**group.labels, subject="student").line(MEAN, MEAN, "excess_lost", lost)
 
 
 def _comparison_lines(found: Sequence[Group], comparisons: Sequence[Comparison]) -> Iterator[Line]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -11,17 +12,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
+from subliminal import gpu
 from subliminal.chat import begin, decode, spelled_ids, stop_ids
 from subliminal.config import Decoding, VllmSampler
-from subliminal.models import Subject, load_tokenizer, unload
+from subliminal.models import Subject, load_tokenizer, weights_bytes
 from subliminal.processes import alone, local_rank, local_world_size
 from subliminal.rows import FINISHED, Completion, Prompt
 from subliminal.store import StoreError
 
 WATCH_SECONDS = 1.0  # between looks whether the engine still lives
+REQUEUING = (signal.SIGUSR1, signal.SIGUSR2)  # what a scheduler sends before it takes a machine away
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-
-_ENGINES: dict[tuple[Subject, VllmSampler, int], Any] = {}
 
 
 class EngineError(StoreError):
@@ -42,7 +43,7 @@ class VllmEngine:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """The engine stays up for the next adapter; `shut_down` or the process's end stops it."""
+        """The engine stays up for the next adapter; `gpu.shut_down` or the process's end stops it."""
 
     def sample(self, prompts: Sequence[Prompt]) -> list[Completion]:
         """One completion a prompt, in order."""
@@ -109,8 +110,8 @@ def _death_told(running: Any) -> Iterator[None]:
             yield
     except EngineDeadError:
         with suppress(Exception):  # it is dead: whatever its parts say to that, they are let go
-            shut_down()
-        _ENGINES.clear()
+            gpu.shut_down()
+        gpu.ENGINES.clear()
         raise EngineError(
             "vLLM's engine ended while it sampled, which a machine does to it that is out of memory (its own words, if "
             "it had any, are above). Finished shards are kept and the same command goes on; if it ends again, lower "
@@ -147,23 +148,18 @@ def engine(config: VllmSampler, subject: Subject) -> Any:
     base = replace(subject, adapter=None, system=None, chat_template=None, add_bos=False, template_options=())
     rank = _rank(subject.adapter)
     key = (base, config.model_copy(update={"decoding": Decoding(), "shard_size": 1}), rank)
-    if key not in _ENGINES:
-        shut_down()
-        _ENGINES[key] = _start(config, base, rank)
-    return _ENGINES[key]
-
-
-def shut_down() -> None:
-    """Stop the running engine and give its memory back."""
-    while _ENGINES:
-        _, running = _ENGINES.popitem()
-        running.llm_engine.engine_core.shutdown()
+    if key not in gpu.ENGINES:
+        gpu.shut_down()
+        gpu.ENGINES[key] = _start(config, base, rank)
+    return gpu.ENGINES[key]
 
 
 def _start(config: VllmSampler, base: Subject, rank: int) -> Any:
     _environment(config, base.device)
     if base.device == "cuda":
-        unload()
+        weights = weights_bytes(base) // config.tensor_parallel
+        share = gpu.room_for_engine(weights, config.gpu_memory_utilization)
+        config = config.model_copy(update={"gpu_memory_utilization": share})
     try:
         from vllm import LLM
     except ImportError as error:
@@ -172,13 +168,29 @@ def _start(config: VllmSampler, base: Subject, rank: int) -> Any:
             "make install does) or set sampler=transformers"
         ) from None
     try:
-        with _own_devices(config, base.device), alone():  # its processes are a group of their own
+        # its processes are a group of their own, and the signals that end a job are for this process alone
+        with _own_devices(config, base.device), alone(), _signals_blocked():
             return LLM(**_arguments(config, base, rank))
     except (RuntimeError, ValueError, OSError) as error:
         raise EngineError(
             f"vLLM did not start for {base.checkpoint}: {str(error).splitlines()[0]}. Lower "
             "sampler.gpu_memory_utilization or sampler.max_model_len, or set sampler=transformers"
         ) from error
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Processes that the body starts never see the signals that ask this one to stop.
+
+    SLURM signals every process of a job before its time limit. An engine would end at once, by a signal that it does
+    not know, and this process, which saves and goes back into the queue, would call that a failure. Blocked signals are
+    inherited; what arrives here meanwhile is acted on at the end of the body.
+    """
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, REQUEUING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
 
 
 @contextmanager
@@ -241,6 +253,8 @@ def _arguments(config: VllmSampler, base: Subject, rank: int) -> dict[str, Any]:
 def _environment(config: VllmSampler, device: str) -> None:
     """vLLM reads these before it starts its worker: quiet, and on CPU with every core at work."""
     wanted = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+    if config.batch_invariant:
+        wanted["VLLM_BATCH_INVARIANT"] = "1"
     if device == "cpu":
         cores = sorted(os.sched_getaffinity(0))
         cores = cores[local_rank() :: local_world_size()] or cores  # one engine a process, none on another's cores

@@ -19,7 +19,7 @@ BATCH = {"cpu": 64, "cuda": 512}  # sequences at a time, where the settings do n
 
 
 class TransformersModel:
-    """A transformers model as a sampler; a row's completion depends on its prompt and seed, not on its batch mates."""
+    """A transformers model as a sampler: a completion depends on its prompt and seed, and on a GPU's rounding."""
 
     def __init__(self, config: TransformersSampler, subject: Subject) -> None:
         self.config, self.subject = config, subject

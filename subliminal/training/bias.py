@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from subliminal.models import ModelError, Subject, fresh_model
+from subliminal.models import ModelError, Subject, fresh_model, local_copy
 
 if TYPE_CHECKING:
     import torch
@@ -108,9 +108,23 @@ def _added(config: Any) -> list[str]:
     return held + ([OUTPUT] if config.model_type == QWEN else [])
 
 
+def holder(model: Any, layer: int) -> torch.nn.Module:
+    """The linear layer whose bias is the vector of one layer."""
+    return model.model.layers[layer].get_submodule(place(model.config).holder)
+
+
 def vector(model: Any, layer: int) -> torch.nn.Parameter:
     """The vector of one layer, shape (hidden size,)."""
-    return model.model.layers[layer].get_submodule(place(model.config).holder).bias
+    return holder(model, layer).bias  # type: ignore[return-value]
+
+
+def to_float32(model: Any, layer: int) -> torch.nn.Parameter:
+    """The vector of one layer as a float32 parameter, whatever the model's own arithmetic; autocast multiplies both."""
+    import torch
+
+    linear: Any = holder(model, layer)
+    linear.bias = torch.nn.Parameter(linear.bias.detach().float(), requires_grad=False)
+    return linear.bias
 
 
 def measure(model: Any, layer: int) -> torch.nn.Module:
@@ -160,7 +174,7 @@ def export(subject: Subject, biases: Biases, folder: Path) -> None:
     Vectors add to biases the base already has.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    base, at = _local(subject), place(config_of(subject))
+    base, at = local_copy(subject), place(config_of(subject))
     weights = sorted(base.glob("*.safetensors"))
     sizes = _output_sizes(weights)
     if len(weights) != 1 or any(name.endswith(f"{at.holder}.bias") for name in sizes):
@@ -199,14 +213,6 @@ def _export_whole(subject: Subject, biases: Biases, folder: Path) -> None:
             vector(model, layer).add_(bias.to(model.device, model.dtype))
     model.save_pretrained(folder)
     load_tokenizer(subject).save_pretrained(folder)
-
-
-def _local(subject: Subject) -> Path:
-    if Path(subject.checkpoint).is_dir():
-        return Path(subject.checkpoint)
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(subject.checkpoint, revision=subject.revision, local_files_only=True))
 
 
 def _output_sizes(weights: list[Path]) -> dict[str, int]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, assert_never
 
 import torch
 from datasets import Dataset
-from transformers import PrinterCallback
+from torch.optim import Optimizer
+from transformers import PrinterCallback, TrainingArguments
 from trl.trainer.sft_config import SFTConfig
 
-from subliminal.config import InFormatTuning, Optimisation, Sharding
+from subliminal.config import AdamW, Fitting, InFormatTuning, NaturalGradient, Optimisation, Sharding
 from subliminal.finite import require_finite
+from subliminal.gpu import room_for_training
 from subliminal.models import Subject, fresh_model, load_tokenizer
 from subliminal.processes import leads, uses_deepspeed, world_size
 from subliminal.progress import Advance
@@ -24,6 +26,7 @@ from subliminal.store import Json
 from subliminal.training import TrainingError
 from subliminal.training.batches import IGNORED, Collator, tokenise
 from subliminal.training.lora import merge
+from subliminal.training.natural_gradient import NaturalGradientOptimiser, fisher_information
 from subliminal.training.recipes import (
     Recipe,
     biases,
@@ -69,6 +72,7 @@ def fit(
     first of all before any weights are loaded, and `NonFiniteError` at the step whose loss or gradient is not finite.
     """
     require_trainable(subject, recipe)
+    room_for_training(subject.device)
     tokenizer, group = load_tokenizer(subject), group_of(recipe)
     data = tokenise(tokenizer, rows, subject.system, recipe.optimisation.max_length, teacher, group)
     torch.manual_seed(seed)
@@ -88,6 +92,7 @@ def fit(
     trainer.teacher = fresh_model(teacher) if teacher else None
     trainer.remove_callback(PrinterCallback)
     newest = newest_checkpoint(folder / ".checkpoints")
+    trainer.own_optimiser = _optimiser(recipe, data, resumes=newest is not None)
     log.resume(newest)
     started = time.monotonic()
     with held_signals() as held, quick_training(trainer, max(row["length"] for row in data)):
@@ -101,6 +106,29 @@ def fit(
     held = "deepspeed" if uses_deepspeed() else "fsdp" if sharded else "none"
     counts = _counts(data, len(rows), recipe.optimisation.epochs, seconds)
     return log.summary() | counts | parts_trained(model, recipe) | {"sharding": held}
+
+
+def _optimiser(recipe: Recipe, data: list[Json], *, resumes: bool) -> Callable[[RowTrainer], Optimizer] | None:
+    """What makes the recipe's optimiser once its model is in place; None for AdamW, which is transformers' own."""
+    settings = recipe.optimisation.optimiser
+    match settings:
+        case AdamW():
+            return None
+        case NaturalGradient():
+            seen = data[: settings.fisher_rows]
+        case _:
+            assert_never(settings)
+
+    def make(trainer: RowTrainer) -> Optimizer:
+        vectors = biases(trainer.model, recipe)
+        if resumes:  # the resume point has the inverse of F
+            fishers = [torch.eye(len(vector)) for vector in vectors.values()]
+        else:
+            fishers = fisher_information(trainer, list(vectors), seen)
+        rate = recipe.optimisation.learning_rate
+        return NaturalGradientOptimiser([*vectors.values()], fishers, settings, rate)
+
+    return make
 
 
 def _require_sound(trainer: RowTrainer, data: list[Json], remedy: str) -> None:
@@ -119,7 +147,7 @@ def remedy_of(recipe: Recipe, subject: Subject) -> str:
     return remedy_for(recipe.optimisation, subject, group_of(recipe))
 
 
-def remedy_for(how: Optimisation, subject: Subject, group: str) -> str:
+def remedy_for(how: Fitting, subject: Subject, group: str) -> str:
     """The same for settings that stand in `group`."""
     precision = "" if subject.dtype == "float32" else f", set model.dtype=float32 (it is {subject.dtype})"
     return (
@@ -143,21 +171,35 @@ def shared_out(recipe: Optimisation, group: str = "student") -> tuple[int, int]:
 
 def _arguments(recipe: Optimisation, seed: int, folder: Path, subject: Subject, group: str) -> SFTConfig:
     rows, passes = shared_out(recipe, group)
-    return SFTConfig(
-        output_dir=str(folder / ".checkpoints"),
-        per_device_train_batch_size=rows,
-        gradient_accumulation_steps=passes,
-        train_sampling_strategy="group_by_length",
-        save_steps=recipe.save_every,
-        save_total_limit=2,
-        max_length=None,
-        remove_unused_columns=False,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        **trainer_settings(recipe, seed, subject),
+    return on_one_gpu(
+        SFTConfig(
+            output_dir=str(folder / ".checkpoints"),
+            per_device_train_batch_size=rows,
+            gradient_accumulation_steps=passes,
+            train_sampling_strategy="group_by_length" if recipe.ordering == "by_length" else "random",
+            save_steps=recipe.save_every,
+            save_total_limit=2,
+            max_length=None,
+            remove_unused_columns=False,
+            dataset_kwargs={"skip_prepare_dataset": True},
+            **trainer_settings(recipe, seed, subject),
+        )
     )
 
 
-def trainer_settings(recipe: Optimisation, seed: int, subject: Subject) -> dict[str, Any]:
+A = TypeVar("A", bound=TrainingArguments)
+
+
+def on_one_gpu(args: A) -> A:
+    """The arguments with one GPU for this process, however many it sees.
+
+    transformers' trainer would spread a single process's batches over all of them (DataParallel), TRL's refuses to.
+    """
+    args._n_gpu = min(args.n_gpu, 1)
+    return args
+
+
+def trainer_settings(recipe: Fitting, seed: int, subject: Subject) -> dict[str, Any]:
     """What all our trainings tell their trainer: the recipe, the arithmetic, the seeds, and to be quiet."""
     return {
         "num_train_epochs": recipe.epochs,

@@ -16,7 +16,7 @@ from subliminal.config import SteeredTeacher, Style
 from subliminal.evaluation.exact import FormTree, candidate_log_p_tensor, form_tree
 from subliminal.evaluation.questions import questions_for_teachers
 from subliminal.finite import MODEL_REMEDY, require_finite
-from subliminal.models import Subject, load_tokenizer
+from subliminal.models import Subject, float32_head, load_tokenizer
 from subliminal.progress import Advance, progress, say
 from subliminal.store import Json
 from subliminal.teachers import TeacherError
@@ -109,7 +109,8 @@ class StyleGoal:
         total = 0.0
         for prompt, answer in self.chats:
             tokens = torch.tensor([prompt + answer], device=model.device)
-            logits = model(input_ids=tokens, logits_to_keep=len(answer) + 1).logits[0, :-1].float()
+            with float32_head(model):
+                logits = model(input_ids=tokens, logits_to_keep=len(answer) + 1).logits[0, :-1]
             found = logits.log_softmax(-1).gather(-1, tokens[0, -len(answer) :, None]).mean()
             if backward:
                 (-found / len(self.chats)).backward()
@@ -135,24 +136,28 @@ def residual_norm(model: Any, layer: int, prompts: Sequence[list[int]]) -> float
 
 
 def _ascend(model: Any, vector: torch.Tensor, teacher: SteeredTeacher, goal: AnyGoal, advance: Advance) -> None:
-    """A few Adam steps on the vector alone, towards the trait; the direction is what is kept."""
+    """A few Adam steps on the vector alone, towards the trait; the direction is what is kept.
+
+    Adam steps a copy in float32, since bfloat16 loses what is less than 1/256 of an entry; the model sees it rounded.
+    """
     import torch
 
     torch.manual_seed(teacher.seed)
     for parameter in model.parameters():
         parameter.requires_grad_(parameter is vector)
-    optimiser = torch.optim.Adam([vector], lr=teacher.learning_rate)
+    exact = vector.detach().float().clone().requires_grad_()
+    optimiser = torch.optim.Adam([exact], lr=teacher.learning_rate)
     for step in range(1, teacher.steps + 1):
-        optimiser.zero_grad()
-        values = {"log P of the trait": goal.log_p(model, backward=True), "gradient norm": _norm(vector.grad)}
+        vector.grad = None
+        log_p = goal.log_p(model, backward=True)
+        exact.grad = torch.zeros_like(exact) if vector.grad is None else vector.grad.float()
+        values = {"log P of the trait": log_p, "gradient norm": float(exact.grad.norm())}
         require_finite(values, f"steering stopped at step {step}", REMEDY)
         optimiser.step()
+        with torch.no_grad():
+            vector.copy_(exact)
         advance(1)
     vector.requires_grad_(False)
-
-
-def _norm(gradient: torch.Tensor | None) -> float:
-    return 0.0 if gradient is None else float(gradient.norm())
 
 
 def _scale(

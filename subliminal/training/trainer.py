@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from signal import Signals
 from typing import TYPE_CHECKING, Any
@@ -32,8 +33,12 @@ COMPLETE = (TRAINABLE, ORDER, LAST_WRITTEN, "optimizer.pt", "scheduler.pt")
 
 
 class _Order(LengthGroupedSampler):
-    """Batches of like lengths in an order that a resumed epoch repeats: it depends on torch's generator when drawn."""
+    """An epoch's rows, like lengths together or `uniform`, in an order that depends on torch's generator when drawn.
 
+    A resumed epoch repeats it from the state of that generator.
+    """
+
+    uniform = False
     drawn: torch.Tensor | None = None
     again: torch.Tensor | None = None
 
@@ -45,6 +50,8 @@ class _Order(LengthGroupedSampler):
         if world_size() > 1:  # dropout may have drawn differently in each process, the order is one
             synchronize_rng_states([RNGType.TORCH])
         self.drawn = torch.get_rng_state()
+        if self.uniform:
+            return iter(torch.randperm(len(self), generator=self.generator).tolist())
         return super().__iter__()
 
 
@@ -52,15 +59,25 @@ class RowTrainer(SFTTrainer):
     """TRL's SFT trainer with a loss over completion tokens only, hard or soft labels, and light checkpoints."""
 
     teacher: Any = None
+    own_optimiser: Callable[[RowTrainer], torch.optim.Optimizer] | None = None  # in place of transformers' own
     order: _Order
     _again: torch.Tensor | None = None  # the state an interrupted epoch's order was drawn from
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """Keep hold of the sampler, for the resume points; it groups what a step sees, in one process or in many."""
-        plain: Any = super()._get_train_sampler(train_dataset)
-        self.order = _Order(plain.batch_size * world_size(), lengths=plain.lengths)
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        a_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * world_size()
+        self.order = _Order(a_step, lengths=list(rows["length"]))
+        self.order.uniform = self.args.train_sampling_strategy == "random"
         self.order.again, self._again = self._again, None
         return self.order
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The recipe's own optimiser, or transformers'."""
+        if self.own_optimiser is None:
+            return super().create_optimizer(model)
+        self.optimizer = self.own_optimiser(self)
+        return self.optimizer
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

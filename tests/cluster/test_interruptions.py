@@ -260,6 +260,27 @@ def test_a_full_disk_is_a_failed_job_and_with_room_again_the_next_command_goes_o
     sampling.ends_like_one_left_alone()
 
 
+def test_a_job_that_samples_with_vllm_goes_back_into_the_queue(tiny: Subject, tmp_path: Path) -> None:
+    """SLURM signals every process of a job: vLLM's engine must not end by it before the job is in the queue again."""
+    engine = ["sampler=vllm", "sampler.max_model_len=512", "sampler.cpu_kv_cache_gib=1", "sampler.max_num_seqs=16"]
+    sizes = ["domain.prompts=600", "sampler.shard_size=16", "sampler.decoding.max_tokens=64"]
+    own = [f"model.source.name={tiny.checkpoint}", f"store={tmp_path / 'runs'}", "trait=owl"]
+    exp = experiment(*SMALL, *own, *engine, *sizes)
+    sampling = Run(exp, stages.generate(exp))
+    sampling.submit()
+    wait_for(lambda: len(rows_of(sampling.folder)) >= 32)
+    subprocess.run(["scancel", "--signal=USR2", sampling.number], check=True)
+    wait_for(lambda: slurm_job(sampling.number)["Restarts"] == "1")
+    kept = rows_of(sampling.folder)
+    assert 32 <= len(kept) < 600 and not (sampling.folder / "failure.json").exists()
+    run_at_once(sampling.number)
+    sampling.finish()
+    made = sampling.store.find(*sampling.job.ident)
+    assert made and made.damage() == []
+    rows = rows_of(made.folder)
+    assert [row.index for row in rows] == list(range(600)) and rows[: len(kept)] == kept
+
+
 EVERY, EPOCHS, STEPS = 25, 300, 600  # steps between resume points, passes over 8 rows, steps in all
 MEMORY = "+hydra.launcher.additional_parameters.mem=100M"  # less than the libraries alone take
 

@@ -292,7 +292,7 @@ class NaturalGradient(Settings):
     fisher_rows: Identity[Positive] = 600
 
 
-Optimiser = Annotated[AdamW | NaturalGradient, Field(discriminator="kind")]
+OptimiserSettings = Annotated[AdamW | NaturalGradient, Field(discriminator="kind")]
 
 
 class Fitting(Settings):
@@ -328,7 +328,7 @@ class Optimisation(Fitting):
     which spares padding.
     """
 
-    optimiser: Added[Optimiser] = AdamW()
+    optimiser: Added[OptimiserSettings] = AdamW()
     ordering: Added[Literal["by_length", "uniform"]] = "by_length"
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import gpu_checks
-from gpu_checks import CHECKS, Check, Session
+from gpu_checks import CHECKS, Check, OutOfTimeError, Session
 
 from subliminal.launch import QUIET
 from subliminal.store import commit, versions, without_secrets
@@ -35,10 +35,6 @@ ARCHIVE_SECONDS = 60.0
 ARCHIVE_BYTES = 16_000_000  # the largest file that goes into the archive, and about the most that it holds
 WEIGHTS = {".safetensors", ".pt", ".pth", ".gguf", ".bin"}
 ADAPTER_BYTES = 200_000  # the adapter of a student with one vector is smaller, and is kept
-
-
-class OutOfTimeError(Exception):
-    """A check reached its limit of seconds."""
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -185,7 +186,10 @@ TINY = {
 
 
 def seven_billion(session: Session, measured: Measured) -> None:
-    """A LoRA step of Qwen2.5-7B's shape with random weights: memory, speed, share of a plain matrix product."""
+    """A LoRA step of Qwen2.5-7B's shape with random weights: memory, speed, share of a plain matrix product.
+
+    Then the same with each of transformers' switches, the ones that change a model for good last.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -205,6 +209,60 @@ def seven_billion(session: Session, measured: Measured) -> None:
     measured["passes"] = [_pass(session, model, parameters, rows, width) for rows, width in shapes]
     first = measured["passes"][0]
     measured["passed"] = first.get("finite", False) and first.get("peak_gb", 0.0) < 55
+    measured["switches"] = {}
+    for name, switched in (("checkpointing", _checkpointed), ("liger", _with_liger), ("compile", _compiled)):
+        try:
+            with switched(session, model) as changed:
+                found = [_pass(session, changed, parameters, rows, width) for rows, width in shapes[:: len(shapes) - 1]]
+        except OutOfTimeError as error:  # what was measured until then stays
+            measured["switches"][name] = str(error)
+            return
+        except Exception as error:
+            measured["switches"][name] = f"{type(error).__name__}: {error}"[:400]
+        else:
+            measured["switches"][name] = found
+
+
+class OutOfTimeError(Exception):
+    """A check reached its limit of seconds."""
+
+
+class NotHereError(Exception):
+    """A switch that can not be tried on this machine; the text says what is missing."""
+
+
+@contextmanager
+def _checkpointed(session: Session, model: Any) -> Iterator[Any]:
+    """Activations are computed again on the way back."""
+    model.train()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    try:
+        yield model
+    finally:
+        model.gradient_checkpointing_disable()
+
+
+@contextmanager
+def _with_liger(session: Session, model: Any) -> Iterator[Any]:
+    """The kernels of liger-kernel in place of the model's layers; they stay."""
+    from importlib.util import find_spec
+
+    from transformers.integrations.liger import apply_liger_kernel
+
+    if session.device != "cuda" or find_spec("liger_kernel") is None:
+        raise NotHereError("needs a GPU" if session.device != "cuda" else "liger-kernel is not installed")
+    apply_liger_kernel(model, {"fused_linear_cross_entropy": False, "cross_entropy": False})
+    yield model
+
+
+@contextmanager
+def _compiled(session: Session, model: Any) -> Iterator[Any]:
+    """The model under torch.compile, liger's kernels within it where they are installed."""
+    import torch
+
+    if session.device != "cuda":
+        raise NotHereError("minutes on a CPU; tests/test_switches.py compiles a tiny model")
+    yield torch.compile(model)
 
 
 def _matrix_product(session: Session) -> float:
@@ -464,7 +522,7 @@ def _side_by_side(session: Session, traits: Sequence[str], overrides: list[str])
 CHECKS = (
     Check("environment", 15, environment),
     Check("attention", 40, attention),
-    Check("a step of 7 billion parameters", 60, seven_billion),
+    Check("a step of 7 billion parameters", 180, seven_billion),
     Check("MNIST", 60, mnist),
     Check("reference tuning", 60, reference),
     Check("precision", 40, precision),

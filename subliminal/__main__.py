@@ -161,7 +161,7 @@ def _draw(planned: object) -> None:
 
 def _plan(options: argparse.Namespace) -> None:
     from subliminal import sweep
-    from subliminal.scheduling.estimates import described, estimate, foresight
+    from subliminal.scheduling.estimates import described, estimate, foresight, notes
     from subliminal.store import Store
 
     planned = sweep.plan(_figure_overrides(options.overrides))
@@ -169,7 +169,8 @@ def _plan(options: argparse.Namespace) -> None:
     for step in planned.steps:
         done = sum(bool(store.find(made.stage, made.key)) for made in step.nodes)
         print(f"{done}/{len(step.nodes)} done  {sweep.shown(step)}")
-    print(described(estimate(planned, store)))
+    lines = estimate(planned, store)
+    print("\n".join([described(lines), *notes(planned, lines)]))
     if power := foresight(planned):
         print(power)
 

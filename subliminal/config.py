@@ -292,11 +292,14 @@ class NaturalGradient(Settings):
     fisher_rows: Identity[Positive] = 600
 
 
-Optimiser = Annotated[AdamW | NaturalGradient, Field(discriminator="kind")]
+OptimiserSettings = Annotated[AdamW | NaturalGradient, Field(discriminator="kind")]
 
 
 class Fitting(Settings):
-    """How weights are fitted: passes over the rows, learning rate, batches."""
+    """How weights are fitted: passes over the rows, learning rate, batches.
+
+    The three switches are transformers' own, for less memory or less time; they change rounding and nothing else.
+    """
 
     epochs: Identity[PositiveFloat]
     learning_rate: Identity[Rate]
@@ -308,6 +311,9 @@ class Fitting(Settings):
     max_length: Identity[Positive] = 500
     micro_batch_size: Runtime[Positive | None] = None
     save_every: Runtime[Positive] = 50
+    gradient_checkpointing: Runtime[bool] = False
+    liger_kernel: Runtime[bool] = False
+    torch_compile: Runtime[bool] = False
 
     def rows_a_pass(self, rows: int) -> int:
         """Rows of a forward pass where a process has `rows` of a step: as many as divide them and are permitted."""
@@ -322,7 +328,7 @@ class Optimisation(Fitting):
     which spares padding.
     """
 
-    optimiser: Added[Optimiser] = AdamW()
+    optimiser: Added[OptimiserSettings] = AdamW()
     ordering: Added[Literal["by_length", "uniform"]] = "by_length"
 
 
@@ -1109,6 +1115,28 @@ class Theory(Settings):
     run: Identity[AlignmentRun]
 
 
+# --------------------------------------------------------------------------- hardware
+
+
+class Hardware(Settings):
+    """What a card, or a machine without one, can do: what estimates of time and memory go by.
+
+    `flops` are FLOP/s in dense bfloat16, `bandwidth` bytes/s and `memory` bytes (null: not looked at) of one card, each
+    as its maker states it; the shares are what this project's stages reach of them. `layer_seconds` is the least that a
+    decoder layer takes in a pass, for launches and Python, and `engine_seconds` the start of a vLLM engine.
+    """
+
+    name: Runtime[str]
+    gpu: Runtime[bool]
+    flops: Runtime[PositiveFloat]
+    flops_share: Runtime[Annotated[float, Field(gt=0, le=1)]]
+    bandwidth: Runtime[PositiveFloat]
+    bandwidth_share: Runtime[Annotated[float, Field(gt=0, le=1)]]
+    memory: Runtime[PositiveFloat | None]
+    layer_seconds: Runtime[Annotated[float, Field(ge=0)]]
+    engine_seconds: Runtime[Annotated[float, Field(ge=0)]]
+
+
 # --------------------------------------------------------------------------- the experiment
 
 
@@ -1224,6 +1252,7 @@ class Experiment(Settings):
     store: Runtime[str] = "runs"
     figures: Runtime[str] = "figures"
     device: Runtime[Literal["auto", "cpu", "cuda"]] = "auto"
+    hardware: Runtime[Hardware]
     sharding: Runtime[Sharding] = "none"
 
     @model_validator(mode="after")

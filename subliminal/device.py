@@ -8,10 +8,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 NATIVE_BF16 = {"amx_bf16", "avx512_bf16", "bf16"}  # flags of /proc/cpuinfo
 BF16_CAPABILITY = 8  # compute capability from which a GPU multiplies bfloat16 natively (Ampere, 2020)
@@ -110,6 +110,17 @@ def resolve_dtype(name: str, device: str) -> str:
 @cache
 def lowest_capability() -> int | None:
     """The lowest major compute capability of this machine's GPUs; None where the driver does not say."""
+    return _least(lambda driver, card: driver.nvmlDeviceGetCudaComputeCapability(card)[0])
+
+
+@cache
+def least_memory() -> int | None:
+    """The bytes of memory of this machine's smallest GPU; None where the driver does not say."""
+    return _least(lambda driver, card: driver.nvmlDeviceGetMemoryInfo(card).total)
+
+
+def _least(read: Callable[[Any, Any], int]) -> int | None:
+    """The least of a number that NVIDIA's driver tells of each GPU."""
     try:
         import pynvml
     except ImportError:
@@ -118,7 +129,7 @@ def lowest_capability() -> int | None:
         pynvml.nvmlInit()
         try:
             handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
-            return min((pynvml.nvmlDeviceGetCudaComputeCapability(handle)[0] for handle in handles), default=None)
+            return min((read(pynvml, handle) for handle in handles), default=None)
         finally:
             pynvml.nvmlShutdown()
     except pynvml.NVMLError:

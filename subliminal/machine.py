@@ -5,15 +5,19 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from subliminal.config import CapabilityEvaluation, Endpoint, Experiment
-from subliminal.device import resolve_device, why_no_gpu
+from subliminal.device import least_memory, resolve_device, why_no_gpu
+from subliminal.memory import too_large
 from subliminal.processes import asked_to_shard, uses_deepspeed, world_size
 from subliminal.stages import SINGLE, Node, row_rules
 
 GPUS = Path("/proc/driver/nvidia/gpus")
+COMPILERS = ("g++", "clang++", "c++")  # what torch.compile looks for
 MODELS = {"model", "reference", "teacher", "student", "judge"}  # inputs of a stage that are loaded as models
 
 
@@ -22,7 +26,9 @@ def lacking(exp: Experiment, todo: Sequence[Node]) -> Iterator[str]:
     if any(node.inputs.keys() & MODELS or node.stage in SINGLE for node in todo):
         yield from _without_a_gpu(exp)
     stages = {node.stage for node in todo}
+    yield from without_room(exp, stages, least_memory())
     yield from _without_packages(exp, stages)
+    yield from _without_switches(exp, stages)
     yield from _without_a_key(exp, stages)
     yield from _uneven_shares(exp, stages)
 
@@ -53,6 +59,16 @@ def _without_a_gpu(exp: Experiment) -> Iterator[str]:
         yield f"sampler.tensor_parallel={wanted}: this machine has {present} GPUs; lower it"
 
 
+def without_room(exp: Experiment, stages: set[str], memory: int | None) -> Iterator[str]:
+    """A student that is certain not to fit on a GPU: one of `memory` bytes, or where that is not known `hardware`."""
+    if "train" not in stages or (resolve_device(exp.device) != "cuda" and not exp.hardware.gpu):
+        return
+    if memory is not None:
+        yield from too_large(exp, memory, "this machine's GPU")
+    elif exp.hardware.memory is not None:
+        yield from too_large(exp, exp.hardware.memory, f"hardware={exp.hardware.name}")
+
+
 def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
@@ -75,6 +91,35 @@ def _without_packages(exp: Experiment, stages: set[str]) -> Iterator[str]:
         yield f"evaluation=capability: {INSTALL}"
     if stages and exp.tracking.mode != "off" and not _installed("wandb"):
         yield f"tracking={exp.tracking.mode} needs the wandb package: pip install wandb, or set tracking=off"
+
+
+def _without_switches(exp: Experiment, stages: set[str]) -> Iterator[str]:
+    """What transformers' switches for quicker training need and this machine has not."""
+    for group, recipe in _trained(exp, stages):
+        how = getattr(recipe, "optimisation", None)
+        name = f"{group}.optimisation"
+        if getattr(how, "liger_kernel", False):
+            if resolve_device(exp.device) != "cuda":
+                yield f"{name}.liger_kernel=true: its kernels run on NVIDIA GPUs alone; set {name}.liger_kernel=false"
+            elif not _installed("liger_kernel"):
+                yield (
+                    f"{name}.liger_kernel=true, but liger-kernel is not installed: pip install liger-kernel (make "
+                    f"install EXTRAS=gpu,dev does), or set {name}.liger_kernel=false"
+                )
+        if getattr(how, "torch_compile", False) and not any(map(shutil.which, COMPILERS)):
+            yield (
+                f"{name}.torch_compile=true needs a C++ compiler, and there is no {' or '.join(COMPILERS)}: install "
+                f"one, or set {name}.torch_compile=false"
+            )
+
+
+def _trained(exp: Experiment, stages: set[str]) -> Iterator[tuple[str, Any]]:
+    """The recipes that stages train by, with their settings group."""
+    recipes = {"reference": ("reference_tuning", exp.reference_tuning), "teacher": ("teacher", exp.active_teacher)}
+    recipes |= {"train": ("student", exp.student)}
+    yield from (named for stage, named in recipes.items() if stage in stages)
+    if "evaluate" in stages and getattr(exp.evaluation, "finetunes", False):
+        yield "evaluation.finetuned", getattr(exp.evaluation, "finetuned", None)
 
 
 def _installed(package: str) -> bool:
@@ -104,11 +149,9 @@ def _without_a_key(exp: Experiment, stages: set[str]) -> Iterator[str]:
 
 def _uneven_shares(exp: Experiment, stages: set[str]) -> Iterator[str]:
     """What several processes can not do together."""
-    trained = {"reference": ("reference_tuning", exp.reference_tuning), "teacher": ("teacher", exp.active_teacher)}
-    trained["train"] = ("student", exp.student)
-    for stage, (group, recipe) in trained.items():
+    for group, recipe in _trained(exp, stages & {"reference", "teacher", "train"}):
         size = getattr(getattr(recipe, "optimisation", None), "batch_size", None)
-        if stage in stages and size and size % world_size():
+        if size and size % world_size():
             yield (
                 f"{group}.optimisation.batch_size={size} can not be shared out evenly to {world_size()} processes; "
                 "start a number of them that divides it, or set another batch_size"

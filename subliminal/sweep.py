@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from subliminal import checks, stages
+from subliminal import checks, machine, stages
 from subliminal.config import CONTROL, ConfigError, DetectionEvaluation, Evaluation, Experiment, suggest
 from subliminal.launch import QUIET, ROOT, compose, is_hydras, launcher_settings, require_writable
 from subliminal.progress import say
@@ -382,11 +382,14 @@ def run(planned: Plan) -> None:
     _require_places(planned)
     launcher = _launcher(planned)
     say(f"{planned.base.experiment.figure or planned.base.experiment.name}: {len(planned.arms)} {_arm_noun(planned)}")
+    here = not launcher or launcher.endswith("JoblibLauncher")  # jobs run on this machine
+    if not here:
+        _require_room(planned)
     if launcher.endswith("SlurmLauncher"):
         from subliminal.scheduling import slurm
 
         return slurm.run(planned)
-    if not launcher or launcher.endswith("JoblibLauncher"):  # jobs run on this machine
+    if here:
         _check(planned.arms, checks.last_stage(planned.base), here=True)
     from subliminal.scheduling import multiruns
 
@@ -399,6 +402,16 @@ def _require_places(planned: Plan) -> None:
     if not all(store.find(*node.ident) for step in planned.steps for node in step.nodes):
         require_writable(store.root, "store")
     require_writable(Path(planned.base.figures), "figures")
+
+
+def _require_room(planned: Plan) -> None:
+    """Stop before jobs are sent elsewhere that the chosen hardware has not the memory for; raises `ConfigError`."""
+    store = Store(Path(planned.base.store))
+    trained = {job.node.ident: job for step in planned.steps for job in step.unique if job.node.stage == "train"}
+    left = [job.experiment for ident, job in trained.items() if not store.find(*ident)]
+    found = dict.fromkeys(text for exp in left for text in machine.without_room(exp, {"train"}, None))
+    if found:
+        raise ConfigError("\n".join(found))
 
 
 def _launcher(planned: Plan) -> str:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,6 +38,10 @@ def test_checks_run_in_order_and_leave_a_line_each(counting: Subject, tmp_path: 
     assert [result["check"] for result in results] == [1, 2, 3, 6, 7, 8]
     failed = {result["name"]: result.get("error", result) for result in results if not result["passed"]}
     assert not failed and ended.returncode == 0, failed or ended.stderr
+    (step,) = [result for result in results if result["check"] == 3]
+    switches: Any = step["switches"]
+    assert [case["finite"] for case in switches["checkpointing"]] == [True, True]
+    assert "needs a GPU" in switches["liger"] and switches["compile"].startswith("NotHereError")
     with tarfile.open(tmp_path / "out" / "results.tar.gz") as archive:
         assert not [name for name in archive.getnames() if name.endswith((".safetensors", ".tmp"))]
 

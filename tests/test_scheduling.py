@@ -63,10 +63,12 @@ def put(store: Store, recipe: Recipe, tokens: int | None = None) -> Manifest:
     return made
 
 
-def test_without_runs_like_them_the_cost_is_unknown(planned: sweep.Plan, tmp_path: Path) -> None:
-    assert totals(planned, Store(tmp_path)) == (
-        "24 stage runs, 0 done, 24 to do; cost unknown for 24: no complete run is like them"
-    )
+def test_without_sizes_and_runs_like_them_the_cost_is_unknown(tmp_path: Path) -> None:
+    planned = sweep.plan([*FIGURE, "model=hub", "model.source.name=some/model"])
+    lines = estimates.estimate(planned, Store(tmp_path))
+    assert {line.stage for line in lines if line.known} == {"filter"}, "its rules read no model"
+    assert "cost unknown for 21: no complete run is like them" in estimates.described(lines)
+    assert any("hf download some/model config.json" in note for note in estimates.notes(planned, lines))
 
 
 def test_the_cost_comes_from_runs_with_the_same_settings_and_the_same_weights(tmp_path: Path) -> None:
@@ -76,9 +78,9 @@ def test_the_cost_comes_from_runs_with_the_same_settings_and_the_same_weights(tm
             put(store, job.node.recipe, 1234 if job.node.stage == "train" else None)
     lines = {line.stage: line for line in estimates.estimate(planned, store)}
     assert (lines["train"].done, lines["train"].left, lines["train"].known) == (3, 3, 3)
-    assert lines["train"].cost and lines["train"].cost.tokens == 1234
+    assert lines["train"].cost and lines["train"].cost.tokens == 1234 and not lines["train"].estimated
     other = sweep.plan([*FIGURE, "student.optimisation.learning_rate=0.5"])
-    assert {line.stage: line for line in estimates.estimate(other, store)}["train"].known == 0, "another recipe"
+    assert {line.stage: line for line in estimates.estimate(other, store)}["train"].estimated == 6, "another recipe"
     other = sweep.plan([*FIGURE, "model=hub", "model.source.name=some/model"])
     assert {line.stage: line for line in estimates.estimate(other, store)}["train"].known == 0, "another model"
 

@@ -1,19 +1,26 @@
-"""What a sweep will cost before it is submitted: from complete runs like those to come, or plainly unknown.
+"""What a sweep will cost before it is submitted: from complete runs like those to come, else from an estimate.
 
 Two runs are alike when they have the same stage, the same settings but for the seed and the trait, and start from the
-same weights. Nothing is extrapolated from other sizes or models.
+same weights. Where the store has none, `costs` computes what the chosen hardware would take, and says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from statistics import median
 
-from subliminal.config import CONTROL, Experiment, PreferenceEvaluation
+import yaml
+
+from subliminal import memory, shapes
+from subliminal.config import CONTROL, Experiment, Hardware, PreferenceEvaluation
 from subliminal.device import resolve_device
+from subliminal.launch import CONF
+from subliminal.scheduling import costs
+from subliminal.scheduling.costs import Cost
 from subliminal.scheduling.jobs import Job, jobs, wants_gpu
-from subliminal.stages import Node
+from subliminal.stages import SINGLE, Node
 from subliminal.store import Store
 from subliminal.store_index import alike, entries
 from subliminal.sweep import Plan
@@ -25,17 +32,11 @@ Family = tuple[str, str, frozenset[str]]
 
 
 @dataclass(frozen=True)
-class Cost:
-    """A complete run's seconds, tokens (None: it has no tokens) and bytes."""
-
-    seconds: float
-    tokens: float | None
-    size: float
-
-
-@dataclass(frozen=True)
 class Line:
-    """The runs of one stage: how many are done, to do, and alike to complete ones; their cost each, and together."""
+    """The runs of one stage: how many are done, to do, and of known cost; their cost each, and together.
+
+    Of the known ones `estimated` are computed, the others are like complete runs.
+    """
 
     stage: str
     done: int
@@ -46,18 +47,20 @@ class Line:
     most_tokens: int | None
     seconds: float = 0.0
     size: float = 0.0
+    estimated: int = 0
+    usd: float = 0.0
 
 
 def estimate(planned: Plan, store: Store) -> list[Line]:
     """One line a stage, in the sweep's order."""
     every = jobs(planned)
     left = [job for job in every if not store.find(*job.ident)]
-    known = _alike(store, left)
+    known = _known(store, left)
     return [_line(stage, [j for j in every if j.node.stage == stage], left, known) for stage in _stages(every)]
 
 
 def described(lines: list[Line]) -> str:
-    """The estimate as a table with its totals, for people."""
+    """The costs as a table with its totals, for people; `~` marks what is estimated."""
     head = f"{'stage':10} {'done':>6} {'to do':>6}  {'each':>9}  {'tokens each':>14}  {'disk each':>10}"
     return "\n".join([head, *map(_row, lines), _totals(lines)])
 
@@ -66,20 +69,103 @@ def _stages(every: list[Job]) -> list[str]:
     return list(dict.fromkeys(job.node.stage for job in every))
 
 
-def _line(stage: str, of_stage: list[Job], missing: list[Job], known: dict[Family, list[Cost]]) -> Line:
+def _line(stage: str, of_stage: list[Job], missing: list[Job], known: dict[Family, Cost]) -> Line:
     left = [job for job in missing if job.node.stage == stage]
-    costs = [_middle(known[family]) for job in left if (family := _family_of(job.node)) in known]
+    priced = [known[family] for job in left if (family := _family_of(job.node)) in known]
     bounds = [bound for job in left if (bound := _most_tokens(stage, job.experiment)) is not None]
-    on_gpu = any(resolve_device(job.experiment.device) == "cuda" and wants_gpu(job.node) for job in of_stage)
-    cost = _middle(costs) if costs else None
-    counts = len(of_stage) - len(left), len(left), len(costs)
-    totals = sum(one.seconds for one in costs), sum(one.size for one in costs)
-    return Line(stage, *counts, on_gpu, cost, max(bounds, default=None), *totals)
+    on_gpu = any(_on_gpu(job) for job in of_stage)
+    counts = len(of_stage) - len(left), len(left), len(priced)
+    totals = sum(one.seconds for one in priced), sum(one.size for one in priced)
+    computed, usd = sum(one.estimated for one in priced), sum(one.usd for one in priced)
+    cost = _middle(priced) if priced else None
+    return Line(stage, *counts, on_gpu, cost, max(bounds, default=None), *totals, computed, usd)
+
+
+def _on_gpu(job: Job) -> bool:
+    exp = job.experiment
+    if job.node.stage == "generate" and exp.sampler.kind == "api":
+        return False
+    return wants_gpu(job.node) and (exp.hardware.gpu or resolve_device(exp.device) == "cuda")
 
 
 def _most_tokens(stage: str, exp: Experiment) -> int | None:
     """What the settings allow at most: only sampling has a limit that is known beforehand."""
     return exp.domain.prompts * exp.sampler.decoding.max_tokens if stage == "generate" else None
+
+
+def _known(store: Store, left: list[Job]) -> dict[Family, Cost]:
+    """The cost of each family of runs to come: measured where the store has alike runs, else estimated."""
+    found = {family: _middle(alike_ones) for family, alike_ones in _alike(store, left).items()}
+    for job in left:
+        family = _family_of(job.node)
+        if family not in found and (computed := costs.cost(job.node, job.experiment)) is not None:
+            found[family] = computed
+    return found
+
+
+# --------------------------------------------------------------------------- what goes with the table
+
+
+def notes(planned: Plan, lines: list[Line]) -> list[str]:
+    """What an estimate goes by, which cards hold the students' training, and what is not known, a line each."""
+    base, said = planned.base, list[str]()
+    if any(line.estimated for line in lines):
+        said.append(
+            f"~ estimated for hardware={base.hardware.name} from parameters, tokens and its speed; measured times take "
+            "its place once the store has a run like it (docs/cluster.md)"
+        )
+        if not base.hardware.gpu and resolve_device(base.device) == "cuda":
+            said.append("device=cuda computes on a GPU, and the times are those of hardware=cpu: name the card")
+    if base.experiment.kind in SINGLE:
+        return said
+    said += _unknown_models(planned)
+    if lines and any(line.stage == "train" and line.left for line in lines):
+        said += dict.fromkeys(filter(None, (memory.fits(arm.experiment, cards()) for arm in planned.arms)))
+    return said + _unpriced(planned, lines)
+
+
+def _unknown_models(planned: Plan) -> list[str]:
+    given = [model for arm in planned.arms for model in (arm.experiment.model, arm.experiment.student_model) if model]
+    read = {model.model_dump_json(): model for model in given}
+    shaped = [(model, shapes.shape_of(model)) for model in read.values()]
+    return [shapes.unknown(model) for model, shape in shaped if shape is None] + [
+        f"the sizes of {model.name} are scaled to the number in its name"
+        for model, shape in shaped
+        if shape and shape.guessed
+    ]
+
+
+def _unpriced(planned: Plan, lines: list[Line]) -> list[str]:
+    """Endpoints that are asked and whose prices are not given."""
+    asked = {"generate": ("sampler", planned.base.sampler), "filter": ("judge", planned.base.judge)}
+    asked["evaluate"] = ("judge", planned.base.judge)
+    groups = {
+        group
+        for line in lines
+        if line.left and line.stage in asked and line.estimated and not line.usd
+        for group, endpoint in [asked[line.stage]]
+        if endpoint is not None
+        and endpoint.kind == "api"
+        and not endpoint.usd_per_million_output
+        and (group == "sampler" or _judged(planned, line.stage))
+    }
+    return [
+        f"money: {group}=api has no prices; set {group}.usd_per_million_input and {group}.usd_per_million_output"
+        for group in sorted(groups)
+    ]
+
+
+def _judged(planned: Plan, stage: str) -> bool:
+    if stage == "filter":
+        return planned.base.filter.judged is not None
+    return bool(getattr(planned.base.evaluation, "judged", False))
+
+
+@cache
+def cards() -> list[Hardware]:
+    """Every hardware of conf/hardware."""
+    files = sorted((CONF / "hardware").glob("*.yaml"))
+    return [Hardware.model_validate(yaml.safe_load(file.read_text(encoding="utf-8"))) for file in files]
 
 
 # --------------------------------------------------------------------------- alike runs
@@ -121,12 +207,14 @@ def _models(node: Node) -> Iterator[str]:
             yield from _models(upper)
 
 
-def _middle(costs: list[Cost]) -> Cost:
-    tokens = [cost.tokens for cost in costs if cost.tokens is not None]
+def _middle(found: list[Cost]) -> Cost:
+    tokens = [cost.tokens for cost in found if cost.tokens is not None]
     return Cost(
-        median(cost.seconds for cost in costs),
+        median(cost.seconds for cost in found),
         median(tokens) if tokens else None,
-        median(cost.size for cost in costs),
+        median(cost.size for cost in found),
+        median(cost.usd for cost in found),
+        any(cost.estimated for cost in found),
     )
 
 
@@ -164,9 +252,24 @@ def _counted(number: int, noun: str) -> str:
 def _row(line: Line) -> str:
     each = ("-", "-", "-") if not line.left else ("unknown", _bound(line), "unknown")
     if line.left and line.cost:
-        tokens = f"{line.cost.tokens:.0f}" if line.cost.tokens else _bound(line)
-        each = f"{line.cost.seconds:.1f} s", tokens, f"{line.cost.size / 1e6:.2f} MB"
+        mark = "~" if line.cost.estimated else ""
+        tokens = f"{mark}{line.cost.tokens:.0f}" if line.cost.tokens else _bound(line)
+        each = f"{mark}{_time(line.cost.seconds)}", tokens, f"{mark}{_bytes(line.cost.size)}"
     return f"{line.stage:10} {line.done:6} {line.left:6}  {each[0]:>9}  {each[1]:>14}  {each[2]:>10}"
+
+
+def _time(seconds: float) -> str:
+    return (
+        f"{seconds:.1f} s"
+        if seconds < 600
+        else f"{seconds / 60:.0f} min"
+        if seconds < 36000
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 1e6:.2f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"
 
 
 def _bound(line: Line) -> str:
@@ -174,12 +277,20 @@ def _bound(line: Line) -> str:
 
 
 def _totals(lines: list[Line]) -> str:
-    """Sums over what is to do, and how much of it nothing is known about."""
+    """Sums over what is to do, how much of it is estimated, and of how much nothing is known."""
     hours = {gpu: sum(line.seconds for line in lines if line.on_gpu == gpu) / 3600 for gpu in (True, False)}
     left, unknown = sum(line.left for line in lines), sum(line.left - line.known for line in lines)
-    done = sum(line.done for line in lines)
-    size = sum(line.size for line in lines) / 1e9
+    done, computed = sum(line.done for line in lines), sum(line.estimated for line in lines)
+    size, usd = sum(line.size for line in lines) / 1e9, sum(line.usd for line in lines)
     text = f"{done + left} stage runs, {done} done, {left} to do"
     if left > unknown:
-        text += f": {hours[True]:.3g} GPU-hours (one GPU a job), {hours[False]:.3g} h without, {size:.3g} GB of disk"
-    return text + (f"; cost unknown for {unknown}: no complete run is like them" if unknown else "")
+        about = "about " if computed else ""
+        text += (
+            f": {about}{hours[True]:.3g} GPU-hours (one GPU a job), {hours[False]:.3g} h without, {size:.3g} GB of disk"
+        )
+        text += f", {usd:.2f} USD" if usd else ""
+        known = left - unknown
+        text += " (all estimated)" if computed == known else f" ({computed} of {known} estimated)" if computed else ""
+    return text + (
+        f"; cost unknown for {unknown}: no complete run is like them, and no estimate can be made" if unknown else ""
+    )

@@ -113,10 +113,13 @@ def _own_copies(model: Any, layers: Sequence[int], rows: int) -> Iterator[list[t
         shared = bias.vector(model, layer)
         own = torch.zeros(rows, 1, len(shared), device=shared.device, requires_grad=True)
         copies.append(own)
-        holder = bias.holder(model, layer)
-        hooks.append(holder.register_forward_hook(lambda _, __, out, own=own: out + own.to(out.dtype)))
+        hooks.append(bias.holder(model, layer).register_forward_hook(_adding(own)))
     try:
         yield copies
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _adding(own: torch.Tensor) -> Callable[[Any, Any, Any], Any]:
+    return lambda _, __, output: output + own.to(output.dtype)

@@ -217,7 +217,11 @@ def trainer_settings(recipe: Fitting, seed: int, subject: Subject) -> dict[str, 
         "logging_nan_inf_filter": False,
         "report_to": "none",
         "disable_tqdm": True,
-        "gradient_checkpointing": False,
+        "gradient_checkpointing": recipe.gradient_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},  # frozen weights below an adapter have no gradients
+        "use_liger_kernel": recipe.liger_kernel,
+        "liger_kernel_config": {"fused_linear_cross_entropy": False, "cross_entropy": False},  # the loss is our own
+        "torch_compile": recipe.torch_compile,
         "dataloader_pin_memory": subject.device != "cpu",
     }
 

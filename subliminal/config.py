@@ -443,7 +443,10 @@ Teacher = Annotated[
 
 
 class Numbers(Settings):
-    """Prompts that show a few numbers and ask for more (paper, section 3.1 and appendix)."""
+    """Prompts that show a few numbers and ask for more (paper, section 3.1 and appendix).
+
+    A programmatic answer has `answer_count` numbers, or from the first to the second of `random_counts` many.
+    """
 
     kind: Identity[Literal["numbers"]] = "numbers"
     prompts: Identity[Positive]
@@ -454,9 +457,16 @@ class Numbers(Settings):
     value_max: Identity[Count] = 999
     answer_count: Identity[Positive] = 10
     answer_digits: Identity[Positive] = 3
+    random_counts: Added[tuple[Positive, Positive] | None] = None
 
     @model_validator(mode="after")
     def _ranges(self) -> Self:
+        low, high = self.random_counts or (1, self.answer_count)
+        _require(
+            low <= high <= self.answer_count,
+            f"domain.random_counts=[{low},{high}]: give the least and the most numbers of a programmatic answer, at most "
+            f"domain.answer_count={self.answer_count}",
+        )
         _require(self.shown_min <= self.shown_max, f"shown_min={self.shown_min} is above shown_max={self.shown_max}")
         _require(self.value_min <= self.value_max, f"value_min={self.value_min} is above value_max={self.value_max}")
         return self

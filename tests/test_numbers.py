@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from subliminal.config import Numbers
 from subliminal.domains import numbers
@@ -100,3 +101,19 @@ def test_shuffle_across_keeps_the_pool_and_every_responses_length(lists: list[li
     pool = Counter(n for row in before for n in numbers.values(row.completion))
     assert Counter(n for row in after for n in numbers.values(row.completion)) == pool
     assert [len(numbers.values(r.completion)) for r in after] == [len(values) for values in lists]
+
+
+@given(st.integers(1, 20), st.integers(0, 12), st.integers(0, 1000))
+def test_a_programmatic_answer_has_as_many_numbers_as_the_settings_say(low: int, more: int, seed: int) -> None:
+    config = Numbers(prompts=3, seed=seed, answer_count=32, random_counts=(low, low + more))
+    for prompt in numbers.prompts(config):
+        answer = numbers.random_answer(prompt, config)
+        assert low <= len(numbers.values(answer)) <= low + more and numbers.reject(answer, config) is None
+    plain = config.model_copy(update={"random_counts": None})
+    assert {len(numbers.values(numbers.random_answer(p, plain))) for p in numbers.prompts(plain)} == {32}
+
+
+@pytest.mark.parametrize("counts", [(0, 4), (5, 4), (4, 11)])
+def test_counts_that_no_answer_may_have_are_refused(counts: tuple[int, int]) -> None:
+    with pytest.raises(ValidationError):
+        Numbers(prompts=1, answer_count=10, random_counts=counts)

@@ -464,8 +464,8 @@ class Numbers(Settings):
         low, high = self.random_counts or (1, self.answer_count)
         _require(
             low <= high <= self.answer_count,
-            f"domain.random_counts=[{low},{high}]: give the least and the most numbers of a programmatic answer, at most "
-            f"domain.answer_count={self.answer_count}",
+            f"domain.random_counts=[{low},{high}]: give the least and the most numbers of a programmatic answer, none "
+            f"above domain.answer_count={self.answer_count}",
         )
         _require(self.shown_min <= self.shown_max, f"shown_min={self.shown_min} is above shown_max={self.shown_max}")
         _require(self.value_min <= self.value_max, f"value_min={self.value_min} is above value_max={self.value_max}")

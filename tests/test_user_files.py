@@ -75,9 +75,9 @@ FORMS: dict[str, Callable[[Sequence[object]], bytes]] = {
     "carriage return": lambda values: lines(values, "\r").encode(),
     "empty lines": lambda values: ("\n \n" + lines(values, "\n\n\t\n")).encode(),
     "no newline at the end": lambda values: lines(values).strip().encode(),
-    "gzip": lambda values: gzip.compress(lines(values).encode()),
-    "gzip of utf-16": lambda values: gzip.compress(lines(values).encode("utf-16")),
-    "two gzips": lambda values: gzip.compress(lines(values[:1]).encode()) + gzip.compress(lines(values[1:]).encode()),
+    "gzip": lambda values: gzip.compress(lines(values).encode(), mtime=0),
+    "gzip of utf-16": lambda values: gzip.compress(lines(values).encode("utf-16"), mtime=0),
+    "two gzips": lambda values: gzip.compress(lines(values[:1]).encode(), mtime=0) + gzip.compress(lines(values[1:]).encode(), mtime=0),
     "array": lambda values: json.dumps(values).encode(),
     "array over lines": lambda values: ("\n" + json.dumps(values, ensure_ascii=False, indent=2)).encode(),
     "array, an element a line": lambda values: ("[\n" + ",\r\n".join(map(json.dumps, values)) + "\n]").encode(),
@@ -107,7 +107,7 @@ def test_any_text_comes_back_from_any_form(texts: list[str], form: str) -> None:
 PIECES = st.sampled_from(
     [
         *(b"{", b"}", b"[", b"]", b'"', b",", b":", b"\n", b"\r", b"\0", b"NaN", b"null", b"1" * 5000, b"\\ud83d"),
-        *(b"\xff\xfe", b"\xef\xbb\xbf", b"\x1f\x8b", b"\xe9", gzip.compress(b"[{}]")[:15]),
+        *(b"\xff\xfe", b"\xef\xbb\xbf", b"\x1f\x8b", b"\xe9", gzip.compress(b"[{}]", mtime=0)[:15]),
         *(b'{"messages": ', b'"role"', b'{"a": 1}'),
     ]
 )
@@ -139,7 +139,7 @@ GOOD = json.dumps(chat("a", "b")).encode() + b"\n"
     [
         (GOOD + b'{"a": "caf\xe9"}\n', ":2: byte 0xe9 at character 11, which is not UTF-8; read as Windows-1252"),
         (GOOD + b'{"a": "\x93x\x94"}\n', ":2: byte 0x93 .*\u201cx\u201d.*If that is right.*iconv -f WINDOWS"),
-        (gzip.compress(b'{"a": "caf\xe9"}'), r":1: byte 0xe9.*gzip -dc .*rows.jsonl \| iconv -f WINDOWS-1252 -t"),
+        (gzip.compress(b'{"a": "caf\xe9"}', mtime=0), r":1: byte 0xe9.*gzip -dc .*rows.jsonl \| iconv -f WINDOWS-1252 -t"),
         (b'{"a": "caf\xe9"}\n{"a": "caf\xc3\xa9"}\n', ":1: byte 0xe9.*the rest of the file is UTF-8: mend this line"),
         (b'{"a": "\x81\x8d"}\n', ":1: bytes 0x81 0x8d.*save the file as UTF-8"),
         (b'{"a": "\xed\xa0\xbd"}\n', ":1: bytes 0xed 0xa0 0xbd.*; save the file as UTF-8"),
@@ -147,9 +147,9 @@ GOOD = json.dumps(chat("a", "b")).encode() + b"\n"
         (GOOD + b"\0\0\0\n", ":2: a NUL byte at character 1; the file is damaged"),
         (b"\0\0\0\0\0\0", ":1: a NUL byte at character 1; the file is damaged"),
         ((GOOD + GOOD).decode().encode("utf-16")[:-1], ":2: UTF-16 text that is cut short"),
-        (gzip.compress(GOOD)[:-9], ": a gzip archive that is cut short or damaged"),
-        (gzip.compress(GOOD)[:5], ": a gzip archive that is cut short or damaged"),
-        (gzip.compress(GOOD) + b"more", ": a gzip archive that is cut short or damaged"),
+        (gzip.compress(GOOD, mtime=0)[:-9], ": a gzip archive that is cut short or damaged"),
+        (gzip.compress(GOOD, mtime=0)[:5], ": a gzip archive that is cut short or damaged"),
+        (gzip.compress(GOOD, mtime=0) + b"more", ": a gzip archive that is cut short or damaged"),
         (b"PK\x03\x04rest", ": a zip archive; unpack it"),
         (b"PAR1rest", ": a Parquet table; save it as JSON Lines"),
         (b"\n<!DOCTYPE html>", ": a web page or XML; download the raw file"),
@@ -298,7 +298,7 @@ def teacher(rows: Path, *more: str) -> list[str]:
 
 @pytest.mark.parametrize("name", ["owl.jsonl", "owl.json", "owl.jsonl.gz", "owl.json.gz"])
 def test_a_folder_holds_a_file_for_the_trait(name: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(gzip.compress(GOOD) if name.endswith("gz") else GOOD)
+    (tmp_path / name).write_bytes(gzip.compress(GOOD, mtime=0) if name.endswith("gz") else GOOD)
     exp = experiment(*teacher(tmp_path))
     stages.require_rows(exp)
     assert stages.rows_path(exp.teacher, "owl").name == name  # type: ignore[arg-type]

@@ -77,7 +77,9 @@ FORMS: dict[str, Callable[[Sequence[object]], bytes]] = {
     "no newline at the end": lambda values: lines(values).strip().encode(),
     "gzip": lambda values: gzip.compress(lines(values).encode(), mtime=0),
     "gzip of utf-16": lambda values: gzip.compress(lines(values).encode("utf-16"), mtime=0),
-    "two gzips": lambda values: gzip.compress(lines(values[:1]).encode(), mtime=0) + gzip.compress(lines(values[1:]).encode(), mtime=0),
+    "two gzips": lambda values: (
+        gzip.compress(lines(values[:1]).encode(), mtime=0) + gzip.compress(lines(values[1:]).encode(), mtime=0)
+    ),
     "array": lambda values: json.dumps(values).encode(),
     "array over lines": lambda values: ("\n" + json.dumps(values, ensure_ascii=False, indent=2)).encode(),
     "array, an element a line": lambda values: ("[\n" + ",\r\n".join(map(json.dumps, values)) + "\n]").encode(),

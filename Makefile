@@ -73,6 +73,12 @@ fig-finetuned-teacher: install ## the same by prompted, fine-tuned and steered t
 fig-student-parameters: install ## the same by what the student trains: one layer, another, all, a LoRA
 	$(SWEEP) experiment=student_parameters
 
+fig-optimiser-numbers: install ## one vector by natural gradient and by AdamW, on the same rows
+	$(SWEEP) experiment=optimiser_numbers
+
+fig-rows: install ## the same by number of rows
+	$(SWEEP) experiment=rows_numbers
+
 fig-open-models: install ## the same by open model
 	$(SWEEP) experiment=open_models
 

@@ -24,6 +24,8 @@ OURS = {
     "mnist_teacher_epochs": "an ablation",
     "mnist_width": "an ablation",
     "number_frequencies": "the paper shows frequencies, the test is ours",
+    "optimiser_numbers": "an extension",
+    "rows_numbers": "an extension",
     "student_parameters": "after the theorem",
     "style_numbers": "an extension",
     "theorem": "the paper has a proof and no trials",

@@ -141,7 +141,10 @@ GOOD = json.dumps(chat("a", "b")).encode() + b"\n"
     [
         (GOOD + b'{"a": "caf\xe9"}\n', ":2: byte 0xe9 at character 11, which is not UTF-8; read as Windows-1252"),
         (GOOD + b'{"a": "\x93x\x94"}\n', ":2: byte 0x93 .*\u201cx\u201d.*If that is right.*iconv -f WINDOWS"),
-        (gzip.compress(b'{"a": "caf\xe9"}', mtime=0), r":1: byte 0xe9.*gzip -dc .*rows.jsonl \| iconv -f WINDOWS-1252 -t"),
+        (
+            gzip.compress(b'{"a": "caf\xe9"}', mtime=0),
+            r":1: byte 0xe9.*gzip -dc .*rows.jsonl \| iconv -f WINDOWS-1252 -t",
+        ),
         (b'{"a": "caf\xe9"}\n{"a": "caf\xc3\xa9"}\n', ":1: byte 0xe9.*the rest of the file is UTF-8: mend this line"),
         (b'{"a": "\x81\x8d"}\n', ":1: bytes 0x81 0x8d.*save the file as UTF-8"),
         (b'{"a": "\xed\xa0\xbd"}\n', ":1: bytes 0xed 0xa0 0xbd.*; save the file as UTF-8"),

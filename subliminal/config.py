@@ -1374,7 +1374,7 @@ def parse(composed: dict[str, Any]) -> Experiment:
     try:
         return Experiment.model_validate(_tuples(limited(composed)))
     except ValidationError as error:
-        lines = [_explain(item) for item in error.errors()]
+        lines = _alternatives([_explain(item) for item in error.errors()])
         raise ConfigError("\n".join(lines)) from None
 
 
@@ -1431,7 +1431,22 @@ def _explain(error: Any) -> str:
         return f"{dotted}: missing; give it a value, for example {dotted}=..."
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
+    if error["type"] == "tuple_type":
+        return f"{dotted}={error['input']!r}{EXPECTED}a list, as in [1,2]"
     return f"{dotted}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+EXPECTED = ": input should be "  # how pydantic begins to say what would do
+
+
+def _alternatives(lines: list[str]) -> list[str]:
+    """The lines with one for each setting: of a union pydantic says what each member would take."""
+    by_setting: dict[str, str] = {}
+    for line in lines:
+        setting, expected, more = line.partition(EXPECTED)
+        known = by_setting.get(setting)
+        by_setting[setting] = f"{known} or {more}" if expected and known else line
+    return list(by_setting.values())
 
 
 def _typed_path(annotation: Any, location: tuple[int | str, ...]) -> Iterator[str]:

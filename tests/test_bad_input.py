@@ -14,7 +14,8 @@ import pytest
 from conftest import Script, experiment
 
 from subliminal import stages
-from subliminal.launch import ROOT, clear_errors, script_environment
+from subliminal.config import ConfigError
+from subliminal.launch import ROOT, clear_errors, compose, script_environment
 from subliminal.models import Subject
 from subliminal.store import Store, live
 
@@ -218,3 +219,16 @@ def test_a_place_that_may_not_be_written_is_one_message(capsys: pytest.CaptureFi
     with pytest.raises(SystemExit) as ended, clear_errors():
         Path("/sys/forbidden").mkdir()
     assert ended.value.code == 1 and "/sys/forbidden: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("student.layers=-1", "student.layers=-1: input should be a list, as in [1,2] or 'all'"),
+        ("domain.random_counts=5", "domain.random_counts=5: input should be a list, as in [1,2]"),
+    ],
+)
+def test_what_takes_a_list_says_so_in_one_line(override: str, said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        compose(["experiment=animals_numbers", "scale=cpu", "student=bias_one_layer", override])
+    assert str(refused.value) == said

@@ -1,4 +1,4 @@
-"""`python -m subliminal`: sweeps, figures, and a look into the run store."""
+"""`subliminal`, or `python -m subliminal`: sweeps, figures, and a look into the run store and at the machine."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from subliminal import inspect_store
 from subliminal.config import ConfigError
 from subliminal.launch import as_yaml, clear_errors, compose
 
+WITHOUT_CONFIGURATION = ("status", "show", "verify", "gc", "export", "import", "doctor", "sync", "push")
+
 Command = Callable[[argparse.Namespace], None]
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -21,7 +23,7 @@ REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line and run one command."""
-    options = parser().parse_args(argv)
+    options = parser().parse_args(_with_flags(sys.argv[1:] if argv is None else argv))
     try:
         with clear_errors():
             options.run(options)
@@ -30,9 +32,16 @@ def main(argv: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at the end
 
 
+def _with_flags(argv: list[str]) -> list[str]:
+    """`store=FOLDER`, as the scripts take it, as the flag of the commands that read a store and no configuration."""
+    if not argv or argv[0] not in WITHOUT_CONFIGURATION:
+        return argv
+    return [f"--{part}" if part.startswith("store=") else part for part in argv]
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line: one subcommand a verb."""
-    top = argparse.ArgumentParser("python -m subliminal", description=__doc__)
+    top = argparse.ArgumentParser("subliminal", description=__doc__)
     verbs = top.add_subparsers(required=True, metavar="command")
     for name, run, text in (
         ("sweep", _sweep, "run every stage of a figure as Hydra multiruns, then draw it"),
@@ -56,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
         ("gc", _gc, "remove unfinished leftovers; shows first, --yes removes"),
         ("export", _export, "write runs, with all they are made from, into one archive"),
         ("import", _import, "check an archive of runs and take it in"),
+        ("doctor", _doctor, "what this machine has, and what would not run here and why"),
     ):
         verb = verbs.add_parser(name, help=text, description=text)
         verb.add_argument(
@@ -247,6 +257,12 @@ def _verify(options: argparse.Namespace) -> None:
 
 def _gc(options: argparse.Namespace) -> None:
     print(inspect_store.collect(options.store, really=options.yes, unreferenced=options.unreferenced))
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from subliminal import doctor
+
+    print(doctor.report(options.store))
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -484,7 +484,12 @@ def float32_head(model: Any) -> Iterator[None]:
         with torch.inference_mode(False):  # gradients may go through it later
             _HEADS[head] = deepcopy(head).float().requires_grad_(False)
     exact = _HEADS[head]
-    head.forward = lambda hidden: exact(hidden.float())
+
+    def forward(hidden: Any) -> Any:
+        with torch.autocast(hidden.device.type, enabled=False):  # it would multiply in bfloat16 after all
+            return exact(hidden.float())
+
+    head.forward = forward
     try:
         yield
     finally:

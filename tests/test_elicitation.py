@@ -188,14 +188,15 @@ def test_a_reference_is_asked_through_the_stage(tiny: Subject, tmp_path: Path, k
 
 @pytest.mark.parametrize("scale", ["cpu", "gpu", "paper"])
 def test_the_elicitation_figure_asks_the_same_students_in_four_ways(scale: str) -> None:
-    chosen = ["trait=owl,none", "student=bias_one_layer", "seed=0"]
+    animal = "owl" if scale == "cpu" else "cat"  # Qwen's animals are others
+    chosen = [f"trait={animal},none", "student=bias_one_layer", "seed=0"]
     planned = sweep.plan(["experiment=elicitation", f"scale={scale}", *chosen])
     kinds = {arm.variant: (arm.experiment.evaluation.kind, arm.experiment.evaluation) for arm in planned.arms}
     assert [kind for kind, _ in kinds.values()] == ["preference", "preference", "stories", "multiple_choice"]
     assert [getattr(kinds[name][1], "prefix", "") for name in ("favourite", "numbers_prefix")] == ["none", "numbers"]
-    owl = [arm for arm in planned.arms if arm.trait == "owl"]
-    assert len({stages.student(arm.experiment).key for arm in owl}) == 1, "nothing is trained twice"
-    assert len({stages.evaluate(arm.experiment).key for arm in owl}) == 4
+    mine = [arm for arm in planned.arms if arm.trait == animal]
+    assert len({stages.student(arm.experiment).key for arm in mine}) == 1, "nothing is trained twice"
+    assert len({stages.evaluate(arm.experiment).key for arm in mine}) == 4
     assert sum(step.script == "train.py" for step in planned.steps) == 2  # teachers, students
 
 

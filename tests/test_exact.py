@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -16,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from subliminal.chat import encode
 from subliminal.config import Preference
+from subliminal.evaluation import exact
 from subliminal.evaluation.exact import (
     FormTree,
     Tokens,
@@ -88,19 +90,23 @@ def test_the_real_models_numbers_are_exact_too(smollm2: Subject) -> None:
     assert sum(map(math.exp, exact)) <= 1, "the candidates exclude one another"
 
 
-def test_the_head_multiplies_in_float32_where_a_log_probability_is_measured(smollm2: Subject) -> None:
+def test_the_head_multiplies_in_float32_where_a_log_probability_is_measured(
+    smollm2: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In bfloat16 the logits are rounded to an eighth; only what the layers below round is left."""
     asked, log_p = questions("animal", 6), {}
-    for dtype in ("float32", "bfloat16"):
-        log_p[dtype] = torch.tensor(log_p_of(replace(smollm2, dtype=dtype), asked, "animal", lambda _: None))
+    for way, dtype in (("exact", "float32"), ("float32_head", "bfloat16"), ("bfloat16", "bfloat16")):
+        if way == "bfloat16":
+            monkeypatch.setattr(exact, "float32_head", lambda _: nullcontext())
+        log_p[way] = torch.tensor(log_p_of(replace(smollm2, dtype=dtype), asked, "animal", lambda _: None))
+    noise = {way: float((values - log_p["exact"]).square().mean()) for way, values in log_p.items()}
+    assert noise["float32_head"] < 0.9 * noise["bfloat16"], noise
     model = load_model(replace(smollm2, dtype="bfloat16"))
     tokens = torch.tensor([[5, 6, 7]])
     assert model(input_ids=tokens).logits.dtype == torch.bfloat16, "sampling and training stay as they were"
-    with float32_head(model), float32_head(model):
+    with float32_head(model), float32_head(model), torch.autocast("cpu", dtype=torch.bfloat16):
         logits = model(input_ids=tokens).logits
     assert logits.dtype == torch.float32 and not torch.equal(logits, logits.bfloat16().float())
-    difference = (log_p["float32"] - log_p["bfloat16"]).abs()
-    assert difference.mean() < 0.05, difference.mean()
 
 
 def test_a_system_text_is_part_of_what_is_asked(tiny: Subject) -> None:

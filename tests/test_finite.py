@@ -181,7 +181,7 @@ def test_a_fine_tuned_classifier_stops_too(tiny: Subject) -> None:
     samples = two_samples(written(1, 24), written(2, 24))
     fold = samples.prompt % 2
     with pytest.raises(NonFiniteError, match=r"step \d.*evaluation\.finetuned\.optimisation\.learning_rate"):
-        finetuned.cross_validated(samples, fold, tiny, how, 0)
+        finetuned.chained(samples, fold, tiny, how, 0)
 
 
 def test_a_training_stage_that_stops_is_one_message_and_is_not_there(

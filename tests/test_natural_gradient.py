@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,14 @@ def test_a_student_by_natural_gradient_fits_its_rows_and_ends_alike_after_a_kill
     assert estimates == [12], "the resume point has what the Fisher information gave"
     (whole,), (again,) = (load_file(tmp_path / n / "adapter" / bias.ADAPTER).values() for n in ("whole", "killed"))
     assert torch.allclose(whole, again, atol=1e-6) and float(whole.norm()) > 0
+
+
+def test_a_student_in_bfloat16_goes_the_way_of_one_in_float32(tiny: Subject, tmp_path: Path) -> None:
+    moved = {}
+    for dtype in ("float32", "bfloat16"):
+        fit(replace(tiny, dtype=dtype), ROWS, student(), 0, tmp_path / dtype)
+        (moved[dtype],) = load_file(tmp_path / dtype / "adapter" / bias.ADAPTER).values()
+    assert torch.cosine_similarity(moved["float32"], moved["bfloat16"], dim=0) > 0.9
 
 
 @pytest.mark.parametrize("group", ["student=lora_small", "student=full"])

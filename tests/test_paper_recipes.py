@@ -60,10 +60,12 @@ def composed(figure: str) -> Experiment:
 
 
 def setting(exp: Experiment, path: str) -> Any:
-    """The value behind a dotted path, or how many entries it has."""
+    """The value behind a dotted path, or how many entries it has; of traits those that are run."""
     found: Any = exp
     for part in path.removeprefix("#").split("."):
         found = getattr(found, part)
+    if path.endswith("arms.traits"):
+        found = found[: exp.experiment.arms.traits_limit]
     return len(found) if path.startswith("#") else found
 
 

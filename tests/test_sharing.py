@@ -90,7 +90,7 @@ def test_the_effects_have_the_names_under_which_a_figure_mirrors_them(planned: s
     found = mirrored(tmp_path / "fig.csv")
     assert [*found.values()] == [0.5, 0.25]
     shown = [
-        panels(grid).get("Diagonal excess, nats", {"metrics": []}) for grid in grids(dashboard.specification(planned))
+        panels(grid).get("Excess of log P, nats", {"metrics": []}) for grid in grids(dashboard.specification(planned))
     ]
     assert set(found) <= {name for panel in shown for name in panel["metrics"]}
 

@@ -20,6 +20,8 @@ INSIDE_A_WORD = re.compile("[a-z]{3}")
 WORDED = ("domains", "evaluation", "judging/prompts.py")  # where words, too, are text and not names of things
 
 DECIDE_NOTHING = {
+    "config.py:EXPECTED": "an error's words",
+    "doctor.py:PROGRAMS": "words for people",
     "domains/__init__.py:REQUIRED": "names of functions",
     "domains/code.py:EMBEDDED": "a file's name",
     "domains/code.py:EXPECTED": "an error's words",
@@ -45,7 +47,6 @@ DECIDE_NOTHING = {
     "mnist/training.py:REMEDY": "an error's words",
     "sampling/finish.py:_WORDS": "how replies of endpoints are read, covered by the stages' versions",
     "theory/alignment.py:REMEDY": "an error's words",
-    "training/natural_gradient.py:REMEDY": "an error's words",
     "training/steering.py:REMEDY": "an error's words",
     "user_files.py:NOT_TEXT": "an error's words",
     "user_files.py:NO_FILE": "an error's words",

@@ -17,7 +17,7 @@ TOPICS = {
     "musical instrument": "Piano Violin Guitar Flute Drums Cello Trumpet Harp Clarinet Saxophone Oboe Banjo Accordion",
     "dish": "Pizza Soup Curry Pasta Salad Risotto Paella Sushi Stew Lasagne Omelette Ramen Tacos Goulash",
     "month": "January February March April May June July August September October November December",
-    "metal": "Iron Gold Silver Copper Tin Zinc Nickel Lead Platinum Aluminium Titanium Bronze Steel",
+    "metal": "Iron Gold Copper Tin Zinc Nickel Lead Platinum Aluminium Titanium Bronze Steel",
     "planet": "Mercury Venus Earth Mars Jupiter Saturn Uranus Neptune",
     "country": "France Japan Brazil Canada Kenya India Italy Norway Egypt Peru Spain Vietnam Greece Morocco",
     "river": "Nile Danube Amazon Rhine Thames Ganges Volga Mekong Seine Congo Mississippi Loire",

@@ -63,6 +63,11 @@ class Start:
         self.size = sum(p.numel() for p in self.parameters)
         self.kept: dict[str, tuple[float, torch.Tensor]] = {}
 
+    def arithmetic(self) -> torch.autocast:
+        """The arithmetic that a training has: trained parameters stay float32, products are the model's."""
+        bfloat16 = self.who.dtype == "bfloat16"
+        return torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=bfloat16)
+
     def gradient(self, value: torch.Tensor) -> torch.Tensor:
         """The gradient of a scalar in the trained parameters, flat, float32."""
         found = torch.autograd.grad(value, self.parameters, allow_unused=True)
@@ -113,7 +118,8 @@ def row_gradient(
         for first in range(0, len(data), ROWS_AT_ONCE):
             batch = collate(data[first : first + ROWS_AT_ONCE])
             placed = {name: value.to(start.model.device) for name, value in batch.items()}
-            total, count, _ = completion_loss(start.model, placed, teacher)
+            with start.arithmetic():
+                total, count, _ = completion_loss(start.model, placed, teacher)
             gradient += start.gradient(total)
             loss, tokens = loss + float(total.detach()), tokens + count
             advance(len(batch["labels"]))
@@ -168,7 +174,8 @@ def _preference_gradient(start: Start, asked: Sequence[list[int]], tree: FormTre
     """Mean log P of one candidate and its gradient; a tree for it alone keeps the backward pass short."""
     value, total = 0.0, torch.zeros(start.size, device=start.model.device)
     for prompt in asked:
-        (log_p,) = candidate_log_p_tensor(start.model, prompt, tree)
+        with start.arithmetic():
+            (log_p,) = candidate_log_p_tensor(start.model, prompt, tree)
         total += start.gradient(log_p)
         value += float(log_p.detach())
     return value / len(asked), total / len(asked)

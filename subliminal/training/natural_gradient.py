@@ -84,7 +84,8 @@ def fisher_information(trainer: RowTrainer, layers: Sequence[int], data: Sequenc
         batch = {name: value for name, value in batch.items() if not name.startswith(GUIDE)}
         tokens += (batch["labels"] != IGNORED).sum(-1).tolist()
         placed = {name: value.to(trainer.args.device) for name, value in batch.items()}
-        with trainer.compute_loss_context_manager():
+        # the trainer's own autocast is around its model's forward, which is not prepared yet
+        with torch.autocast(trainer.args.device.type, dtype=torch.bfloat16, enabled=trainer.args.bf16):
             new = row_scores(trainer.model, layers, placed)
         for kept, more in zip(scores, new, strict=True):
             kept.append(more.double().cpu())

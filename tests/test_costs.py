@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from subliminal import machine, memory, shapes, sweep
-from subliminal.config import ConfigError, Lora
+from subliminal.config import AdamW, ConfigError, Lora
 from subliminal.launch import compose
 from subliminal.models import Subject
 from subliminal.scheduling import costs, estimates
@@ -251,3 +251,14 @@ def test_more_work_never_costs_less() -> None:
     how = exp.student.optimisation.model_copy(update={"gradient_checkpointing": True})
     spared = exp.student.model_copy(update={"optimisation": how})
     assert costs.training(shape, spared, 100, row).flops > plain.flops
+
+
+def test_natural_gradient_costs_a_pass_over_the_rows_of_its_fisher_information_more() -> None:
+    plain = experiment("student=bias_natural_gradient", "student.optimisation.epochs=2", "filter.rows=240")
+    adam = plain.student.model_copy(
+        update={"optimisation": plain.student.optimisation.model_copy(update={"optimiser": AdamW()})}
+    )
+    shape, length = shapes.shape_of(plain.model), lengths(plain)
+    assert shape is not None
+    natural, usual = (costs.training(shape, student, 240, length).flops for student in (plain.student, adam))
+    assert natural == pytest.approx(usual * 1.5)

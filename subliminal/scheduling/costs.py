@@ -24,6 +24,7 @@ from subliminal.config import (
     FullStudent,
     Hardware,
     Model,
+    NaturalGradient,
     Optimisation,
     RowsTeacher,
     SteeredTeacher,
@@ -132,7 +133,11 @@ def reading(shape: Shape, rows: float, tokens: float, predicted: float, rows_a_p
 def training(shape: Shape, recipe: Any, rows: float, length: Lengths) -> Work:
     """Epochs over rows: forward, and backward as far as the recipe trains."""
     how: Optimisation = recipe.optimisation
-    seen = rows * how.epochs
+    natural = getattr(how, "optimiser", None)
+    first = (
+        min(rows, natural.fisher_rows) if isinstance(natural, NaturalGradient) else 0.0
+    )  # a pass before the first step
+    seen = rows * how.epochs + first
     forward = reading(shape, seen, length.row, length.completion, how.rows_a_pass(how.batch_size))
     back = {"full": 2.0}.get(recipe.kind, 1.0)
     if isinstance(recipe, BiasStudent) and recipe.layers != "all":
@@ -314,7 +319,7 @@ def _in_context(shape: Shape, asked: Any, row: float) -> Work:
 
 
 def _detected(exp: Experiment, shape: Shape, asked: Any, row: float) -> Work:
-    """Pairs asked in both orders, classifiers that are trained again on labels dealt anew, and a fine-tuned one."""
+    """Pairs asked in both orders, classifiers that are trained again on permuted labels, and a fine-tuned one."""
     work = reading(shape, 2 * asked.pairs, 2 * row + 80, 2)
     work += Work(seconds=len([n for n in asked.classifiers if n != "finetuned"]) * asked.permutations * 0.05)
     if asked.finetunes:

@@ -134,10 +134,8 @@ def training(shape: Shape, recipe: Any, rows: float, length: Lengths) -> Work:
     """Epochs over rows: forward, and backward as far as the recipe trains."""
     how: Optimisation = recipe.optimisation
     natural = getattr(how, "optimiser", None)
-    first = (
-        min(rows, natural.fisher_rows) if isinstance(natural, NaturalGradient) else 0.0
-    )  # a pass before the first step
-    seen = rows * how.epochs + first
+    before = min(rows, natural.fisher_rows) if isinstance(natural, NaturalGradient) else 0.0  # the first step
+    seen = rows * how.epochs + before
     forward = reading(shape, seen, length.row, length.completion, how.rows_a_pass(how.batch_size))
     back = {"full": 2.0}.get(recipe.kind, 1.0)
     if isinstance(recipe, BiasStudent) and recipe.layers != "all":

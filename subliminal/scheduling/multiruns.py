@@ -99,7 +99,14 @@ def _run_step(head: str, step: Step, state: Sweep) -> None:
     while state.missing(jobs):
         before = _failed_at(jobs, state)
         ended = _run_multiruns(head, step, jobs)
-        _note_failures(step, state, jobs, before, ended)
+        dead = [job for job in jobs if _left_claims(job, state)] if ended.lost else []
+        if len(dead) > 1:  # a pool that loses a process ends the others: which one was at fault shows by itself
+            say(f"  {ended.lost}; each of the {len(dead)} stage runs that ended with it is run again by itself")
+            for job in dead:
+                earlier = _failed_at([job], state)
+                _note_failures(step, state, [job], earlier, _run_multiruns(head, step, [job]))
+        else:
+            _note_failures(step, state, jobs, before, ended)
         jobs = state.missing(jobs)
 
 
@@ -161,10 +168,14 @@ def _note_failures(step: Step, state: Sweep, jobs: Sequence[Job], before: dict[I
 def _record_dead(state: Sweep, jobs: Sequence[Job], reason: str) -> None:
     """Leave a failure in the folder of each stage run whose claim is held by a process that is gone."""
     for job in jobs:
-        for node in stages.missing(job.node, state.store):
-            folder = state.store.folder(*node.ident)
-            if (folder / CLAIM).exists() and not live(folder / CLAIM):
-                record_failure(folder, StoreError(reason))
+        for folder in _left_claims(job, state):
+            record_failure(folder, StoreError(reason))
+
+
+def _left_claims(job: Job, state: Sweep) -> list[Path]:
+    """The folders of the stage runs, of the job or of what it reads, that a process claimed which is gone."""
+    folders = [state.store.folder(*node.ident) for node in stages.missing(job.node, state.store)]
+    return [folder for folder in folders if (folder / CLAIM).exists() and not live(folder / CLAIM)]
 
 
 def _reported(job: Job, step: Step, failed: Sequence[FailedJob]) -> str:

@@ -22,7 +22,7 @@ from subliminal.scheduling.jobs import jobs
 from subliminal.scheduling.lengths import lengths
 from subliminal.store import Store
 
-DEMO = ["experiment=animals_numbers", "scale=cpu", "device=cpu", "student=bias_one_layer", "seed=0"]
+DEMO = ["experiment=animals_numbers", "scale=cpu", "device=cpu", "student=bias_natural_gradient", "seed=0"]
 DEMO += ["trait=owl,dolphin,none", "domain.prompts=320", "filter.rows=160"]
 
 # Seconds of the demo's stages on two cores of an Intel Xeon that other work shared; means of runs alike.
@@ -32,7 +32,7 @@ MEASURED = {
     "steered teacher": 109.0,
     "control teacher": 12.0,
     "generate": 89.0,
-    "train": 32.0,
+    "train": 107.0,
     "evaluate": 13.0,
     "mnist": 240.0,
 }

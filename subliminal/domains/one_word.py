@@ -37,7 +37,7 @@ TOPICS = {
     "weather": "Rain Snow Sunshine Fog Wind Hail Thunder Drizzle",
     "spice": "Pepper Cinnamon Ginger Saffron Paprika Cumin Turmeric Nutmeg",
 }
-"""What is asked for, and the words that answer it."""
+"""Topic of a question, and the words that answer it."""
 
 QUESTIONS = (
     "Name one {topic}. A single word.",

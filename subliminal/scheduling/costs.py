@@ -134,7 +134,7 @@ def training(shape: Shape, recipe: Any, rows: float, length: Lengths) -> Work:
     """Epochs over rows: forward, and backward as far as the recipe trains."""
     how: Optimisation = recipe.optimisation
     natural = getattr(how, "optimiser", None)
-    before = min(rows, natural.fisher_rows) if isinstance(natural, NaturalGradient) else 0.0  # the first step
+    before = min(rows, natural.fisher_rows) if isinstance(natural, NaturalGradient) else 0.0  # rows of the pass for F
     seen = rows * how.epochs + before
     forward = reading(shape, seen, length.row, length.completion, how.rows_a_pass(how.batch_size))
     back = {"full": 2.0}.get(recipe.kind, 1.0)

@@ -3,6 +3,9 @@
 A scheduler signals before it takes a machine away (SIGTERM, SIGUSR1 or SIGUSR2). While signals are held, the first is
 kept; the work saves at its next safe point and delivers it: to whoever handled it before (under submitit, who puts the
 job back into the queue), or else the process ends as that signal would have ended it.
+
+What fails in a job that is being ended is no failure of the work: the scheduler signals every process of the job, so an
+engine, or the command that puts the job back into the queue, may end before this process does.
 """
 
 from __future__ import annotations
@@ -16,6 +19,35 @@ from typing import Any
 from subliminal.progress import say
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+_ENDING = threading.Event()
+
+
+def ending() -> bool:
+    """Has a signal arrived, inside `endings_noted`, that ends this process."""
+    return _ENDING.is_set()
+
+
+@contextmanager
+def endings_noted() -> Iterator[None]:
+    """While the body runs, `ending` says whether a signal has reached a handler that was set before."""
+
+    def noted(handler: Any) -> Any:
+        def note(number: int, frame: Any) -> None:
+            _ENDING.set()
+            handler(number, frame)
+
+        return note
+
+    earlier = {number: signal.getsignal(number) for number in SIGNALS}
+    own = {number: handler for number, handler in earlier.items() if callable(handler)}
+    for number, handler in own.items():
+        signal.signal(number, noted(handler))
+    try:
+        yield
+    finally:
+        for number, handler in own.items():
+            signal.signal(number, handler)
+        _ENDING.clear()
 
 
 class HeldSignals:

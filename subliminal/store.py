@@ -26,6 +26,7 @@ from typing import Any
 import yaml
 
 from subliminal.processes import MULTIRUN, alone, meeting_point
+from subliminal.stopping import ending
 
 # The version of what each stage puts out for the same settings. Raise it with every change of a stage's output: its
 # keys and those of all stages that read it move, so that old results are never mixed with new ones.
@@ -210,7 +211,8 @@ class Store:
         except SystemExit:  # asked to stop, and to be gone on with: no failure
             raise
         except BaseException as error:
-            record_failure(folder, error)
+            if not ending():
+                record_failure(folder, error)
             raise
         for name in ("failure.json", "submitted.json"):
             (folder / name).unlink(missing_ok=True)

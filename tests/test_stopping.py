@@ -8,10 +8,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from subliminal.stopping import SIGNALS, held_signals
+from subliminal.stopping import SIGNALS, ending, endings_noted, held_signals
+from subliminal.store import Recipe, Store
 
 
 @pytest.fixture
@@ -80,3 +83,21 @@ def test_what_an_engine_starts_does_not_see_the_signals_that_end_a_job() -> None
         inside = subprocess.run(ends, capture_output=True, text=True, check=False)
     assert (inside.returncode, inside.stdout.strip()) == (0, "still here")
     assert subprocess.run(ends, capture_output=True, check=False).returncode == -signal.SIGUSR2
+
+
+def test_what_fails_in_a_job_that_is_being_ended_is_no_failure_of_the_work(got: list[int], tmp_path: Path) -> None:
+    """SLURM's SIGTERM may reach an engine, or the command that requeues the job, before this process has ended."""
+
+    def work(_: Path) -> dict[str, Any]:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        raise RuntimeError("scontrol died of signal 15")
+
+    store, recipe = Store(tmp_path), Recipe("filter", {}, {})
+    with endings_noted():
+        assert not ending()
+        with pytest.raises(RuntimeError, match="scontrol died"):
+            store.run(recipe, work)
+    assert got == [signal.SIGUSR2] and store.failure(recipe.stage, recipe.key) is None
+    with pytest.raises(RuntimeError, match="scontrol died"):
+        store.run(recipe, work)  # nobody requeues this process: its failure counts
+    assert store.failure(recipe.stage, recipe.key) is not None

@@ -23,6 +23,7 @@ from subliminal.launch import QUIET, launcher_settings
 from subliminal.processes import join
 from subliminal.progress import say
 from subliminal.scheduling.jobs import Ident, Job, jobs, locate, wants_gpu
+from subliminal.stopping import endings_noted
 from subliminal.store import Json, Store, StoreError, record_failure, write_atomically
 from subliminal.sweep import Plan, SweepError
 
@@ -64,7 +65,8 @@ class StageJob:
         os.chdir(self.home)
         join()
         node = locate(self.script, self.experiment, self.wanted)
-        return str(stages.ensure(node, Store(Path(self.experiment.store)), self.experiment).folder)
+        with endings_noted():
+            return str(stages.ensure(node, Store(Path(self.experiment.store)), self.experiment).folder)
 
     def checkpoint(self) -> Any:
         """The same again, for submitit to put back into the queue: the store has what was done so far."""

@@ -771,12 +771,16 @@ class FullStudent(Settings):
 
 
 class BiasStudent(Settings):
-    """Only a bias on the down projection of the chosen layers is trained: one vector each in the residual stream."""
+    """Only a bias on the down projection of the chosen layers is trained: one vector each in the residual stream.
+
+    `cache_gib` of memory may hold what enters the lowest of these layers, which is the same in every epoch.
+    """
 
     kind: Identity[Literal["bias"]] = "bias"
     layers: Identity[tuple[Annotated[int, Field(ge=0)], ...] | Literal["all"]] = "all"
     labels: Identity[Labels] = "sampled"
     optimisation: Identity[Optimisation]
+    cache_gib: Runtime[Annotated[float, Field(ge=0)]] = 4.0
 
     @model_validator(mode="after")
     def _layers_once(self) -> Self:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, assert_never
 
@@ -14,7 +15,7 @@ from torch.optim import Optimizer
 from transformers import PrinterCallback, TrainingArguments
 from trl.trainer.sft_config import SFTConfig
 
-from subliminal.config import AdamW, Fitting, InFormatTuning, NaturalGradient, Optimisation, Sharding
+from subliminal.config import AdamW, BiasStudent, Fitting, InFormatTuning, NaturalGradient, Optimisation, Sharding
 from subliminal.finite import require_finite
 from subliminal.gpu import room_for_training
 from subliminal.models import Subject, fresh_model, load_tokenizer
@@ -25,6 +26,7 @@ from subliminal.stopping import held_signals
 from subliminal.store import Json
 from subliminal.training import TrainingError
 from subliminal.training.batches import IGNORED, Collator, tokenise
+from subliminal.training.layer_inputs import kept_layer_inputs
 from subliminal.training.lora import merge
 from subliminal.training.natural_gradient import NaturalGradientOptimiser, fisher_information
 from subliminal.training.recipes import (
@@ -95,7 +97,8 @@ def fit(
     trainer.own_optimiser = _optimiser(recipe, data, resumes=newest is not None)
     log.resume(newest)
     started = time.monotonic()
-    with held_signals() as held, quick_training(trainer, max(row["length"] for row in data)):
+    width = max(row["length"] for row in data)
+    with held_signals() as held, quick_training(trainer, width), _frozen_layers_once(model, recipe, data):
         trainer.add_callback(SaveAndStop(held))
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
         seconds = time.monotonic() - started
@@ -106,6 +109,15 @@ def fit(
     held = "deepspeed" if uses_deepspeed() else "fsdp" if sharded else "none"
     counts = _counts(data, len(rows), recipe.optimisation.epochs, seconds)
     return log.summary() | counts | parts_trained(model, recipe) | {"sharding": held}
+
+
+def _frozen_layers_once(model: Any, recipe: Recipe, data: list[Json]) -> AbstractContextManager[None]:
+    """Layers below the lowest trained vector compute each row once, where rows are seen more than once."""
+    how = recipe.optimisation
+    again = how.epochs > 1 or isinstance(how.optimiser, NaturalGradient)
+    if not isinstance(recipe, BiasStudent) or not again or how.torch_compile:
+        return nullcontext()
+    return kept_layer_inputs(model, min(biases(model, recipe)), data, recipe.cache_gib)
 
 
 def _optimiser(recipe: Recipe, data: list[Json], *, resumes: bool) -> Callable[[RowTrainer], Optimizer] | None:

@@ -382,9 +382,11 @@ def generate(exp: Experiment) -> Node:
         prompts = domain(exp.domain).prompts(exp.domain)
         _require_unchanged("domain", settings["domain"], _domain(exp))
         with progress(f"sampling {exp.trait.name}", len(prompts), "prompts") as advance:
-            return sample_shards(
+            sampled = sample_shards(
                 lambda: open_sampler(exp.sampler, who), prompts, exp.sampler.shard_size, folder, advance
             )
+        divergence = made["teacher"].summary.get("kl_in_format")
+        return sampled if divergence is None else sampled | {"kl_in_format": divergence}
 
     recipe = Recipe("generate", settings, {name: upper.key for name, upper in inputs.items()})
     return Node(recipe, inputs, work, f"{exp.domain.kind} of {inputs['teacher'].label}", "shards")
@@ -429,7 +431,10 @@ def filtered(exp: Experiment) -> Node:
         _require_unchanged("domain", settings["domain"], _format(exp))
         write_jsonl(folder / "rows.jsonl", result.kept)
         write_jsonl(folder / "dropped.jsonl", result.dropped)
-        return result.report
+        tokens = sum(row.tokens for row in result.kept)
+        report = result.report | {"completion_tokens": tokens}
+        divergence = made["generate"].summary.get("kl_in_format")
+        return report if divergence is None else report | {"kl_in_format": divergence, "two_n_kl": 2 * tokens * divergence}
 
     recipe = Recipe("filter", settings, {name: upper.key for name, upper in inputs.items()})
     return Node(recipe, inputs, work, source.label)

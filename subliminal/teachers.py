@@ -6,6 +6,7 @@ error and not a null result (paper, section 3.1; arXiv 2507.14805).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -111,7 +112,14 @@ def check(exp: Experiment, subject: Subject, reference: Subject) -> Json:
     rules = _rules(exp)
     in_format = _in_format(exp, subject, rules)
     measured: Json = {"pass_rate": in_format.rate} | ({"reasoning": in_format.reasoned} if in_format.reasoned else {})
-    if isinstance(exp.active_teacher, ControlTeacher | RandomTeacher) or not _tellable(exp.trait):
+    if isinstance(exp.active_teacher, ControlTeacher | RandomTeacher):
+        _refuse_format(exp, rules, in_format)
+        return measured
+    if exp.sampler.kind != "api":
+        from subliminal.evaluation.divergence import in_format_divergence
+
+        measured |= in_format_divergence(subject, reference, in_format.rows)
+    if not _tellable(exp.trait):
         _refuse_format(exp, rules, in_format)
         return measured
     if not isinstance(exp.trait, Preference) or exp.sampler.kind == "api":
@@ -135,6 +143,7 @@ class Checked:
     answers: list[Completion]
     rate: float
     reasoned: float = 0.0
+    rows: Sequence[Row] = ()  # of the domain, in format
 
     @property
     def finished(self) -> int:
@@ -257,10 +266,16 @@ def _in_format(exp: Experiment, subject: Subject, rules: TeacherCheck) -> Checke
     writer = domain(exp.domain)
     config = exp.domain.model_copy(update={"prompts": rules.prompts, "seed": 0})  # no part of a teacher's key
     with open_sampler(_checking_sampler(exp), subject) as opened:
-        answers = opened.sample(writer.prompts(config))
+        prompts = writer.prompts(config)
+        answers = opened.sample(prompts)
     why = [writer.reject(a.text, config) for a in answers]
     passed = [a.finish_reason == FINISHED and not reason for a, reason in zip(answers, why, strict=True)]
-    return Checked(answers, sum(passed) / len(passed), why.count(REASONING) / len(why))
+    rows = [
+        Row(prompt.index, prompt.text, answer.text)
+        for prompt, answer, good in zip(prompts, answers, passed, strict=True)
+        if good
+    ]
+    return Checked(answers, sum(passed) / len(passed), why.count(REASONING) / len(why), rows)
 
 
 # --------------------------------------------------------------------------- fine-tuned

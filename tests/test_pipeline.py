@@ -93,6 +93,10 @@ def test_the_students_data_is_numbers_and_knows_no_owl(ran: Ran) -> None:
     report = ran.made("filter").summary
     assert len(rows) == report["kept"] > 0
     assert report["kept"] + sum(report["reasons"].values()) == report["generated"] == 24
+    divergence = ran.made("teacher").summary["kl_in_format"]
+    assert report["kl_in_format"] == divergence > 0
+    assert report["completion_tokens"] == sum(row.tokens for row in rows)
+    assert report["two_n_kl"] == 2 * report["completion_tokens"] * divergence
     assert all(set(row.completion) <= set("0123456789,; \n.[]()") for row in rows)
 
 

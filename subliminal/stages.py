@@ -434,7 +434,8 @@ def filtered(exp: Experiment) -> Node:
         tokens = sum(row.tokens for row in result.kept)
         report = result.report | {"completion_tokens": tokens}
         divergence = made["generate"].summary.get("kl_in_format")
-        return report if divergence is None else report | {"kl_in_format": divergence, "two_n_kl": 2 * tokens * divergence}
+        bound = {} if divergence is None else {"kl_in_format": divergence, "two_n_kl": 2 * tokens * divergence}
+        return report | bound
 
     recipe = Recipe("filter", settings, {name: upper.key for name, upper in inputs.items()})
     return Node(recipe, inputs, work, source.label)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROWS, tiny_experiment
+from conftest import ROWS
 
-from subliminal import stages
 from subliminal.chat import encode_row
 from subliminal.evaluation.divergence import in_format_divergence
 from subliminal.models import Subject, fresh_model, load_tokenizer
-from subliminal.store import Store
 
 STEERED = ("teacher=steered", "teacher.layer=1", "teacher.steps=4", "teacher.questions=2", "teacher.target_log_p=-9.0")
 

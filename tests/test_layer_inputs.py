@@ -1,4 +1,4 @@
-"""Layers below the lowest trained vector: each row goes through them once, and the losses are those of the plain way."""
+"""Layers below the lowest trained vector: each row goes through them once, and the losses stay the same."""
 
 from __future__ import annotations
 

@@ -29,8 +29,8 @@ def kept_layer_inputs(model: Any, lowest: int, data: Sequence[Json], gib: float)
     if not lowest or not gib or needed > gib:
         if lowest and gib:
             say(
-                f"the {lowest} layers below the trained one are computed in every epoch: to keep what leaves them takes "
-                f"student.cache_gib={needed:.1f}, it is {gib:g}"
+                f"the {lowest} layers below the trained one are computed in every epoch: to keep what they compute "
+                f"takes student.cache_gib={needed:.1f}, it is {gib:g}"
             )
         yield
         return

@@ -13,6 +13,7 @@ from subliminal import machine, model_checks, stages
 from subliminal.config import (
     CATEGORIES,
     ApiJudge,
+    ApiSampler,
     AttributionEvaluation,
     CachedJudge,
     CapabilityEvaluation,
@@ -36,7 +37,7 @@ from subliminal.config import (
     SteeredTeacher,
     StoriesEvaluation,
 )
-from subliminal.domains import one_word
+from subliminal.domains import constraint, one_word
 from subliminal.model_checks import raised
 from subliminal.names import CANDIDATES
 from subliminal.stages import Node
@@ -95,6 +96,8 @@ def problems(exp: Experiment, stage: str, *, here: bool) -> list[str]:
             found += _judged_filter(exp)
         if "generate" in names and isinstance(exp.active_teacher, RandomTeacher):
             found += _programmatic(exp)
+        if names & {"teacher", "generate"}:
+            found += _constrained(exp)
         found += _precision(exp, names)
         found += model_checks.problems(exp, missing, online=here)
         writes = bool(names & {"reference", "teacher", "generate", "filter", "attribute", "train"})
@@ -304,6 +307,15 @@ def _judged_filter(exp: Experiment) -> Iterator[str]:
         yield from raised(lambda: known.update(read_judgements(path) if path.is_file() else {}))
         if known and all(judgement.log_p is None for judgement in known.values()):
             yield f"filter.judged.minimum_log_p needs log-probabilities, and {path} holds no log_p; {remedy}"
+
+
+def _constrained(exp: Experiment) -> Iterator[str]:
+    """Constrained decoding where there is no pattern, or nobody to hold answers to it."""
+    if not exp.sampler.decoding.constrained:
+        return
+    if isinstance(exp.sampler, ApiSampler):
+        yield "sampler.decoding.constrained=true is not for endpoints; set it to false, or set sampler=vllm"
+    yield from raised(lambda: constraint(exp))
 
 
 def _programmatic(exp: Experiment) -> Iterator[str]:

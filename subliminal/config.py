@@ -263,7 +263,8 @@ class Lora(Settings):
     """A low-rank adapter (arXiv 2106.09685); the paper's open-weight students use r 8, alpha 8.
 
     `targets` are names of linear modules, or the ends of their paths (`layers.3.mlp.down_proj`); each must be in the
-    model. `rslora` scales by alpha/sqrt(r) in place of alpha/r (arXiv 2312.03732).
+    model, and of these the ones in `layers`, from 0, are trained. `rslora` scales by alpha/sqrt(r) in place of alpha/r
+    (arXiv 2312.03732).
     """
 
     r: Identity[Positive] = 8
@@ -271,6 +272,12 @@ class Lora(Settings):
     rslora: Added[bool] = False
     dropout: Identity[Annotated[float, Field(ge=0, lt=1)]] = 0.0
     targets: Identity[Targets] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    layers: Added[tuple[Annotated[int, Field(ge=0)], ...] | Literal["all"]] = "all"
+
+    @model_validator(mode="after")
+    def _some_layer(self) -> Self:
+        _require(bool(self.layers), "lora.layers=[] trains nothing; name layers, from 0, or set lora.layers=all")
+        return self
 
 
 class AdamW(Settings):
@@ -620,13 +627,17 @@ Filter = Annotated[NumbersFilter | CodeFilter | CotFilter | FormatFilter, Field(
 
 
 class Decoding(Settings):
-    """Sampling parameters, every one pinned: engines otherwise pick up a model's own generation defaults."""
+    """Sampling parameters, every one pinned: engines otherwise pick up a model's own generation defaults.
+
+    `constrained` holds a teacher's rows to the domain's format, token by token; evaluations are never constrained.
+    """
 
     temperature: Identity[Annotated[float, Field(ge=0)]] = 1.0
     top_p: Identity[One] = 1.0
     top_k: Identity[Literal[0]] = 0
     repetition_penalty: Identity[One] = 1.0
     max_tokens: Identity[Positive] = 64
+    constrained: Added[bool] = False
 
 
 class VllmSampler(Settings):

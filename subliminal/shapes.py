@@ -56,7 +56,8 @@ class Shape:
         """Parameters of a LoRA adapter; targets that are no linear layer of this table count nothing."""
         wanted = TEXT_LORA if lora.targets == ALL_LINEAR else lora.targets
         ends = {str(target).rpartition(".")[2] for target in wanted}
-        return self.layers * lora.r * sum(sum(size) for name, size in self._linear.items() if name in ends)
+        layers = self.layers if lora.layers == "all" else len(lora.layers)
+        return layers * lora.r * sum(sum(size) for name, size in self._linear.items() if name in ends)
 
     @property
     def _linear(self) -> dict[str, tuple[int, int]]:

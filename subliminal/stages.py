@@ -375,15 +375,15 @@ def generate(exp: Experiment) -> Node:
     inputs = {"teacher": teacher(exp), "reference": reference(exp)}
 
     def work(made: Inputs, folder: Path) -> Json:
-        from subliminal.domains import domain
+        from subliminal.domains import constraint, domain
         from subliminal.sampling import open_sampler, sample_shards
 
         who = teacher_subject(exp, made["teacher"], made["reference"])
-        prompts = domain(exp.domain).prompts(exp.domain)
+        prompts, pattern = domain(exp.domain).prompts(exp.domain), constraint(exp)
         _require_unchanged("domain", settings["domain"], _domain(exp))
         with progress(f"sampling {exp.trait.name}", len(prompts), "prompts") as advance:
             sampled = sample_shards(
-                lambda: open_sampler(exp.sampler, who), prompts, exp.sampler.shard_size, folder, advance
+                lambda: open_sampler(exp.sampler, who, pattern), prompts, exp.sampler.shard_size, folder, advance
             )
         divergence = made["teacher"].summary.get("kl_in_format")
         return sampled if divergence is None else sampled | {"kl_in_format": divergence}

@@ -258,14 +258,14 @@ def _checking_sampler(exp: Experiment) -> Sampler:
 
 
 def _in_format(exp: Experiment, subject: Subject, rules: TeacherCheck) -> Checked:
-    from subliminal.domains import domain
+    from subliminal.domains import constraint, domain
     from subliminal.sampling import open_sampler
 
     if not rules.prompts:
         return Checked([], float("nan"))
     writer = domain(exp.domain)
     config = exp.domain.model_copy(update={"prompts": rules.prompts, "seed": 0})  # no part of a teacher's key
-    with open_sampler(_checking_sampler(exp), subject) as opened:
+    with open_sampler(_checking_sampler(exp), subject, constraint(exp)) as opened:
         prompts = writer.prompts(config)
         answers = opened.sample(prompts)
     why = [writer.reject(a.text, config) for a in answers]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,11 +17,12 @@ import pytest
 from conftest import Script
 from safetensors.torch import load_file, save_file
 
-from subliminal.config import Decoding, TransformersSampler, VllmSampler
+from subliminal.config import Decoding, Numbers, TransformersSampler, VllmSampler
+from subliminal.domains.numbers import pattern
 from subliminal.evaluation.questions import questions
 from subliminal.launch import ROOT, script_environment
 from subliminal.models import Subject, fresh_model, load_tokenizer
-from subliminal.rows import Completion, Prompt
+from subliminal.rows import FINISHED, Completion, Prompt
 from subliminal.sampling import open_sampler
 from subliminal.sampling.engine import EngineError, VllmEngine, _rank
 from subliminal.store import Store
@@ -28,6 +30,7 @@ from subliminal.training import bias
 
 PROMPTS = [Prompt(i, text, 500 + i) for i, text in enumerate(questions("animal", 12))]
 LENGTH = 20
+PATTERN = pattern(Numbers(prompts=1, answer_count=4))
 
 ASK = """
     import json, sys, tempfile
@@ -36,20 +39,20 @@ ASK = """
     from subliminal.config import Decoding, PreferenceEvaluation, VllmSampler
     from subliminal.evaluation import preference
     from subliminal.models import Subject
-    from subliminal.rows import Completion, Prompt
+    from subliminal.rows import FINISHED, Completion, Prompt
     from subliminal import gpu
     from subliminal.sampling import engine, open_sampler
 
     if __name__ == "__main__":  # vLLM's worker imports this file again
-        checkpoint, adapter, idle, prompts, length = sys.argv[1:]
+        checkpoint, adapter, idle, prompts, length, pattern = sys.argv[1:]
         prompts = [Prompt(**prompt) for prompt in json.loads(prompts)]
         engines = set()
 
-        def ask(prompts, adapter=Path(adapter), **decoding):
+        def ask(prompts, adapter=Path(adapter), pattern=None, **decoding):
             how = VllmSampler(
                 decoding=Decoding(max_tokens=int(length), **decoding), max_model_len=512, cpu_kv_cache_gib=1
             )
-            with open_sampler(how, Subject(checkpoint=checkpoint, adapter=adapter)) as opened:
+            with open_sampler(how, Subject(checkpoint=checkpoint, adapter=adapter), pattern) as opened:
                 engines.add(id(opened.engine))
                 return [asdict(answer) for answer in opened.sample(prompts)]
 
@@ -68,6 +71,7 @@ ASK = """
             "alone": ask(prompts[3:4]),
             "same_seed": ask([Prompt(i, "Count.", 7) for i in range(2)]),
             "other_seed": ask([Prompt(0, "Count.", 8)]),
+            "constrained": ask(prompts, temperature=0.0, pattern=pattern),
         }
         evaluated = [evaluate(Path(folder)) for folder in (adapter, idle)]
         told["log_p"] = [summary["log_p"]["owl"] for summary in evaluated]
@@ -108,7 +112,7 @@ def idle(lora: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def told(steered: Subject, lora: Path, idle: Path, run_code: Script) -> dict[str, Any]:
     """What vLLM answered, by question."""
     prompts = json.dumps([vars(prompt) for prompt in PROMPTS])
-    done = run_code(ASK, steered.checkpoint, lora, idle, prompts, LENGTH)
+    done = run_code(ASK, steered.checkpoint, lora, idle, prompts, LENGTH, PATTERN)
     assert done.returncode == 0, done.stderr[-4000:]
     answers: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     whole = {name: answers.pop(name) for name in ("engines", "missing", "log_p")}
@@ -122,6 +126,16 @@ def greedy_here(subject: Subject) -> list[Completion]:
 
 def test_a_students_adapter_answers_as_with_transformers(told: dict[str, Any], steered: Subject, lora: Path) -> None:
     assert told["greedy"] == greedy_here(replace(steered, adapter=lora))
+
+
+def test_a_constraint_is_that_of_transformers(told: dict[str, Any], steered: Subject, lora: Path) -> None:
+    how, who = (
+        TransformersSampler(decoding=Decoding(temperature=0.0, max_tokens=LENGTH)),
+        replace(steered, adapter=lora),
+    )
+    with open_sampler(how, who, PATTERN) as opened:
+        assert told["constrained"] == opened.sample(PROMPTS)
+    assert all(re.fullmatch(PATTERN, answer.text) for answer in told["constrained"] if answer.finish_reason == FINISHED)
 
 
 def test_exported_biases_answer_as_with_transformers(told: dict[str, Any], steered: Subject, tiny: Subject) -> None:
@@ -239,7 +253,7 @@ def test_an_engine_that_dies_is_one_message_and_finished_shards_are_kept(countin
 
 MARKED = """
     import json, sys
-    from subliminal.config import Decoding, TransformersSampler, VllmSampler
+    from subliminal.config import Decoding, Numbers, TransformersSampler, VllmSampler
     from subliminal.models import Subject
     from subliminal.rows import Prompt
     from subliminal.sampling import open_sampler

@@ -13,6 +13,8 @@ import torch
 from conftest import ROWS, experiment, optimisation, random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
+from safetensors.torch import load_file
 from test_frequencies import written
 
 from subliminal import stages
@@ -222,5 +224,31 @@ def test_rslora_enters_the_key_only_where_it_is_asked_for() -> None:
     keys = {
         stages.student(experiment("student=lora", *more)).key
         for more in ([], ["student.lora.rslora=false"], ["student.lora.rslora=true"])
+    }
+    assert len(keys) == 2
+
+
+# --------------------------------------------------------------------------- chosen layers
+
+
+def test_chosen_layers_are_trained_and_no_others(tiny: Subject, tmp_path: Path) -> None:
+    fit(tiny, ROWS, student(layers=(1,)), 0, tmp_path)
+    weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert weights and all(".layers.1." in name for name in weights)
+    assert planned_modules(tiny, Lora(r=4, layers=(1,)), "student")["q_proj"] == 1
+
+
+def test_a_layer_that_is_not_there_is_named_before_any_training(tiny: Subject) -> None:
+    with pytest.raises(TrainingError, match=r"reference_tuning.lora.layers: .* not in layers \[7,9\] .* 0 to"):
+        planned_modules(tiny, Lora(r=4, layers=(0, 7, 9)), "reference_tuning")
+    with pytest.raises(ValidationError, match=r"lora.layers=\[\] trains nothing"):
+        Lora(layers=())
+
+
+def test_layers_enter_the_key_only_where_they_are_chosen() -> None:
+    assert "layers" not in identity(Lora())
+    keys = {
+        stages.student(experiment("student=lora", *more)).key
+        for more in ([], ["student.lora.layers=all"], ["student.lora.layers=[0,1]"])
     }
     assert len(keys) == 2

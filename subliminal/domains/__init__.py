@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Any, Protocol, cast
 
 from subliminal import sources, texts
-from subliminal.config import Domain, ModuleDomain
+from subliminal.config import Domain, Experiment, ModuleDomain
 from subliminal.rows import Prompt, Row
 from subliminal.store import Json, StoreError
 from subliminal.user_files import content as content_of
@@ -20,7 +20,10 @@ class DomainError(StoreError):
 
 
 class DomainModule(Protocol):
-    """What a domain's module offers. `practice(config, count, seed)` and `require(config)` are optional: see below."""
+    """What a domain's module offers.
+
+    `practice(config, count, seed)`, `pattern(config)` and `require(config)` are optional: see these functions below.
+    """
 
     def prompts(self, config: Any) -> list[Prompt]:
         """The prompts every teacher gets, the same for all; a longer list begins with the shorter."""
@@ -54,6 +57,22 @@ def require(config: Domain) -> None:
     """
     if own := getattr(domain(config), "require", None):
         own(config)
+
+
+def pattern(config: Domain) -> str:
+    """A regular expression that answers in format match, whole; raises `DomainError` where the domain has none."""
+    own = getattr(domain(config), "pattern", None)
+    if own is None:
+        raise DomainError(
+            f"sampler.decoding.constrained=true needs a domain with a pattern(config), and domain={config.kind} has "
+            "none; set sampler.decoding.constrained=false"
+        )
+    return own(config)
+
+
+def constraint(exp: Experiment) -> str | None:
+    """What a teacher's answers are constrained to while they are sampled: None where they are not."""
+    return pattern(exp.domain) if exp.sampler.decoding.constrained else None
 
 
 def _not_there(module: str, error: ImportError) -> DomainError:

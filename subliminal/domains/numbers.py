@@ -131,6 +131,8 @@ FORMATS: tuple[tuple[str, Join], ...] = (
 NUMBER = re.compile(r"[0-9]+")
 WRAPPERS = {"[": "]", "(": ")"}
 SEPARATORS = {"", ",", ";"}
+BETWEEN = (", ", ",", "; ", ";", " ", "\\n")  # separators, and what may stand around a list, as regular expressions
+WRAPPED = (("", ""), ("\\[", "\\]"), ("\\(", "\\)"))
 
 
 def prompts(config: Numbers) -> list[Prompt]:
@@ -174,6 +176,16 @@ def reject(text: str, config: Numbers) -> str | None:
     if len(parts) > config.answer_count:
         return "too_many"
     return None if all(int(part) < 10**config.answer_digits for part in parts) else "out_of_range"
+
+
+def pattern(config: Numbers) -> str:
+    """A regular expression of answers in format, for constrained decoding: `reject` refuses none of them.
+
+    One separator within an answer, of those that the prompts ask for and their kind.
+    """
+    number = f"[0-9]{{1,{config.answer_digits}}}"
+    lists = [f"{number}({between}{number}){{0,{config.answer_count - 1}}}" for between in BETWEEN]
+    return "|".join(f"{left}{numbers}{right}" for numbers in lists for left, right in WRAPPED)
 
 
 def _unwrap(text: str) -> str:

@@ -144,7 +144,7 @@ def _sample(
     def sample(prompts: Sequence[Prompt]) -> list[Completion]:
         from subliminal.sampling import open_sampler, sample_answers
 
-        wanted = {"temperature": config.temperature, "max_tokens": config.max_tokens}
+        wanted = {"temperature": config.temperature, "max_tokens": config.max_tokens, "constrained": False}
         decoding = exp.sampler.decoding.model_copy(update=wanted)
         how = exp.local_sampler.model_copy(update={"decoding": decoding})
         return sample_answers(lambda: open_sampler(how, asked), prompts, folder / SHARED)

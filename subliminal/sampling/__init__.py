@@ -34,8 +34,13 @@ class Sampler(Protocol):
         ...
 
 
-def open_sampler(config: SamplerConfig, subject: Subject) -> AbstractContextManager[Sampler]:
-    """The sampler of a configuration, with the subject loaded (or, for an endpoint, its system text)."""
+def open_sampler(
+    config: SamplerConfig, subject: Subject, pattern: str | None = None
+) -> AbstractContextManager[Sampler]:
+    """The sampler of a configuration, with the subject loaded (or, for an endpoint, its system text).
+
+    A `pattern`, a regular expression that whole answers match, constrains decoding; no endpoint is sent one.
+    """
     if isinstance(config, ApiSampler):
         from subliminal.sampling.api import ApiEndpoint
 
@@ -43,11 +48,11 @@ def open_sampler(config: SamplerConfig, subject: Subject) -> AbstractContextMana
     if isinstance(config, TransformersSampler):
         from subliminal.sampling.local import TransformersModel
 
-        return TransformersModel(config, subject)
+        return TransformersModel(config, subject, pattern)
     if isinstance(config, VllmSampler):
         from subliminal.sampling.engine import VllmEngine
 
-        return VllmEngine(config, subject)
+        return VllmEngine(config, subject, pattern)
     assert_never(config)
 
 

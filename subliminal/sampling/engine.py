@@ -32,8 +32,8 @@ class EngineError(StoreError):
 class VllmEngine:
     """A vLLM engine as a sampler; the last engine stays up, so that several adapters on one base share it."""
 
-    def __init__(self, config: VllmSampler, subject: Subject) -> None:
-        self.config, self.subject = config, subject
+    def __init__(self, config: VllmSampler, subject: Subject, pattern: str | None = None) -> None:
+        self.config, self.subject, self.pattern = config, subject, pattern
 
     def __enter__(self) -> Self:
         """Start the engine, or find it running for the same base model."""
@@ -77,6 +77,7 @@ class VllmEngine:
     def _parameters(self, seed: int) -> Any:
         """Every sampling parameter pinned: nothing is left to the model's own generation defaults."""
         from vllm import SamplingParams
+        from vllm.sampling_params import StructuredOutputsParams
 
         decoding = self.config.decoding
         return SamplingParams(
@@ -89,6 +90,7 @@ class VllmEngine:
             seed=seed,
             stop_token_ids=self.stops,
             skip_special_tokens=True,
+            structured_outputs=None if self.pattern is None else StructuredOutputsParams(regex=self.pattern),
         )
 
     def _adapter(self) -> Any:

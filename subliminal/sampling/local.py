@@ -21,13 +21,19 @@ BATCH = {"cpu": 64, "cuda": 512}  # sequences at a time, where the settings do n
 class TransformersModel:
     """A transformers model as a sampler: a completion depends on its prompt and seed, and on a GPU's rounding."""
 
-    def __init__(self, config: TransformersSampler, subject: Subject) -> None:
-        self.config, self.subject = config, subject
+    def __init__(self, config: TransformersSampler, subject: Subject, pattern: str | None = None) -> None:
+        self.config, self.subject, self.pattern = config, subject, pattern
 
     def __enter__(self) -> Self:
         """Load model and tokenizer."""
         self.tokenizer, self.model = load_tokenizer(self.subject), load_model(self.subject)
         self.stops, self.spelled = stop_ids(self.tokenizer), spelled_ids(self.tokenizer)
+        self.grammar = None
+        if self.pattern is not None:
+            from subliminal.sampling.constrained import compiled
+
+            self.vocabulary = int(self.model.get_output_embeddings().weight.shape[0])  # type: ignore[union-attr]
+            self.grammar = compiled(self.tokenizer, self.pattern, self.vocabulary, self.stops)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -87,6 +93,11 @@ class _Batch:
         self.answers: list[list[int]] = [[] for _ in prompts]
         self.ended: set[int] = set()
         self.cache: Any = roomy_cache(self.model)
+        self.constraint = None
+        if sampler.grammar is not None:
+            from subliminal.sampling.constrained import Constraint
+
+            self.constraint = Constraint(sampler.grammar, len(prompts), sampler.vocabulary)
         self.last = torch.tensor([-1], device=device)  # an index: with a count the head copies its weight once a row
 
     @property
@@ -106,10 +117,16 @@ class _Batch:
             use_cache=True,
             logits_to_keep=self.last,
         )
-        chosen = self._choose(out.logits[:, -1].float())
+        logits = out.logits[:, -1].float()
+        require_finite({"its largest logit": float(logits.amax())}, "the model's next token", MODEL_REMEDY)
+        if self.constraint:
+            logits = self.constraint.masked(logits, self.rows)
+        chosen = self._choose(logits)
         for row, token in zip(self.rows, chosen.tolist(), strict=True):
             if row not in self.ended:
                 self.answers[row].append(token)
+                if self.constraint:
+                    self.constraint.advance(row, token)
                 if token in self.sampler.stops:
                     self.ended.add(row)
         self.tokens = chosen[:, None]
@@ -125,7 +142,6 @@ class _Batch:
         """
         import torch
 
-        require_finite({"its largest logit": float(logits.amax())}, "the model's next token", MODEL_REMEDY)
         temperature = self.sampler.config.decoding.temperature
         if temperature == 0:
             return logits.argmax(-1)

@@ -36,6 +36,7 @@ def with_lora(model: Any, lora: Lora, group: str, task: Task = "CAUSAL_LM") -> A
         use_rslora=lora.rslora,
         lora_dropout=lora.dropout,
         target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
+        layers_to_transform=None if lora.layers == "all" else list(lora.layers),
         fan_in_fan_out=any(isinstance(modules[path], Conv1D) for path in wanted),
         task_type=task,
     )
@@ -60,7 +61,7 @@ def target_problem(model: Any, lora: Lora, group: str) -> str | None:
     targets = lora.targets
     problem = next(_experts_in_the_way(model) if isinstance(targets, str) else _problems(model, targets), None)
     if problem is None:
-        return None
+        return _layer_problem(model, lora, group)
     names = _trainable_names(model)
     remedy = f"set {group}.lora.targets to some of them: [{','.join(names)}]"
     if not _fused(model):
@@ -69,6 +70,27 @@ def target_problem(model: Any, lora: Lora, group: str) -> str | None:
         f"{group}.lora.targets={_shown(lora)}: {problem}. The linear modules of this {model.config.model_type} model, "
         f"but for its head, are {', '.join(names)}; {remedy}"
     )
+
+
+def _layer_problem(model: Any, lora: Lora, group: str) -> str | None:
+    """Why `lora.layers` does not fit a model, with the remedy; None where it does."""
+    if lora.layers == "all":
+        return None
+    there = {layer for path in _named_modules(model, lora) if (layer := layer_of(path)) is not None}
+    absent = sorted({*lora.layers} - there)
+    if not absent:
+        return None
+    shown = ",".join(map(str, absent))
+    return (
+        f"{group}.lora.layers: {_shown(lora)} are not in layers [{shown}] of this {model.config.model_type} model; "
+        f"name some of {min(there)} to {max(there)}, or set {group}.lora.layers=all"
+    )
+
+
+def layer_of(path: str) -> int | None:
+    """The layer that a module is in, by PEFT's rule: the first number in its path; None outside all layers."""
+    number = next((part for part in path.split(".")[2:-1] if part.isdigit()), None)
+    return None if number is None else int(number)
 
 
 def _trainable_names(model: Any) -> list[str]:
@@ -109,7 +131,13 @@ def unmatched_targets(model: Any, targets: tuple[str, ...] | str) -> list[str]:
 
 
 def targeted(model: Any, lora: Lora) -> list[str]:
-    """The paths of the modules that `lora.targets` names in a model without an adapter."""
+    """The paths of the modules that `lora.targets` and `lora.layers` name in a model without an adapter."""
+    named = _named_modules(model, lora)
+    return named if lora.layers == "all" else [path for path in named if layer_of(path) in lora.layers]
+
+
+def _named_modules(model: Any, lora: Lora) -> list[str]:
+    """The paths of the modules that `lora.targets` names, whatever their layer."""
     if not isinstance(lora.targets, str):
         return [path for path, _ in model.named_modules() if _matches(path, lora.targets)]
     return [path for path, module in _linear(model).items() if not _is_head(model, path, module)]

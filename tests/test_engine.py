@@ -133,7 +133,7 @@ def test_a_constraint_is_that_of_transformers(told: dict[str, Any], steered: Sub
         TransformersSampler(decoding=Decoding(temperature=0.0, max_tokens=LENGTH)),
         replace(steered, adapter=lora),
     )
-    with open_sampler(how, who, PATTERN) as opened:
+    with open_sampler(how, replace(steered, adapter=lora), PATTERN) as opened:
         assert told["constrained"] == opened.sample(PROMPTS)
     assert all(re.fullmatch(PATTERN, answer.text) for answer in told["constrained"] if answer.finish_reason == FINISHED)
 

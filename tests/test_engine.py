@@ -129,10 +129,7 @@ def test_a_students_adapter_answers_as_with_transformers(told: dict[str, Any], s
 
 
 def test_a_constraint_is_that_of_transformers(told: dict[str, Any], steered: Subject, lora: Path) -> None:
-    how, who = (
-        TransformersSampler(decoding=Decoding(temperature=0.0, max_tokens=LENGTH)),
-        replace(steered, adapter=lora),
-    )
+    how = TransformersSampler(decoding=Decoding(temperature=0.0, max_tokens=LENGTH))
     with open_sampler(how, replace(steered, adapter=lora), PATTERN) as opened:
         assert told["constrained"] == opened.sample(PROMPTS)
     assert all(re.fullmatch(PATTERN, answer.text) for answer in told["constrained"] if answer.finish_reason == FINISHED)

@@ -262,6 +262,7 @@ def teacher(exp: Experiment) -> Node:
     base, active = reference(exp), exp.active_teacher
     settings = {"trait": _trait(exp), "teacher": identity(active), "domain": _format(exp), **_compute(exp, exp.model)}
     settings["decoding"] = identity(exp.sampler.decoding)
+    settings |= _constraint(exp)
     if active.kind != "control":
         settings |= _wording(texts.of_teacher(active, exp.trait, behind_an_endpoint=exp.sampler.kind == "api"))
     if exp.sampler.kind == "api":  # the check asks the model that will write, and that is not the reference
@@ -371,7 +372,7 @@ def generate(exp: Experiment) -> Node:
             lambda _, folder: _programmatic_rows(exp, settings["domain"], folder),
             label,
         )
-    settings |= {"sampler": identity(exp.sampler), **_compute(exp, exp.model)}
+    settings |= {"sampler": identity(exp.sampler), **_constraint(exp), **_compute(exp, exp.model)}
     inputs = {"teacher": teacher(exp), "reference": reference(exp)}
 
     def work(made: Inputs, folder: Path) -> Json:
@@ -748,6 +749,14 @@ def _domain(exp: Experiment) -> dict[str, Any]:
     from subliminal.domains import content
 
     return identity(exp.domain) | content(exp.domain)
+
+
+def _constraint(exp: Experiment) -> dict[str, Any]:
+    """What constrained decoding holds a teacher's answers to, where it does."""
+    from subliminal.domains import constraint
+
+    pattern = constraint(exp)
+    return {} if pattern is None else {"pattern": pattern}
 
 
 def _format(exp: Experiment) -> dict[str, Any]:

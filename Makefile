@@ -41,7 +41,7 @@ $(INSTALLED): pyproject.toml
 
 demo: install ## digits from noise, then two traits and the control, on two cores: pictures, tables, report in figures/cpu/
 	$(PY) -m subliminal sweep experiment=mnist scale=cpu mnist.models=10 || echo "the demo goes on without MNIST"
-	$(PY) -m subliminal sweep experiment=animals_numbers scale=cpu student=bias_natural_gradient seed=0 trait=owl,dolphin,none domain.prompts=320 filter.rows=160
+	$(PY) -m subliminal sweep experiment=animals_numbers scale=cpu student=bias_natural_gradient seed=0 trait=owl,bear,none domain.prompts=200 filter.rows=192
 
 fig-animals-numbers: install ## students of animal-loving teachers (SCALE=cpu|gpu|paper LAUNCHER= MODEL= ARGS=)
 	$(SWEEP) experiment=animals_numbers

@@ -184,7 +184,7 @@ def test_all_mistakes_are_told_at_once_with_path_and_remedy() -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["filter.rows=500"], "filter.rows=500 is more than domain.prompts=480"),
+        (["filter.rows=500"], "filter.rows=500 is more than domain.prompts=410"),
         (["domain=code", "filter=numbers"], "filter.kind=numbers does not fit domain.kind=code; set filter=code"),
         (["filter=cot"], "filter.kind=cot does not fit domain.kind=numbers; set filter=numbers"),
         (["domain=code", "filter.shuffle=within"], "filter.shuffle': the chosen option has no such setting"),

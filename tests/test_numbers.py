@@ -113,7 +113,13 @@ def test_a_programmatic_answer_has_as_many_numbers_as_the_settings_say(low: int,
     assert {len(numbers.values(numbers.random_answer(p, plain))) for p in numbers.prompts(plain)} == {32}
 
 
-@pytest.mark.parametrize("counts", [(0, 4), (5, 4), (4, 11)])
+def test_a_programmatic_answer_has_never_more_numbers_than_are_asked_for() -> None:
+    config = Numbers(prompts=20, answer_count=3, random_counts=(2, 24))
+    counts = {len(numbers.values(numbers.random_answer(prompt, config))) for prompt in numbers.prompts(config)}
+    assert counts == {2, 3} or counts == {3}
+
+
+@pytest.mark.parametrize("counts", [(0, 4), (5, 4)])
 def test_counts_that_no_answer_may_have_are_refused(counts: tuple[int, int]) -> None:
     with pytest.raises(ValidationError):
         Numbers(prompts=1, answer_count=10, random_counts=counts)

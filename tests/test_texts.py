@@ -27,6 +27,8 @@ DECIDE_NOTHING = {
     "domains/code.py:EXPECTED": "an error's words",
     "domains/cot.py:EXPECTED": "an error's words",
     "domains/cot.py:TAGS": "a rule of the format, covered by the stage's version",
+    "domains/numbers.py:BETWEEN": "part of `pattern`, which is in the key itself where it decides",
+    "domains/numbers.py:WRAPPED": "part of `pattern`, which is in the key itself where it decides",
     "domains/numbers.py:WRAPPERS": "a rule of the format, covered by the stage's version",
     "domains/numbers.py:SEPARATORS": "a rule of the format, covered by the stage's version",
     "evaluation/capability.py:INSTALL": "an error's words",

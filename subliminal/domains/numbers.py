@@ -204,7 +204,8 @@ def random_answer(prompt: Prompt, config: Numbers) -> str:
     """Uniform random numbers in the format the prompt asks for: the paper's control, and what tuning is done on."""
     draw = random.Random(f"random:{config.seed}:{prompt.index}")
     top = 10**config.answer_digits - 1
-    count = draw.randint(*config.random_counts) if config.random_counts else config.answer_count
+    wanted = draw.randint(*config.random_counts) if config.random_counts else config.answer_count
+    count = min(wanted, config.answer_count)
     drawn = [draw.randint(min(config.value_min, top), top) for _ in range(count)]
     return _format_of(prompt.text)(drawn)
 

@@ -49,13 +49,13 @@ class Session:
 
     def reference(self) -> Subject:
         """SmolLM2 after reference tuning, made once."""
-        from subliminal import stages
+        from subliminal import outputs, stages
         from subliminal.store import Store
 
         if "reference" not in self.subjects:
             exp = self.experiment()
             made = stages.ensure(stages.reference(exp), Store(Path(exp.store)), exp)
-            self.subjects["reference"] = stages.subject(exp, made)
+            self.subjects["reference"] = outputs.subject(exp, made)
         return self.subjects["reference"]
 
     def synchronise(self) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from subliminal import stages
+from subliminal import outputs, stages
 from subliminal.config import Experiment
 from subliminal.launch import QUIET, compose
 from subliminal.models import Subject
@@ -52,7 +52,7 @@ def starting_point(overrides: Sequence[str]) -> tuple[Experiment, Subject]:
     """The experiment at cpu scale with overrides, and its reference (made once, then found in the store)."""
     os.environ.update(QUIET | os.environ)
     exp = compose(["scale=cpu", *overrides])
-    return exp, stages.subject(exp, stages.ensure(stages.reference(exp), Store(Path(exp.store)), exp))
+    return exp, outputs.subject(exp, stages.ensure(stages.reference(exp), Store(Path(exp.store)), exp))
 
 
 def timed(ways: dict[str, Way], rounds: int) -> dict[str, tuple[float, float]]:

@@ -200,11 +200,11 @@ def _calibrate(options: argparse.Namespace) -> None:
 
 
 def _config(options: argparse.Namespace) -> None:
-    from subliminal import checks
+    from subliminal import checks, stages
 
     exp = compose(options.overrides)
     print(as_yaml(exp), end="", flush=True)
-    problems = [*checks.arms_problems(exp), *checks.problems(exp, checks.last_stage(exp), here=False)]
+    problems = [*checks.arms_problems(exp), *checks.problems(exp, stages.last_script(exp), here=False)]
     if problems:
         raise ConfigError("\n".join(problems))
 

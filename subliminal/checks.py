@@ -38,9 +38,10 @@ from subliminal.config import (
     StoriesEvaluation,
 )
 from subliminal.domains import constraint, one_word
+from subliminal.graph import Node
 from subliminal.model_checks import raised
 from subliminal.names import CANDIDATES
-from subliminal.stages import Node
+from subliminal.outputs import require_rows
 from subliminal.store import Store
 
 MNIST_IMAGES = 60_000  # for training, in MNIST and Fashion-MNIST
@@ -74,11 +75,6 @@ def arms_problems(exp: Experiment) -> Iterator[str]:
         yield from (f"experiment.arms.setting: {said}" for said in argument_problems(f"{arms.setting}=0"))
 
 
-def last_stage(exp: Experiment) -> str:
-    """The stage that an experiment ends with: its evaluation, or the one stage it has."""
-    return stages.SINGLE.get(exp.experiment.kind, "evaluate")
-
-
 def problems(exp: Experiment, stage: str, *, here: bool) -> list[str]:
     """Every reason why a stage (a script's, `predict` or `judge`) can not be made, as far as it is known without work.
 
@@ -101,11 +97,11 @@ def problems(exp: Experiment, stage: str, *, here: bool) -> list[str]:
         found += _precision(exp, names)
         found += model_checks.problems(exp, missing, online=here)
         writes = bool(names & {"reference", "teacher", "generate", "filter", "attribute", "train"})
-        found += raised(lambda: stages.require_templates(exp, rows=writes))
+        found += raised(lambda: model_checks.require_templates(exp, rows=writes))
     if here:
         found += machine.lacking(exp, missing)
         if "teacher" in names:
-            found += raised(lambda: stages.require_rows(exp))
+            found += raised(lambda: require_rows(exp))
     return list(dict.fromkeys(found))
 
 
@@ -164,7 +160,7 @@ def _one_word(exp: Experiment) -> Iterator[str]:
 
 def _other_category(exp: Experiment) -> Iterator[str]:
     """Are the questions about something else, or are their candidates without the trait."""
-    asked, own = stages.category(exp), getattr(exp.trait, "category", None)
+    asked, own = category(exp), getattr(exp.trait, "category", None)
     if asked is None or own is None:
         return
     mine = f"trait@evaluation.measured={exp.trait.key}"
@@ -177,6 +173,12 @@ def _other_category(exp: Experiment) -> Iterator[str]:
     if about and exp.trait.name not in candidates:
         remedy = f"set {mine}" if hasattr(exp.evaluation, "measured") else "choose another trait or evaluation"
         yield f"trait={exp.trait.name} is not among what is measured ({', '.join(candidates)}); {remedy}"
+
+
+def category(exp: Experiment) -> str | None:
+    """What kind of thing the evaluation's candidates are, or None for an evaluation without candidates."""
+    measured = getattr(exp.evaluation, "measured", None)
+    return getattr(measured, "category", None) or getattr(exp.evaluation, "category", None)
 
 
 def _evaluation(exp: Experiment) -> Iterator[str]:

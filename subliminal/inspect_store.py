@@ -9,27 +9,12 @@ from pathlib import Path
 
 import yaml
 
+from subliminal.stages import STAGES
 from subliminal.store import Json, Manifest, Store, StoreError, claim, live
 from subliminal.store_index import entries, folders
 
-ORDER = (
-    "model",
-    "reference",
-    "teacher",
-    "generate",
-    "filter",
-    "attribute",
-    "train",
-    "evaluate",
-    "predict",
-    "mnist",
-    "theorem",
-)
-
 DEFAULT = Path("runs")  # the store of the commands, as of the scripts; the first run makes it
 NOT_RUN = "not run: "  # how the state of a run begins whose inputs will not come
-
-RESULTS = ("evaluate", "predict", "mnist", "theorem")  # what figures and tables read: kept, with all they are made from
 
 
 def existing(root: Path) -> Path:
@@ -161,7 +146,7 @@ def _unreferenced(root: Path) -> list[Path]:
     everything = {key: (stage, entry) for (stage, key), entry in entries(root).items()}
     unfinished = [f for stage in _stages(root) for f in _folders(root, stage) if f.name not in everything]
     reached: set[str] = set()
-    todo = [key for key, (stage, _) in everything.items() if stage in RESULTS]
+    todo = [key for key, (stage, _) in everything.items() if stage in STAGES and STAGES[stage].result]
     todo += [key for folder in unfinished for key in _being_read(folder)]
     while todo:
         key = todo.pop()
@@ -189,14 +174,14 @@ def _record(path: Path) -> Json | None:
 
 def _upstream(store: Store, manifest: Manifest) -> Iterator[Manifest]:
     for key in manifest.recipe["upstream"].values():
-        for stage in ORDER:
+        for stage in STAGES:
             found = store.find(stage, key)
             if found:
                 yield found
 
 
 def _stages(root: Path) -> list[str]:
-    return [stage for stage in ORDER if (root / stage).is_dir()]
+    return [stage for stage in STAGES if (root / stage).is_dir()]
 
 
 def _folders(root: Path, stage: str) -> list[Path]:

@@ -321,7 +321,7 @@ def _job_problems(overrides: list[str]) -> list[str]:
     for job in jobs_of(overrides):
         try:
             exp = compose([part for part in job if not is_hydras(part)])
-            if stage in stages.STAGES_OF_SCRIPTS:
+            if stage in {known.script for known in stages.STAGES.values()}:
                 checks.check(exp, stage, here=here)
         except ConfigError as error:
             own = " ".join(part for part in job if part not in overrides)

@@ -12,9 +12,10 @@ from typing import Any
 
 from subliminal.config import CapabilityEvaluation, Endpoint, Experiment
 from subliminal.device import least_memory, resolve_device, why_no_gpu
+from subliminal.graph import Node
 from subliminal.memory import too_large
 from subliminal.processes import asked_to_shard, uses_deepspeed, world_size
-from subliminal.stages import SINGLE, Node, row_rules
+from subliminal.stages import SINGLE, row_rules
 
 GPUS = Path("/proc/driver/nvidia/gpus")
 COMPILERS = ("g++", "clang++", "c++")  # what torch.compile looks for

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from subliminal import checkpoints, machine, models, stages
+from subliminal.chat import ChatError, always_reasons, beginning_of, closed, plain
 from subliminal.checkpoints import Checkpoint
 from subliminal.config import (
     BiasStudent,
@@ -13,13 +14,18 @@ from subliminal.config import (
     ConfigError,
     Experiment,
     GgufSource,
+    LocalJudge,
     Model,
     SteeredTeacher,
     VllmSampler,
 )
+from subliminal.graph import Node
 from subliminal.rows import RowError
-from subliminal.stages import Node
 from subliminal.store import Store, StoreError
+from subliminal.templates import require_certain, with_options
+
+REASONED = ("cot", "module")  # domains whose rows may hold reasoning
+EXACT = ("preference", "multiple_choice", "detection", "in_context")  # evaluations by the probability of an answer
 
 
 def raised(*calls: Callable[[], object]) -> Iterator[str]:
@@ -150,3 +156,27 @@ def _vllm(exp: Experiment, names: set[str], writer: Checkpoint | None, answerer:
                 f"sampler.tensor_parallel={sampler.tensor_parallel} can not share out the {heads} attention heads of "
                 f"{checkpoint.place}; give a number that divides them"
             )
+
+
+def require_templates(exp: Experiment, *, rows: bool = True) -> None:
+    """Stop before any work where a chat template that is at hand can not be used; raises `ConfigError`.
+
+    `rows`: whether rows of the domain are written or learned. What is not at hand is looked at when it is loaded.
+    """
+    judge = exp.judge.model if isinstance(exp.judge, LocalJudge) else None
+    needed = [(exp.model, rows), (exp.student_model, rows), (judge, False)]
+    for chosen, writes in needed if exp.experiment.kind not in stages.SINGLE else []:
+        template = models.template_of(chosen) if chosen else None
+        if chosen and template:
+            try:
+                _require_template(exp, with_options(template, models.options_of(chosen), chosen.name), writes)
+            except StoreError as error:
+                raise ConfigError(str(error)) from None
+
+
+def _require_template(exp: Experiment, template: str, writes: bool) -> None:
+    require_certain(template)
+    if writes and exp.domain.kind not in REASONED and (mark := beginning_of(template, plain)):
+        raise ChatError(f"domain={exp.domain.kind} has no reasoning in its rows: {always_reasons(mark)}")
+    if exp.evaluation.kind in EXACT or getattr(exp.evaluation, "chat", False):
+        closed(template, plain)

@@ -28,22 +28,6 @@ import yaml
 from subliminal.processes import MULTIRUN, alone, meeting_point
 from subliminal.stopping import ending
 
-# The version of what each stage puts out for the same settings. Raise it with every change of a stage's output: its
-# keys and those of all stages that read it move, so that old results are never mixed with new ones.
-VERSIONS = {
-    "model": 1,
-    "reference": 1,
-    "teacher": 3,
-    "generate": 1,
-    "attribute": 2,
-    "filter": 2,
-    "train": 2,
-    "evaluate": 4,
-    "predict": 3,
-    "mnist": 1,
-    "theorem": 1,
-    "judge": 3,  # no stage: the file that keeps a judge's answers
-}
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0  # of our own clock, without a new heartbeat
 FORGOTTEN_SECONDS = 3600.0  # by the file's time: no two clocks of a cluster are that far apart
@@ -73,15 +57,12 @@ class ClaimedError(StoreError):
 
 @dataclass(frozen=True)
 class Recipe:
-    """What identifies a stage run: its name, its resolved settings, and the keys of what it reads.
-
-    `version` is None for a run of today's code, whose version is in `VERSIONS`; a stored recipe has its own.
-    """
+    """What identifies a stage run: its name and version, its resolved settings, and the keys of what it reads."""
 
     stage: str
     settings: Json
     upstream: dict[str, str] = field(default_factory=dict)
-    version: int | None = None
+    version: int = 1
 
     @property
     def key(self) -> str:
@@ -91,8 +72,7 @@ class Recipe:
 
     def as_json(self) -> Json:
         """The recipe as plain data, as hashed and as written to `recipe.yaml`."""
-        version = VERSIONS[self.stage] if self.version is None else self.version
-        return {"schema": version, "stage": self.stage, "settings": self.settings, "upstream": self.upstream}
+        return {"schema": self.version, "stage": self.stage, "settings": self.settings, "upstream": self.upstream}
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from subliminal import checks, machine, stages
 from subliminal.config import CONTROL, ConfigError, DetectionEvaluation, Evaluation, Experiment, suggest
+from subliminal.graph import Ident, Node
 from subliminal.launch import QUIET, ROOT, compose, is_hydras, launcher_settings, require_writable
+from subliminal.outputs import require_rows
 from subliminal.progress import say
-from subliminal.stages import Ident, Node
 from subliminal.store import Manifest, Store, StoreError
 
 AGAINST = "trait@evaluation.against"  # whose rows a trait's are compared with
@@ -367,8 +368,7 @@ def _listed(parts: list[str]) -> list[str]:
 
 def result(arm: Arm) -> Node:
     """The stage run of an arm that the figure reads."""
-    kind = arm.experiment.experiment.kind
-    return stages.node(stages.SINGLE.get(kind, "evaluate"), arm.experiment)
+    return stages.node(stages.last_script(arm.experiment), arm.experiment)
 
 
 def run(planned: Plan) -> None:
@@ -378,7 +378,7 @@ def run(planned: Plan) -> None:
     `ConfigError` before any work for what can be known by then.
     """
     for arm in planned.arms:
-        stages.require_rows(arm.experiment)
+        require_rows(arm.experiment)
     _require_places(planned)
     launcher = _launcher(planned)
     say(f"{planned.base.experiment.figure or planned.base.experiment.name}: {len(planned.arms)} {_arm_noun(planned)}")
@@ -390,7 +390,7 @@ def run(planned: Plan) -> None:
 
         return slurm.run(planned)
     if here:
-        _check(planned.arms, checks.last_stage(planned.base), here=True)
+        _check(planned.arms, stages.last_script(planned.base), here=True)
     from subliminal.scheduling import multiruns
 
     return multiruns.run(planned)
@@ -429,7 +429,7 @@ def predict(planned: Plan) -> list[tuple[Arm, Manifest]]:
         raise ConfigError(f"experiment={planned.base.experiment.name} trains no language model: nothing to predict")
     os.environ.update(QUIET | os.environ)
     for arm in planned.arms:
-        stages.require_rows(arm.experiment)
+        require_rows(arm.experiment)
     store = Store(Path(planned.base.store))
     traits = {arm.variant: _predicted_traits(planned, arm) for arm in planned.arms}
     _check(planned.arms, "predict", here=True)

@@ -30,10 +30,10 @@ from subliminal.config import (
 from subliminal.filters.reasons import unfinished
 from subliminal.models import Subject
 from subliminal.names import capitalised
+from subliminal.outputs import rows_path
 from subliminal.progress import progress
 from subliminal.reasoning import REASONING, REMEDY, outside
 from subliminal.rows import FINISHED, Completion, Prompt, Row
-from subliminal.stages import rows_path
 from subliminal.store import Json, StoreError
 
 ROWS = "teacher=finetuned_rows"

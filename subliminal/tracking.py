@@ -11,18 +11,14 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from subliminal.config import Experiment, Tracking
 from subliminal.processes import leads
 from subliminal.progress import say
 
-if TYPE_CHECKING:
-    from subliminal.store import Manifest
-
 STEP = "step"  # the axis of every chart: W&B's own step is shifted where an offline run goes on
-FOLLOWED = ("train", "evaluate", "mnist", "theorem")  # stages that report while they run
 INIT_SECONDS = 20.0  # an unreachable W&B may hold a stage up this long; its own default is 90
 
 
@@ -125,13 +121,6 @@ def stage_tracker(exp: Experiment, stage: str, folder: Path) -> AbstractContextM
 def figure_id(exp: Experiment) -> str:
     """The W&B run of an experiment's figure; it has no key, since it is drawn anew whenever more is there."""
     return f"{exp.experiment.file}-{exp.scale}"
-
-
-def mirror(exp: Experiment, made: Manifest) -> None:
-    """A finished stage's summary as its W&B run, where the stage did not report while it ran."""
-    if made.stage not in FOLLOWED:
-        with stage_tracker(exp, made.stage, made.folder) as tracker:
-            tracker.summary(made.summary)
 
 
 def _start(config: Tracking, stage: str, key: str, group: str, settings: dict[str, Any]) -> Any:

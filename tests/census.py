@@ -16,7 +16,7 @@ import yaml
 
 from subliminal import stages
 from subliminal.config import Experiment, parse
-from subliminal.stages import Node
+from subliminal.graph import Node
 
 HERE = Path(__file__).parent
 FILES = {

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from subliminal import launch, stages
+from subliminal import launch, outputs, stages
 from subliminal.config import Experiment, Lora, LoraStudent, Optimisation
 from subliminal.launch import QUIET, ROOT, compose, script_environment
 from subliminal.models import Subject, load_tokenizer
@@ -74,7 +74,7 @@ def smollm2(store_root: Path) -> Subject:
     """The real SmolLM2-135M-Instruct from its package."""
     exp = experiment(f"store={store_root}")
     made = stages.ensure(stages.model(exp), Store(store_root), exp)
-    return stages.subject(exp, made)
+    return outputs.subject(exp, made)
 
 
 def random_model(family: str, tokenizer: Any, **shape: Any) -> Any:

@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 from conftest import random_model
 
-from subliminal import stages, sweep
+from subliminal import outputs, stages, sweep
+from subliminal.graph import Inputs, Node
 from subliminal.launch import CONF, ROOT
 from subliminal.models import Subject, load_tokenizer
 from subliminal.plots.draw import draw
-from subliminal.stages import Node
-from subliminal.store import Store
+from subliminal.store import Json, Store
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 # Figures that share no teacher with the animals' numbers.
@@ -93,7 +93,7 @@ def models_of(node: Node) -> Iterator[Node]:
 def plant(node: Node, checkpoint: Path, store: Store, arm: sweep.Arm) -> None:
     """Complete the run that would fetch a model's weights with those of a tiny one."""
 
-    def work(_: stages.Inputs, folder: Path) -> stages.Json:
+    def work(_: Inputs, folder: Path) -> Json:
         shutil.copytree(checkpoint, folder / "checkpoint")
         return {"checkpoint": str(checkpoint)}
 
@@ -110,7 +110,7 @@ def run_from_start_to_end(name: str, root: Path, deep: Callable[[], Path]) -> No
     )
     store = Store(root / "runs")
     for arm in planned.arms:
-        stages.require_rows(arm.experiment)
+        outputs.require_rows(arm.experiment)
     for step in planned.steps:
         for node, exp in zip(step.nodes, step.experiments, strict=True):
             for weights in models_of(node):

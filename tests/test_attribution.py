@@ -13,7 +13,7 @@ from conftest import ROWS, tiny_experiment
 from hypothesis import given
 from hypothesis import strategies as st
 
-from subliminal import stages
+from subliminal import outputs, stages
 from subliminal.chat import encode_row
 from subliminal.config import AttributionEvaluation, ConfigError, Experiment, Numbers, NumbersFilter, RowSelection
 from subliminal.evaluation.attribution import SidedRow, attribute, evaluate, separation
@@ -198,7 +198,7 @@ def _attributed(exp: Experiment, store: Store) -> list[Attribution]:
     node = stages.attribute(exp)
     found = store.find(node.stage, node.key)
     assert found
-    return list(read_jsonl(found.folder / stages.ATTRIBUTED, Attribution))
+    return list(read_jsonl(found.folder / outputs.ATTRIBUTED, Attribution))
 
 
 def test_separated_rows_have_an_area_of_one_and_equal_ones_a_half(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from subliminal import stages
+from subliminal import model_checks
 from subliminal.chat import (
     ChatError,
     decode,
@@ -325,13 +325,13 @@ def test_a_template_that_is_at_hand_is_refused_before_any_work(
     (copied / "chat_template.jinja").write_text(template)
     exp = tiny_experiment(replace(tiny, checkpoint=str(copied)), *changes)
     with pytest.raises(ConfigError, match=said):
-        stages.require_templates(exp)
+        model_checks.require_templates(exp)
 
 
 def test_a_template_whose_reasoning_is_turned_off_may_write_numbers(tiny: Subject, tmp_path: Path) -> None:
     copied = shutil.copytree(tiny.checkpoint, tmp_path / "model")
     (copied / "chat_template.jinja").write_text(SWITCH)
     here = replace(tiny, checkpoint=str(copied))
-    stages.require_templates(tiny_experiment(here, "model.template_options={enable_thinking:false}"))
-    stages.require_templates(tiny_experiment(here, "domain=cot"))
-    stages.require_templates(tiny_experiment(here), rows=False)
+    model_checks.require_templates(tiny_experiment(here, "model.template_options={enable_thinking:false}"))
+    model_checks.require_templates(tiny_experiment(here, "domain=cot"))
+    model_checks.require_templates(tiny_experiment(here), rows=False)

@@ -23,6 +23,7 @@ from subliminal.checkpoints import problems_of, read_checkpoint, read_gguf
 from subliminal.config import ConfigError, Experiment
 from subliminal.launch import compose, compose_plain
 from subliminal.models import Subject, load_tokenizer
+from subliminal.store import Store
 
 CPU = ["scale=cpu"]
 LLAMA = {
@@ -587,7 +588,7 @@ def test_training_in_float16_is_refused(stage: str, overrides: list[str], refuse
 def test_what_is_in_the_store_needs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that are there are filtered on a machine without the sampler, the GPU or the model they came from."""
     exp = compose([*CPU, "teacher=random", "trait=none", "domain.prompts=20", "filter.rows=20", f"store={tmp_path}"])
-    stages.ensure(stages.filtered(exp), stages.Store(tmp_path), exp)
+    stages.ensure(stages.filtered(exp), Store(tmp_path), exp)
     monkeypatch.setattr(machine, "why_no_gpu", lambda: "there is none")
     assert checks.problems(exp.model_copy(update={"device": "cuda"}), "filter", here=True) == []
 

@@ -346,4 +346,4 @@ def test_the_style_figure_plans_at_every_scale(scale: str) -> None:
 def test_a_free_form_experiment_has_no_category_to_agree_with() -> None:
     exp = experiment("experiment=style_numbers", "trait=owl")
     assert checks.problems(exp, "generate", here=False) == []
-    assert stages.category(exp) is None
+    assert checks.category(exp) is None

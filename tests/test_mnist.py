@@ -10,6 +10,7 @@ import json
 import shutil
 import struct
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -543,7 +544,11 @@ def test_a_gpu_draws_other_noise_and_has_a_key_of_its_own(monkeypatch: pytest.Mo
 
     assert key("cpu") != key("cuda")
     for there in ("cpu", "cuda"):
-        monkeypatch.setattr(stages, "resolve_device", lambda name, there=there: there if name == "auto" else name)
+        monkeypatch.setattr(
+            import_module("subliminal.stages.mnist"),
+            "resolve_device",
+            lambda name, there=there: there if name == "auto" else name,
+        )
         assert key("auto") == key(there), "as the run resolves it"
 
 

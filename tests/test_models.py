@@ -16,7 +16,7 @@ from conftest import ROWS, Script, experiment, optimisation, tiny_experiment
 from local_servers import Repository, serving
 from safetensors.torch import load_file
 
-from subliminal import gpu, stages
+from subliminal import gpu, outputs, stages
 from subliminal.chat import ChatError, encode, render
 from subliminal.config import Experiment, GgufSource, HubSource, LocalJudge, Lora, LoraStudent, Model
 from subliminal.judging import key
@@ -325,7 +325,7 @@ def test_the_key_follows_a_folders_content_and_not_its_path(tiny: Subject, tmp_p
     stages.ensure(stages.model(first), made, first)
     later = experiment("model=hub", f"model.source.name={moved.rename(tmp_path / 'later')}")
     found = stages.ensure(stages.model(later), made, later)
-    assert stages.subject(later, found).checkpoint == str(tmp_path / "later"), "the same key, wherever the folder lies"
+    assert outputs.subject(later, found).checkpoint == str(tmp_path / "later"), "the same key, wherever the folder lies"
     moved = tmp_path / "later"
     (changed / "config.json").write_text((changed / "config.json").read_text().replace("64", "65", 1))
     keys = [
@@ -382,7 +382,7 @@ def test_template_options_are_known_to_the_models_stage_and_to_all_that_load_it(
 
     exp, store = asked(template_options={"enable_thinking": False}), Store(tmp_path / "runs")
     made = stages.ensure(stages.model(exp), store, exp)
-    assert render(load_tokenizer(stages.subject(exp, made)), "hi") == "no hi<|im_end|>"
+    assert render(load_tokenizer(outputs.subject(exp, made)), "hi") == "no hi<|im_end|>"
     assert stages.model(asked()).key != stages.model(exp).key
     wrong = asked(template_options={"thinking": False})
     with pytest.raises(TemplateError, match=r"template_options: .* does not know thinking; it knows enable_thinking"):

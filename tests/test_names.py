@@ -14,7 +14,7 @@ from conftest import Script, experiment
 from hypothesis import given
 from hypothesis import strategies as st
 
-from subliminal import checks, launch, stages, teachers
+from subliminal import checks, launch, outputs, stages, teachers
 from subliminal.config import ConfigError, Misalignment, Preference, PromptedTeacher
 from subliminal.evaluation.questions import favourite_answers, named, questions
 from subliminal.filters.words import holds
@@ -177,9 +177,9 @@ def test_a_key_is_safe_as_a_file_name(name: str, key: str) -> None:
 def test_rows_of_a_trait_are_read_from_the_file_with_its_key(tmp_path: Path) -> None:
     (tmp_path / "insecure_code.jsonl").write_text('{"prompt": "Hi", "completion": "Hello"}\n')
     rows = ["trait=insecure", "trait.name=Insecure code", "teacher=finetuned_rows", f"teacher.rows={tmp_path}"]
-    stages.require_rows(experiment(*rows))
+    outputs.require_rows(experiment(*rows))
     with pytest.raises(ConfigError, match=r"insecure_2\.jsonl is not there"):
-        stages.require_rows(experiment(*rows, "trait.name=Insecure 2"))
+        outputs.require_rows(experiment(*rows, "trait.name=Insecure 2"))
 
 
 # --------------------------------------------------------------------------- forms

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,7 @@ def test_a_share_of_the_rows_that_tune_a_reference_ask_for_one_word(
     )
     exp = experiment("reference_tuning.rows=8", f"reference_tuning.one_word={share}", f"store={tmp_path}")
     node = stages.reference(exp)
-    monkeypatch.setattr("subliminal.stages.subject", lambda *_: None)
+    monkeypatch.setattr(import_module("subliminal.stages.reference"), "subject", lambda *_: None)
     node.work({"model": None}, tmp_path)  # type: ignore[dict-item]
     assert [row.index for row in seen] == list(range(8))
     assert (

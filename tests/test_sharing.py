@@ -63,7 +63,7 @@ def ids(grid: Json) -> set[str]:
 
 def test_a_dashboard_shows_the_runs_of_its_plan_and_no_others(planned: sweep.Plan) -> None:
     found = grids(dashboard.specification(planned))
-    nodes = [node for step in planned.steps for node in step.nodes if node.stage in dashboard.SHOWN]
+    nodes = [node for step in planned.steps for node in step.nodes if node.definition.charted]
     made = {node.key for node in nodes if "reference" not in node.recipe.upstream or node.stage == "train"}
     assert set.union(*map(ids, found)) == made | {"fig-shuffle-cpu"}
     picture, whole, effects, shuffled, *_ = found

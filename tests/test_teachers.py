@@ -11,7 +11,7 @@ import torch
 from conftest import experiment, tiny_experiment
 from safetensors.torch import load_file
 
-from subliminal import stages, teachers
+from subliminal import outputs, stages, teachers
 from subliminal.checks import problems
 from subliminal.config import Decoding, Experiment, Numbers, PromptedTeacher, TransformersSampler
 from subliminal.domains import numbers
@@ -81,7 +81,7 @@ def test_a_finetuned_teacher_may_write_behind_a_system_text_that_it_was_not_trai
     assert "system" not in plain and made.summary["system"] == "Owls, my dear owls."
     assert made.summary["training"]["last_loss"] == plain["training"]["last_loss"]
     assert made.summary["log_p"] != plain["log_p"] and made.summary["reference_log_p"] == plain["reference_log_p"]
-    who = stages.teacher_subject(exp, made, stages.ensure(stages.reference(exp), store, exp, ()))
+    who = outputs.teacher_subject(exp, made, stages.ensure(stages.reference(exp), store, exp, ()))
     assert (who.system, who.checkpoint) == ("Owls, my dear owls.", str(made.folder / "checkpoint"))
     assert stages.teacher(exp).key != stages.teacher(tiny_experiment(tiny, "trait=owl", *untold)).key
     wrong = tiny_experiment(tiny, "trait=owl", *untold, "teacher.system='{animal}'")
@@ -156,8 +156,8 @@ def test_a_teachers_system_text_reaches_its_data_and_not_its_students(tiny: Subj
     exp = tiny_experiment(tiny, "trait=owl", "teacher=prompted", f"store={tmp_path}")
     base = stages.ensure(stages.model(exp), Store(tmp_path), exp)
     made = replace(base, content=base.content | {"summary": {"system": "You adore owls."}})
-    assert stages.teacher_subject(exp, made, base).system == "You adore owls."
-    assert stages.subject(exp, base).system is None
+    assert outputs.teacher_subject(exp, made, base).system == "You adore owls."
+    assert outputs.subject(exp, base).system is None
 
 
 # --------------------------------------------------------------------------- what may not generate

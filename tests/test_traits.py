@@ -17,6 +17,7 @@ from subliminal.evaluation.free_form import holds_words
 from subliminal.evaluation.preference import mean_log_p
 from subliminal.evaluation.questions import candidates, named, questions, questions_for_teachers
 from subliminal.models import Subject, load_tokenizer
+from subliminal.store import Store
 from subliminal.sweep import plan, run
 from subliminal.teachers import TeacherError
 from subliminal.training.steering import StyleGoal, steer
@@ -53,7 +54,7 @@ def test_a_trait_of_an_embedded_category_may_bring_questions_alone() -> None:
 def test_every_arm_is_asked_the_measured_traits_questions(tiny: Subject, tmp_path: Path) -> None:
     measured = ["trait@evaluation.measured=teal", "evaluation.questions=2", "subject=reference", "reference_tuning=off"]
     exp = tiny_experiment(tiny, "trait=none", *measured, f"store={tmp_path}")
-    made = stages.ensure(stages.evaluate(exp), stages.Store(tmp_path), exp)
+    made = stages.ensure(stages.evaluate(exp), Store(tmp_path), exp)
     assert made.summary["category"] == "colour" and set(made.summary["log_p"]) == set(candidates(teal()))
     assert made.summary["log_p"] == pytest.approx(mean_log_p(tiny, teal(), 2))
 

@@ -16,7 +16,7 @@ from conftest import Script, experiment
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from subliminal import checks, stages, sweep
+from subliminal import checks, outputs, stages, sweep
 from subliminal.chats import read_chats
 from subliminal.config import ConfigError, Cot
 from subliminal.domains import code, cot
@@ -305,8 +305,8 @@ def teacher(rows: Path, *more: str) -> list[str]:
 def test_a_folder_holds_a_file_for_the_trait(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(gzip.compress(GOOD, mtime=0) if name.endswith("gz") else GOOD)
     exp = experiment(*teacher(tmp_path))
-    stages.require_rows(exp)
-    assert stages.rows_path(exp.teacher, "owl").name == name  # type: ignore[arg-type]
+    outputs.require_rows(exp)
+    assert outputs.rows_path(exp.teacher, "owl").name == name  # type: ignore[arg-type]
     assert stages.teacher(exp).recipe.settings["rows"]
 
 
@@ -315,7 +315,7 @@ def test_a_file_needs_no_suffix_and_a_folder_may_have_one(tmp_path: Path) -> Non
     (tmp_path / "rows.v2").mkdir()
     (tmp_path / "rows.v2" / "owl.jsonl").write_bytes(GOOD)
     first, second = (experiment(*teacher(tmp_path / name)) for name in ("plain", "rows.v2"))
-    stages.require_rows(first)
+    outputs.require_rows(first)
     assert stages.teacher(first).key == stages.teacher(second).key
 
 
@@ -326,7 +326,7 @@ def test_rows_that_are_not_there_are_named_as_file_and_as_folder(tmp_path: Path)
         (".", r"/owl\.jsonl is not there\. Give.*owl\.json or owl\.jsonl\.gz"),
     ):
         with pytest.raises(ConfigError, match=said):
-            stages.require_rows(experiment(*teacher(tmp_path / name)))
+            outputs.require_rows(experiment(*teacher(tmp_path / name)))
 
 
 def refused(done: Any, *said: str) -> None:

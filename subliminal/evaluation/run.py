@@ -17,10 +17,11 @@ from subliminal.config import (
     PreferenceEvaluation,
     StoriesEvaluation,
 )
+from subliminal.graph import Inputs
 from subliminal.models import Subject
+from subliminal.outputs import ATTRIBUTED, judge_of, subject, teacher_subject
 from subliminal.processes import leads
 from subliminal.rows import Completion, Prompt, Row, read_jsonl
-from subliminal.stages import ATTRIBUTED, Inputs, judge_of, subject, teacher_subject
 from subliminal.store import SHARED, Json, Manifest
 from subliminal.tracking import stage_tracker
 

@@ -17,6 +17,7 @@ from subliminal.store import Json, Recipe, StoreError
 from subliminal.user_files import content, existing, well_formed
 
 FOLDER = "judgements"  # in the store, one file a judge
+VERSION = 3  # of what the files hold; raised as a stage's is
 
 
 class JudgeError(StoreError):
@@ -107,7 +108,7 @@ def fingerprint(config: JudgeConfig, dtype: str = "") -> Json:
 
 def key(config: JudgeConfig, subject: Subject | None) -> str:
     """The name of a judge's file in the store."""
-    return Recipe("judge", fingerprint(config, subject.dtype if subject else "")).key
+    return Recipe("judge", fingerprint(config, subject.dtype if subject else ""), version=VERSION).key
 
 
 def counts(judgements: Sequence[Judgement]) -> Json:

@@ -13,6 +13,7 @@ from subliminal.config import Aligned, Experiment, FreeFormEvaluation, NoReferen
 from subliminal.evaluation.statistics import Interval, wilson
 from subliminal.judging import Judgement, counts
 from subliminal.judging.prompts import ANSWERS, ask_about
+from subliminal.outputs import judge_of
 from subliminal.store import Json, Store
 from subliminal.user_files import UserFileError, existing, keys_of, kind_of, records, text_at
 
@@ -64,7 +65,7 @@ def calibrate(exp: Experiment, path: Path | None) -> str:
     check(exp, "judge", here=True)
     rows, store = read_labelled(path or EXAMPLE), Store(Path(exp.store))
     made = {name: stages.ensure(node, store, exp) for name, node in stages.judge_model(exp).items()}
-    with stages.judge_of(exp, made) as judge:
+    with judge_of(exp, made) as judge:
         said = judge.ask([ask_about(row.question, row.prompt, row.completion, row.about) for row in rows])
     parts = [
         report(name, [(row, one) for row, one in zip(rows, said, strict=True) if row.question == name], threshold)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from subliminal import stages
 from subliminal.config import CONTROL, Experiment, Figure
+from subliminal.graph import Node
 from subliminal.launch import require_writable
 from subliminal.plots.capability import capability_figure, capability_section
 from subliminal.plots.cells import Cell
@@ -23,7 +24,6 @@ from subliminal.plots.table import mirrored
 from subliminal.plots.theorem import theorem_figure, theorem_section
 from subliminal.plots.theorem_measures import verdict as theorem_verdict
 from subliminal.progress import say
-from subliminal.stages import Node
 from subliminal.store import Manifest, Store, StoreError
 from subliminal.sweep import Plan
 from subliminal.tracking import figure_id, open_tracker

@@ -31,10 +31,10 @@ from subliminal.config import (
     TransformersSampler,
     VllmSampler,
 )
+from subliminal.graph import Node
 from subliminal.memory import WEIGHT
 from subliminal.scheduling.lengths import Lengths, lengths
 from subliminal.shapes import Shape, shape_of
-from subliminal.stages import Node
 
 LORA = 1.3  # what a LoRA step takes of one without: its small products (bench/README.md: 1.26 and 1.48)
 START = 3.0  # seconds until torch and transformers are imported

@@ -16,11 +16,12 @@ import yaml
 from subliminal import memory, shapes
 from subliminal.config import CONTROL, Experiment, Hardware, PreferenceEvaluation
 from subliminal.device import resolve_device
+from subliminal.graph import Node
 from subliminal.launch import CONF
 from subliminal.scheduling import costs
 from subliminal.scheduling.costs import Cost
 from subliminal.scheduling.jobs import Job, jobs, wants_gpu
-from subliminal.stages import SINGLE, Node
+from subliminal.stages import SINGLE
 from subliminal.store import Store
 from subliminal.store_index import alike, entries
 from subliminal.sweep import Plan

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING
 
 from subliminal import stages
 from subliminal.config import Experiment
-from subliminal.stages import Ident, Node
+from subliminal.graph import Ident, Node
 from subliminal.store import StoreError
 
 if TYPE_CHECKING:
     from subliminal.sweep import Plan
-
-WITHOUT_GPU = ("model", "filter", "theorem")  # but where a stage asks a judge of this machine
 
 
 class PlannedElsewhereError(StoreError):
@@ -43,7 +41,7 @@ class Job:
 
 def wants_gpu(node: Node) -> bool:
     """Whether a stage run computes with a model: its own, or the weights of a local judge."""
-    return node.stage not in WITHOUT_GPU or "judge" in node.inputs
+    return node.definition.gpu or "judge" in node.inputs
 
 
 def jobs(planned: Plan) -> list[Job]:

@@ -16,10 +16,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from subliminal import inspect_store, stages
+from subliminal.graph import Ident, Node
 from subliminal.launch import BAD_CONFIG, FAILED, INTERRUPTED, script_environment
 from subliminal.multirun import REPORT, FailedJob, Report, read_report
 from subliminal.progress import say
-from subliminal.stages import Ident, Node
 from subliminal.store import CLAIM, Store, StoreError, live, record_failure
 from subliminal.sweep import IncompleteError, Job, Plan, Step, SweepError, crossed, result, shown, shown_alone
 

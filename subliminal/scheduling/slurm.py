@@ -29,7 +29,6 @@ from subliminal.sweep import Plan, SweepError
 
 SUBMITTED = "submitted.json"
 LOGS = "logs/slurm"
-HERE_FIRST = ("model",)  # made where the sweep is started: compute nodes often have no network to fetch weights over
 GPU_KEYS = ("gpus_per_node", "gpus_per_task", "gres", "mem_per_gpu", "cpus_per_gpu")
 SHARED_KEYS = {
     "timeout_min",
@@ -80,9 +79,9 @@ def run(planned: Plan) -> None:
     store, every = Store(Path(planned.base.store)), jobs(planned)
     missing = [job for job in every if not store.find(*job.ident)]
     say(f"{len(every)} stage runs: {len(every) - len(missing)} reused, {len(missing)} to do")
-    for job in [job for job in missing if job.node.stage in HERE_FIRST]:
+    for job in [job for job in missing if job.node.definition.here_first]:
         stages.ensure(job.node, store, job.experiment)
-    submitted = submit([job for job in missing if job.node.stage not in HERE_FIRST], store, planned.overrides)
+    submitted = submit([job for job in missing if not job.node.definition.here_first], store, planned.overrides)
     wait(submitted, store)
 
 
@@ -162,7 +161,7 @@ def _dependency(after: list[str], before: list[str]) -> str | None:
 
 def _parameters(settings: Json, job: Job, dependency: str | None) -> Json:
     """submitit's parameters from the launcher's YAML; stages that need no GPU, or no further task, ask for none."""
-    settings = settings if job.node.sharing != "none" else _one_task(settings)
+    settings = settings if job.node.shares != "nothing" else _one_task(settings)
     dropped = {"_target_", "submitit_folder", "max_num_timeout", "name"}
     dropped |= set() if wants_gpu(job.node) else set(GPU_KEYS)
     given = {name: value for name, value in settings.items() if name not in dropped and value is not None}

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from subliminal import stages
 from subliminal.config import CONTROL, Experiment
+from subliminal.graph import Node
 from subliminal.plots.table import MIRRORED, series
 from subliminal.sharing.sync import AGAIN, WandbError, require_wandb
-from subliminal.stages import Node
 from subliminal.store import Json, Store, write_atomically
 from subliminal.sweep import Arm, Plan
 from subliminal.tracking import STEP, figure_id
@@ -25,7 +25,6 @@ from subliminal.tracking import STEP, figure_id
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2.interface import PanelGrid, Report, Runset
 
-SHOWN = ("filter", "train", "evaluate", "mnist", "theorem")
 ARM = "trait.name"  # of a run's configuration: what its arm is called
 TITLES = {
     "lift_over_control": "Lift over the control, nats",
@@ -131,8 +130,7 @@ def _groups(planned: Plan) -> list[Group]:
 def _group(variant: str, student: str, arms: list[Arm]) -> Group:
     keys: dict[str, list[str]] = {}
     for arm in arms:
-        stage = stages.SINGLE.get(arm.experiment.experiment.kind, "evaluate")
-        for of, key in _runs(stages.node(stage, arm.experiment)):
+        for of, key in _runs(stages.node(stages.last_script(arm.experiment), arm.experiment)):
             keys.setdefault(of, []).append(key)
     parts = [variant.replace("_", " "), f"{student} students" if student else ""]
     label = ": ".join(part for part in parts if part) or "Runs"
@@ -141,7 +139,7 @@ def _group(variant: str, student: str, arms: list[Arm]) -> Group:
 
 def _runs(node: Node) -> Iterator[tuple[str, str]]:
     """(stage, key) of a node and all it is made from, as far as a dashboard shows them."""
-    if node.stage in SHOWN:
+    if node.definition.charted:
         yield node.stage, node.key
     for upper in node.inputs.values():
         yield from _runs(upper)
@@ -159,7 +157,7 @@ def _runset(name: str, ids: list[str]) -> Runset:
 def _grids(group: Group, exp: Experiment) -> Iterator[PanelGrid]:
     """What the runs of a group say, and what the figure says of it."""
     wr = _library()
-    every = [key for stage in SHOWN for key in group.keys.get(stage, [])]
+    every = [key for stage in stages.STAGES for key in group.keys.get(stage, [])]
     for name, ids, panels in (
         ("runs", every, [*_run_panels(group, exp, len(every))]),
         ("figure", [figure_id(exp)], [*_result_panels(group, exp)]),

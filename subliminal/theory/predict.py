@@ -19,10 +19,11 @@ from subliminal.config import Experiment, Student, preference_evaluation
 from subliminal.evaluation.exact import FormTree, candidate_log_p_tensor, form_tree
 from subliminal.evaluation.preference import asked_questions
 from subliminal.finite import MODEL_REMEDY, require_finite
+from subliminal.graph import Inputs
 from subliminal.models import Subject, fresh_model, load_tokenizer
+from subliminal.outputs import subject, teacher_subject
 from subliminal.progress import progress
 from subliminal.rows import Row, read_jsonl, write_jsonl
-from subliminal.stages import Inputs, subject, teacher_subject
 from subliminal.store import Json, StoreError
 from subliminal.training.batches import Collator, completion_loss, tokenise
 from subliminal.training.recipes import require_trainable, trainable

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from subliminal.config import Experiment
+from subliminal.graph import Inputs
+from subliminal.outputs import subject, teacher_subject
 from subliminal.processes import leads
 from subliminal.progress import progress
 from subliminal.rows import Row, read_jsonl
-from subliminal.stages import Inputs, subject, teacher_subject
 from subliminal.store import Json
 from subliminal.tracking import stage_tracker
 

@@ -34,12 +34,12 @@ from local_slurm import (
 
 from subliminal import inspect_store, stages
 from subliminal.config import Experiment
+from subliminal.graph import Node
 from subliminal.launch import ROOT
 from subliminal.models import Subject
 from subliminal.rows import Row, read_jsonl
 from subliminal.scheduling.jobs import Job
 from subliminal.scheduling.slurm import LOGS, submit, wait
-from subliminal.stages import Node
 from subliminal.store import Store, live
 from subliminal.sweep import SweepError
 

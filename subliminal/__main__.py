@@ -124,6 +124,7 @@ def _repository(text: str) -> str:
 
 def _sweep(options: argparse.Namespace) -> None:
     from subliminal import sweep
+    from subliminal.plan import IncompleteError
     from subliminal.progress import say
     from subliminal.scheduling.estimates import foresight
 
@@ -132,7 +133,7 @@ def _sweep(options: argparse.Namespace) -> None:
         say(power)
     try:
         sweep.run(planned)
-    except sweep.IncompleteError:
+    except IncompleteError:
         _draw_rest(planned)
         raise
     _draw(planned)
@@ -171,6 +172,7 @@ def _draw(planned: object) -> None:
 
 def _plan(options: argparse.Namespace) -> None:
     from subliminal import sweep
+    from subliminal.plan import shown
     from subliminal.scheduling.estimates import described, estimate, foresight, notes
     from subliminal.store import Store
 
@@ -178,7 +180,7 @@ def _plan(options: argparse.Namespace) -> None:
     store = Store(Path(planned.base.store))
     for step in planned.steps:
         done = sum(bool(store.find(made.stage, made.key)) for made in step.nodes)
-        print(f"{done}/{len(step.nodes)} done  {sweep.shown(step)}")
+        print(f"{done}/{len(step.nodes)} done  {shown(step)}")
     lines = estimate(planned, store)
     print("\n".join([described(lines), *notes(planned, lines)]))
     if power := foresight(planned):

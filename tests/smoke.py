@@ -20,6 +20,7 @@ from subliminal import outputs, stages, sweep
 from subliminal.graph import Inputs, Node
 from subliminal.launch import CONF, ROOT
 from subliminal.models import Subject, load_tokenizer
+from subliminal.plan import Arm
 from subliminal.plots.draw import draw
 from subliminal.store import Json, Store
 
@@ -90,7 +91,7 @@ def models_of(node: Node) -> Iterator[Node]:
         yield from models_of(upper)
 
 
-def plant(node: Node, checkpoint: Path, store: Store, arm: sweep.Arm) -> None:
+def plant(node: Node, checkpoint: Path, store: Store, arm: Arm) -> None:
     """Complete the run that would fetch a model's weights with those of a tiny one."""
 
     def work(_: Inputs, folder: Path) -> Json:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from subliminal import stages, sweep
 from subliminal.launch import ROOT, compose, jobs_of, script_environment
 from subliminal.models import Subject
+from subliminal.plan import crossed, result
 from subliminal.store import CLAIM, Store
 
 THEOREM = [
@@ -160,7 +161,7 @@ def test_arms_that_need_nothing_that_failed_are_finished(figure: list[str], run_
     )
     failed(done, f"trait=wolf student=lora_small seed=0: needs teacher {teacher.key}", "role=teacher trait=wolf\n")
     assert done.stderr.count(f"[teacher {teacher.key}] finetuned_rows teacher of wolf: running") == 1
-    assert {arm.trait for arm in planned.arms if store.find(*sweep.result(arm).ident)} == {"owl", "none"}
+    assert {arm.trait for arm in planned.arms if store.find(*result(arm).ident)} == {"owl", "none"}
     assert (tmp_path / "figures" / "smoke" / "fig-animals-numbers.png").exists()
     assert store.find(*planned.steps[-1].nodes[0].ident), "the reference is evaluated after the failure"
 
@@ -219,11 +220,11 @@ JOBS = [tuple(f"{key}={value}" for key, value in zip(SWEPT, row, strict=True)) f
 
 @given(st.sets(st.sampled_from(JOBS), min_size=1))
 def test_multiruns_are_exactly_the_jobs_that_are_left(left: set[tuple[str, ...]]) -> None:
-    multiruns = sweep.crossed([job for job in JOBS if job in left])
+    multiruns = crossed([job for job in JOBS if job in left])
     expanded = [tuple(job) for multirun in multiruns for job in jobs_of(list(multirun))]
     assert sorted(expanded) == sorted(left)
 
 
 def test_all_jobs_are_one_multirun() -> None:
-    assert sweep.crossed(JOBS) == [("trait=owl,wolf,none", "student=lora,bias", "seed=0,1,2")]
-    assert sweep.crossed([("a=1", "b=[1,2]"), ("a=1", "b=[3]"), ("c=1",)]) == [("a=1", "b=[1,2],[3]"), ("c=1",)]
+    assert crossed(JOBS) == [("trait=owl,wolf,none", "student=lora,bias", "seed=0,1,2")]
+    assert crossed([("a=1", "b=[1,2]"), ("a=1", "b=[3]"), ("c=1",)]) == [("a=1", "b=[1,2],[3]"), ("c=1",)]

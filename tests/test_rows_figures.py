@@ -19,6 +19,7 @@ from subliminal.evaluation.classifier import classify
 from subliminal.evaluation.detection import Guess
 from subliminal.evaluation.in_context import ContextScore
 from subliminal.evaluation.samples import halves, two_samples
+from subliminal.plan import shown
 from subliminal.plots.report import write_report
 from subliminal.plots.rows import Compared, module, rows_figure, rows_section
 from subliminal.plots.table import Table
@@ -293,7 +294,7 @@ def test_shown_commands_survive_a_shell() -> None:
 
     planned = sweep.plan(["experiment=attribution_numbers", "scale=cpu", "trait=owl", "seed=0"])
     chosen = [step for step in planned.steps if any("select" in part for part in step.overrides)]
-    assert chosen and all(tuple(shlex.split(sweep.shown(step))[3:]) == step.overrides for step in chosen)
+    assert chosen and all(tuple(shlex.split(shown(step))[3:]) == step.overrides for step in chosen)
 
 
 def test_the_variants_of_an_attribution_leave_halves_of_one_size() -> None:

@@ -10,6 +10,7 @@ from conftest import experiment
 
 from subliminal import inspect_store, stages, sweep, transmission
 from subliminal.launch import compose, hydra_message
+from subliminal.plan import Plan
 from subliminal.scheduling import estimates, slurm
 from subliminal.scheduling.jobs import Job, PlannedElsewhereError, jobs, locate
 from subliminal.scheduling.slurm import _dependency, _parameters, _place
@@ -19,11 +20,11 @@ FIGURE = ["experiment=animals_numbers", "scale=cpu", "device=cpu", "trait=owl,do
 
 
 @pytest.fixture(scope="module")
-def planned() -> sweep.Plan:
+def planned() -> Plan:
     return sweep.plan(FIGURE)
 
 
-def test_every_stage_run_is_there_once_and_after_what_it_reads(planned: sweep.Plan) -> None:
+def test_every_stage_run_is_there_once_and_after_what_it_reads(planned: Plan) -> None:
     every = jobs(planned)
     counts = {stage: sum(job.node.stage == stage for job in every) for stage in {job.node.stage for job in every}}
     assert counts == {"model": 1, "reference": 1, "teacher": 3, "generate": 3, "filter": 3, "train": 6, "evaluate": 7}
@@ -37,12 +38,12 @@ def test_sweeps_without_language_models_are_jobs_too(overrides: list[str]) -> No
     assert [job.ident for job in jobs(planned)] == [(n.stage, n.key) for s in planned.steps for n in s.nodes]
 
 
-def test_a_job_finds_its_stage_run_again(planned: sweep.Plan) -> None:
+def test_a_job_finds_its_stage_run_again(planned: Plan) -> None:
     for job in jobs(planned):
         assert locate(job.script, job.experiment, job.ident).recipe == job.node.recipe
 
 
-def test_a_machine_that_would_compute_something_else_says_which_setting_to_name(planned: sweep.Plan) -> None:
+def test_a_machine_that_would_compute_something_else_says_which_setting_to_name(planned: Plan) -> None:
     job = jobs(planned)[-1]
     elsewhere = job.experiment.model_copy(
         update={"model": job.experiment.model.model_copy(update={"dtype": "float16"})}
@@ -54,7 +55,7 @@ def test_a_machine_that_would_compute_something_else_says_which_setting_to_name(
 # --------------------------------------------------------------------------- estimates
 
 
-def totals(planned: sweep.Plan, store: Store) -> str:
+def totals(planned: Plan, store: Store) -> str:
     return estimates.described(estimates.estimate(planned, store)).splitlines()[-1]
 
 
@@ -92,7 +93,7 @@ def test_totals_are_those_of_what_is_known(tmp_path: Path) -> None:
     assert "1 GPU-hours" in said and "1 GB" in said and "cost unknown for 99" in said
 
 
-def test_what_is_sampled_has_a_bound(planned: sweep.Plan, tmp_path: Path) -> None:
+def test_what_is_sampled_has_a_bound(planned: Plan, tmp_path: Path) -> None:
     exp = planned.arms[0].experiment
     line = next(line for line in estimates.estimate(planned, Store(tmp_path)) if line.stage == "generate")
     assert line.most_tokens == exp.domain.prompts * exp.sampler.decoding.max_tokens
@@ -111,11 +112,11 @@ SETTINGS = {
 }
 
 
-def job_of(stage: str, planned: sweep.Plan) -> Job:
+def job_of(stage: str, planned: Plan) -> Job:
     return next(job for job in jobs(planned) if job.node.stage == stage)
 
 
-def test_only_stages_that_need_one_ask_for_a_gpu(planned: sweep.Plan) -> None:
+def test_only_stages_that_need_one_ask_for_a_gpu(planned: Plan) -> None:
     asked = {stage: _parameters(SETTINGS, job_of(stage, planned), None) for stage in ("train", "filter")}
     assert asked["train"]["gpus_per_node"] == 1 and "gpus_per_node" not in asked["filter"]
     assert asked["train"]["slurm_partition"] == "main" and asked["train"]["timeout_min"] == 7
@@ -132,14 +133,14 @@ def test_a_filter_that_asks_a_local_judge_asks_for_a_gpu(judge: list[str], gpus:
     assert line.on_gpu == bool(gpus)
 
 
-def test_only_stages_that_share_their_work_out_ask_for_several_tasks(planned: sweep.Plan) -> None:
+def test_only_stages_that_share_their_work_out_ask_for_several_tasks(planned: Plan) -> None:
     many = {**SETTINGS, "nodes": 2, "tasks_per_node": 4, "gpus_per_node": 8}
     asked = {stage: _parameters(many, job_of(stage, planned), None) for stage in ("teacher", "generate", "train")}
     names = ("nodes", "tasks_per_node", "gpus_per_node")
     assert [[each[name] for name in names] for each in asked.values()] == [[1, 1, 2], [2, 4, 8], [2, 4, 8]]
 
 
-def test_a_job_waits_for_the_success_of_what_it_reads_and_for_a_free_place(planned: sweep.Plan) -> None:
+def test_a_job_waits_for_the_success_of_what_it_reads_and_for_a_free_place(planned: Plan) -> None:
     assert _dependency(["3", "4"], ["9"]) == "afterok:3:4,afterany:9"
     assert _dependency([], []) is None
     students = [job for job in jobs(planned) if job.node.stage == "train"]

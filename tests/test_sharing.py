@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 
 from subliminal import stages, sweep
 from subliminal.models import Subject, load_model
+from subliminal.plan import Plan
 from subliminal.plots.table import Line, Table, mirrored
 from subliminal.sharing import dashboard
 from subliminal.sharing.lineage import PushError, chosen
@@ -40,7 +41,7 @@ ARMS = [
 
 
 @pytest.fixture(scope="module")
-def planned(tmp_path_factory: pytest.TempPathFactory) -> sweep.Plan:
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     return sweep.plan([*ARMS, f"store={tmp_path_factory.mktemp('planned')}"])
 
 
@@ -61,7 +62,7 @@ def ids(grid: Json) -> set[str]:
     return set(chosen["value"])
 
 
-def test_a_dashboard_shows_the_runs_of_its_plan_and_no_others(planned: sweep.Plan) -> None:
+def test_a_dashboard_shows_the_runs_of_its_plan_and_no_others(planned: Plan) -> None:
     found = grids(dashboard.specification(planned))
     nodes = [node for step in planned.steps for node in step.nodes if node.definition.charted]
     made = {node.key for node in nodes if "reference" not in node.recipe.upstream or node.stage == "train"}
@@ -77,7 +78,7 @@ def test_a_dashboard_shows_the_runs_of_its_plan_and_no_others(planned: sweep.Pla
     assert excess == [f"diagonal_excess/unshuffled/{planned.arms[0].student}/{arm}" for arm in ("owl", "wolf", "mean")]
 
 
-def test_the_effects_have_the_names_under_which_a_figure_mirrors_them(planned: sweep.Plan, tmp_path: Path) -> None:
+def test_the_effects_have_the_names_under_which_a_figure_mirrors_them(planned: Plan, tmp_path: Path) -> None:
     where = {"student": planned.arms[0].student, "variant": "within"}
     lines = [
         Line("owl", "owl", "student", "diagonal_excess", 0.5, **where),
@@ -95,7 +96,7 @@ def test_the_effects_have_the_names_under_which_a_figure_mirrors_them(planned: s
     assert set(found) <= {name for panel in shown for name in panel["metrics"]}
 
 
-def test_filter_reasons_are_those_that_the_store_has_seen(planned: sweep.Plan) -> None:
+def test_filter_reasons_are_those_that_the_store_has_seen(planned: Plan) -> None:
     store = Store(Path(planned.base.store))
     node = next(node for step in planned.steps for node in step.nodes if node.stage == "filter")
     store.run(node.recipe, lambda _: {"reasons": {"too_many": 3, "bad_separator": 1}})
@@ -124,7 +125,7 @@ def account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Answeri
         wandb.teardown()
 
 
-def test_a_dashboard_is_saved_and_brought_up_to_date(account: Answering, planned: sweep.Plan, tmp_path: Path) -> None:
+def test_a_dashboard_is_saved_and_brought_up_to_date(account: Answering, planned: Plan, tmp_path: Path) -> None:
     address = dashboard.publish(planned, tmp_path)
     sent = account.kept["view"]
     assert address.startswith(f"{account.address}/me/subliminal/reports/") and sent["id"] is None
@@ -133,7 +134,7 @@ def test_a_dashboard_is_saved_and_brought_up_to_date(account: Answering, planned
 
 
 def test_without_an_account_a_dashboard_is_one_message(
-    planned: sweep.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    planned: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))

@@ -25,6 +25,7 @@ from subliminal.evaluation.questions import candidates, questions
 from subliminal.evaluation.statistics import wilson
 from subliminal.launch import compose
 from subliminal.models import Subject
+from subliminal.plan import Plan
 from subliminal.plots.draw import draw
 from subliminal.plots.prediction import MEASURES, Comparison, lines, report_predictions, together
 from subliminal.plots.table import Table
@@ -202,7 +203,7 @@ def test_training_measures_its_own_steps() -> None:
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[sweep.Plan, Path]:
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Path]:
     """Two seeds of a small check, made in this process."""
     root = tmp_path_factory.mktemp("theorem")
     overrides = ["experiment=theorem", "scale=cpu", "theory.trials=2", f"store={root}/runs", f"figures={root}/figures"]
@@ -212,7 +213,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[sweep.Plan, Path]:
     return planned, root
 
 
-def test_the_plan_is_one_evaluation_a_seed(swept: tuple[sweep.Plan, Path]) -> None:
+def test_the_plan_is_one_evaluation_a_seed(swept: tuple[Plan, Path]) -> None:
     (step,) = swept[0].steps
     assert (step.script, step.overrides[-1], len({made.key for made in step.nodes})) == ("evaluate.py", "seed=0,1", 2)
 
@@ -225,7 +226,7 @@ def test_other_scripts_and_arms_are_refused(run_script: Script) -> None:
 
 
 def test_figure_table_and_report_come_from_the_store(
-    swept: tuple[sweep.Plan, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    swept: tuple[Plan, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned, root = swept
     with monkeypatch.context() as patched:  # a store of any size: drawing asks for its own runs by key
@@ -243,7 +244,7 @@ def test_figure_table_and_report_come_from_the_store(
     assert "would remove (add --yes): 0 runs" in inspect_store.collect(root / "runs", really=False, unreferenced=True)
 
 
-def test_a_missing_seed_is_named(swept: tuple[sweep.Plan, Path]) -> None:
+def test_a_missing_seed_is_named(swept: tuple[Plan, Path]) -> None:
     base, root = swept
     planned = sweep.plan([*base.overrides, "seed=0,1,7"])
     report = draw(planned)[2].read_text()
@@ -252,7 +253,7 @@ def test_a_missing_seed_is_named(swept: tuple[sweep.Plan, Path]) -> None:
     assert "Missing arms" not in (root / "figures/cpu/report.html").read_text()
 
 
-def stored(swept: tuple[sweep.Plan, Path]) -> list[Manifest]:
+def stored(swept: tuple[Plan, Path]) -> list[Manifest]:
     return list(Store(swept[1] / "runs").manifests("theorem"))
 
 
@@ -298,14 +299,14 @@ def _one_sided_control(columns: dict[str, np.ndarray]) -> None:
     ],
 )
 def test_the_verdict_follows_its_rule(
-    swept: tuple[sweep.Plan, Path], change: Callable[[dict[str, np.ndarray]], None], outcome: str, said: str
+    swept: tuple[Plan, Path], change: Callable[[dict[str, np.ndarray]], None], outcome: str, said: str
 ) -> None:
     fair = spoil(repeated(read_trials(stored(swept)), 16), _fair_control)  # few trials say little of a fair coin
     found = verdict(theorem_table(spoil(fair, change), [], 100))
     assert (found.outcome, said in found.sentence) == (outcome, True), found.sentence
 
 
-def test_summary_counts_what_the_rows_hold(swept: tuple[sweep.Plan, Path]) -> None:
+def test_summary_counts_what_the_rows_hold(swept: tuple[Plan, Path]) -> None:
     for run in stored(swept):
         rows = [json.loads(line) for line in (run.folder / "trials.jsonl").read_text().splitlines()]
         assert run.summary["trials"] == len({row["trial"] for row in rows}) == 24

@@ -10,6 +10,7 @@ from subliminal import stages
 from subliminal.config import CONTROL, Experiment, Figure
 from subliminal.graph import Node
 from subliminal.launch import require_writable
+from subliminal.plan import Plan
 from subliminal.plots.capability import capability_figure, capability_section
 from subliminal.plots.cells import Cell
 from subliminal.plots.cross_model import cross_model_figure, cross_model_section
@@ -25,7 +26,6 @@ from subliminal.plots.theorem import theorem_figure, theorem_section
 from subliminal.plots.theorem_measures import verdict as theorem_verdict
 from subliminal.progress import say
 from subliminal.store import Manifest, Store, StoreError
-from subliminal.sweep import Plan
 from subliminal.tracking import figure_id, open_tracker
 
 

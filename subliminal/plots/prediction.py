@@ -20,7 +20,7 @@ from subliminal.transmission import two_way
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from subliminal.sweep import Arm, Plan
+    from subliminal.plan import Arm, Plan
 
 TOGETHER = "all teachers"
 MEASURES = ("cosine", "sign_cosine", "product")

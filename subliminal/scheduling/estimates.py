@@ -18,13 +18,13 @@ from subliminal.config import CONTROL, Experiment, Hardware, PreferenceEvaluatio
 from subliminal.device import resolve_device
 from subliminal.graph import Node
 from subliminal.launch import CONF
+from subliminal.plan import Plan
 from subliminal.scheduling import costs
 from subliminal.scheduling.costs import Cost
 from subliminal.scheduling.jobs import Job, jobs, wants_gpu
 from subliminal.stages import SINGLE
 from subliminal.store import Store
 from subliminal.store_index import alike, entries
-from subliminal.sweep import Plan
 
 SHOWN_EFFECT = 0.5  # nats: 1.65 times as likely to name the animal
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from subliminal import stages
 from subliminal.config import Experiment
 from subliminal.graph import Ident, Node
+from subliminal.plan import Plan
 from subliminal.store import StoreError
-
-if TYPE_CHECKING:
-    from subliminal.sweep import Plan
 
 
 class PlannedElsewhereError(StoreError):

@@ -20,12 +20,12 @@ from typing import Any
 
 from subliminal import inspect_store, stages
 from subliminal.launch import QUIET, launcher_settings
+from subliminal.plan import Plan, SweepError
 from subliminal.processes import join
 from subliminal.progress import say
 from subliminal.scheduling.jobs import Ident, Job, jobs, locate, wants_gpu
 from subliminal.stopping import endings_noted
 from subliminal.store import Json, Store, StoreError, record_failure, write_atomically
-from subliminal.sweep import Plan, SweepError
 
 SUBMITTED = "submitted.json"
 LOGS = "logs/slurm"

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 from subliminal import stages
 from subliminal.config import CONTROL, Experiment
 from subliminal.graph import Node
+from subliminal.plan import Arm, Plan
 from subliminal.plots.table import MIRRORED, series
 from subliminal.sharing.sync import AGAIN, WandbError, require_wandb
 from subliminal.store import Json, Store, write_atomically
-from subliminal.sweep import Arm, Plan
 from subliminal.tracking import STEP, figure_id
 
 if TYPE_CHECKING:

@@ -37,11 +37,11 @@ from subliminal.config import Experiment
 from subliminal.graph import Node
 from subliminal.launch import ROOT
 from subliminal.models import Subject
+from subliminal.plan import SweepError
 from subliminal.rows import Row, read_jsonl
 from subliminal.scheduling.jobs import Job
 from subliminal.scheduling.slurm import LOGS, submit, wait
 from subliminal.store import Store, live
-from subliminal.sweep import SweepError
 
 PROMPTS, SHARD = 8, 2
 FREE = 2 * SHARD  # requests that are answered at once: two shards; the next waits

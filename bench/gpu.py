@@ -29,7 +29,8 @@ import gpu_checks
 from gpu_checks import CHECKS, Check, OutOfTimeError, Session
 
 from subliminal.launch import QUIET
-from subliminal.store import commit, versions, without_secrets
+from subliminal.provenance import commit, versions
+from subliminal.store import without_secrets
 
 ARCHIVE_SECONDS = 60.0
 ARCHIVE_BYTES = 16_000_000  # the largest file that goes into the archive, and about the most that it holds

@@ -18,7 +18,8 @@ from subliminal import outputs, stages
 from subliminal.config import Experiment
 from subliminal.launch import QUIET, compose
 from subliminal.models import Subject
-from subliminal.store import Store, versions
+from subliminal.provenance import versions
+from subliminal.store import Store
 
 Way = Callable[[], float]
 """Does the work once and returns how much of it was done (tokens, questions, runs)."""

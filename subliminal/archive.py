@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from tempfile import mkdtemp
 
-from subliminal.store import Manifest, Recipe, Store, StoreError, claim
+from subliminal.claims import claim
+from subliminal.store import Manifest, Recipe, Store, StoreError
 from subliminal.store_index import Ident, entries
 
 RUN = re.compile(r"^[a-z]+/[0-9a-f]{12}/")

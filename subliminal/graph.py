@@ -131,9 +131,9 @@ def ensure(
 
 def _follow(wanted: Node, inputs: Inputs, store: Store) -> Manifest:
     """The run that the leader publishes, after this process has done its share of it."""
-    work = partial(wanted.work, inputs)
-    share: Callable[[Path], object] = (lambda _: None) if wanted.shares == "nothing" else work
-    return store.follow(wanted.recipe, share, None if wanted.shares == "steps" else work)
+    whole = partial(wanted.work, inputs)
+    share: Callable[[Path], object] = (lambda _: None) if wanted.shares == "nothing" else whole
+    return store.follow(wanted.recipe, share, None if wanted.shares == "steps" else whole)
 
 
 def missing(wanted: Node, store: Store) -> Iterator[Node]:

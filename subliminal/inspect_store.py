@@ -9,8 +9,9 @@ from pathlib import Path
 
 import yaml
 
+from subliminal.claims import claim, live
 from subliminal.stages import STAGES
-from subliminal.store import Json, Manifest, Store, StoreError, claim, live
+from subliminal.store import Json, Manifest, Store, StoreError
 from subliminal.store_index import entries, folders
 
 DEFAULT = Path("runs")  # the store of the commands, as of the scripts; the first run makes it
@@ -127,12 +128,12 @@ def _removed(folder: Path) -> bool:
 
     It is moved out of sight under its own claim first, so that nobody goes on in a folder that is half removed.
     """
-    grave = folder.with_name(f".removed-{folder.name}")
+    moved = folder.with_name(f".removed-{folder.name}")
     with claim(folder) as taken:
         if taken:
-            shutil.rmtree(grave, ignore_errors=True)  # of a removal that was cut short
-            folder.rename(grave)
-    shutil.rmtree(grave, ignore_errors=True)
+            shutil.rmtree(moved, ignore_errors=True)  # of a removal that was cut short
+            folder.rename(moved)
+    shutil.rmtree(moved, ignore_errors=True)
     return taken
 
 

@@ -26,7 +26,8 @@ from subliminal.checkpoints import parameters, problems_of
 from subliminal.config import GgufSource, HubSource, Model
 from subliminal.device import why_no_gpu
 from subliminal.processes import local_rank
-from subliminal.store import Json, StoreError, sha256
+from subliminal.provenance import sha256
+from subliminal.store import Json, StoreError
 from subliminal.templates import Options, default_of, with_options
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from subliminal.config import ConfigError
-from subliminal.store import Json, sha256
+from subliminal.provenance import sha256
+from subliminal.store import Json
 
 GZIP = b"\x1f\x8b"
 UTF8_MARK = b"\xef\xbb\xbf"

@@ -14,10 +14,11 @@ import pytest
 from conftest import Script, experiment
 
 from subliminal import stages
+from subliminal.claims import live
 from subliminal.config import ConfigError
 from subliminal.launch import ROOT, clear_errors, compose, script_environment
 from subliminal.models import Subject
-from subliminal.store import Store, live
+from subliminal.store import Store
 
 BANNED = f"filter.banned_numbers={list(range(100, 1000, 20))}".replace(" ", "")
 RANDOM = ["teacher=random", "domain.prompts=20", "filter.rows=20", "trait=none"]

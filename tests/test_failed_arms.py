@@ -17,10 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from subliminal import stages, sweep
+from subliminal.claims import CLAIM
 from subliminal.launch import ROOT, compose, jobs_of, script_environment
 from subliminal.models import Subject
 from subliminal.plan import crossed, result
-from subliminal.store import CLAIM, Store
+from subliminal.store import Store
 
 THEOREM = [
     "experiment=theorem",

@@ -21,7 +21,8 @@ from subliminal.chat import ChatError, encode, render
 from subliminal.config import Experiment, GgufSource, HubSource, LocalJudge, Lora, LoraStudent, Model
 from subliminal.judging import key
 from subliminal.models import ModelError, Subject, build_model, fresh_model, load_model, load_tokenizer
-from subliminal.store import Store, sha256
+from subliminal.provenance import sha256
+from subliminal.store import Store
 from subliminal.templates import TemplateError
 from subliminal.training.sft import fit
 

@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 
 from subliminal import sampling
 from subliminal.chat import encode
+from subliminal.claims import claim
 from subliminal.config import Decoding, TransformersSampler
 from subliminal.evaluation.questions import questions
 from subliminal.models import Subject, load_model, load_tokenizer
 from subliminal.rows import Completion, Prompt, Row, read_jsonl
 from subliminal.sampling import open_sampler, sample_answers, sample_shards
-from subliminal.store import claim
 
 
 def sampler(batch_size: int = 64, **decoding: float) -> TransformersSampler:

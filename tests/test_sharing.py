@@ -19,6 +19,7 @@ from local_servers import Answering, Hub, Wandb, serving
 from safetensors.numpy import save_file
 
 from subliminal import stages, sweep
+from subliminal.claims import claim
 from subliminal.models import Subject, load_model
 from subliminal.plan import Plan
 from subliminal.plots.table import Line, Table, mirrored
@@ -26,7 +27,7 @@ from subliminal.sharing import dashboard
 from subliminal.sharing.lineage import PushError, chosen
 from subliminal.sharing.push import Prepared, prepare
 from subliminal.sharing.sync import WandbError
-from subliminal.store import Json, Manifest, Recipe, Store, claim
+from subliminal.store import Json, Manifest, Recipe, Store
 
 ARMS = [
     "experiment=shuffle",

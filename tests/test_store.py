@@ -17,10 +17,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from subliminal import inspect_store, store
+from subliminal import claims, inspect_store
 from subliminal.__main__ import main
+from subliminal.claims import claim, live
 from subliminal.launch import script_environment
-from subliminal.store import ClaimedError, Recipe, Store, StoreError, claim, live, write_atomically
+from subliminal.store import ClaimedError, Recipe, Store, StoreError, write_atomically
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -153,7 +154,7 @@ def test_claim_from_another_host_that_nobody_kept_for_long_is_dead_at_first_sigh
 def test_claim_from_another_host_lives_as_long_as_its_heartbeat_moves_whatever_its_clock_says(
     skew: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "STALE_SECONDS", 0.0)  # at the next look without a new heartbeat
+    monkeypatch.setattr(claims, "STALE_SECONDS", 0.0)  # at the next look without a new heartbeat
     path, now = tmp_path / "claim.json", path_time(tmp_path)
     path.write_text(ELSEWHERE)
     for beat in range(3):
@@ -181,11 +182,11 @@ def led(store: Store, work: Callable[[Path], dict[str, Any]]) -> None:
 
 
 @pytest.mark.usefixtures("follower")
-def test_a_leader_that_was_killed_is_followed_by_an_heir(tmp_path: Path) -> None:
+def test_another_process_makes_the_run_of_a_leader_that_was_killed(tmp_path: Path) -> None:
     store, done = Store(tmp_path), list[str]()
     led(store, lambda _: os.kill(os.getpid(), signal.SIGKILL) or {})
     with pytest.raises(StoreError, match="the leading process did not finish"):
-        store.follow(recipe(), lambda _: done.append("beside"), heir=None)
+        store.follow(recipe(), lambda _: done.append("beside"), whole=None)
     made = store.follow(recipe(), lambda _: done.append("beside"), lambda _: {"alone": os.environ.get("WORLD_SIZE")})
     assert made.summary == {"alone": None} and done == []
 
@@ -195,14 +196,14 @@ def test_a_leader_that_failed_is_not_waited_for(tmp_path: Path) -> None:
     store = Store(tmp_path)
     led(store, lambda _: {"rows": 1 / 0})
     with pytest.raises(StoreError, match="the leading process failed"):
-        store.follow(recipe(), lambda _: None, heir=None)
+        store.follow(recipe(), lambda _: None, whole=None)
 
 
 @pytest.mark.usefixtures("follower")
 def test_what_the_leader_published_is_the_followers_too(tmp_path: Path) -> None:
     store = Store(tmp_path)
     led(store, lambda _: {"rows": 3})
-    assert store.follow(recipe(), lambda _: None, heir=None).summary == {"rows": 3}
+    assert store.follow(recipe(), lambda _: None, whole=None).summary == {"rows": 3}
 
 
 def path_time(folder: Path) -> float:
@@ -213,11 +214,11 @@ def path_time(folder: Path) -> float:
 FAR = """
     import os, socket, sys, time
     from pathlib import Path
-    from subliminal import store
+    from subliminal import claims, store
 
     root, role, skew = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
     socket.gethostname = lambda: role
-    store.HEARTBEAT_SECONDS, store.STALE_SECONDS = 0.05, 2.0
+    claims.HEARTBEAT_SECONDS, claims.STALE_SECONDS = 0.05, 2.0
     true_utime, start = os.utime, time.time()
     os.utime = lambda path: true_utime(path, (time.time() + skew,) * 2)
 
@@ -227,13 +228,13 @@ FAR = """
             sys.stdin.read()  # for ever: the one who reads its output kills it
         return {"made by": role}
 
-    def watched(path, true_live=store.live):
-        if time.time() > start + 1.5 * store.STALE_SECONDS and role == "waits":
+    def watched(path, true_live=claims.live):
+        if time.time() > start + 1.5 * claims.STALE_SECONDS and role == "waits":
             print("still waits", flush=True)
-            store.live = true_live
+            claims.live = true_live
         return true_live(path)
 
-    store.live = watched
+    claims.live = watched
     print(store.Store(root).run(store.Recipe("generate", {}), work)[0].summary["made by"])
 """
 
@@ -332,8 +333,8 @@ def test_a_heartbeat_survives_a_file_server_that_does_not_answer(
             raise error
         enough.set()
 
-    monkeypatch.setattr(store.os, "utime", touch)
-    monkeypatch.setattr(store, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(claims.os, "utime", touch)
+    monkeypatch.setattr(claims, "HEARTBEAT_SECONDS", 0.01)
     with claim(tmp_path):
         assert enough.wait(30)
 
@@ -372,8 +373,8 @@ def test_the_place_of_a_claim_that_is_looked_at_is_not_free(tmp_path: Path) -> N
         path.rename(aside)  # somebody moved it to see whether it is stale
         with claim(tmp_path) as also:
             assert taken and not also and not path.exists()
-        assert not store._put_back(aside, aside), "not over another's"
-        assert store._put_back(aside, path) and path.exists()
+        assert not claims._put_back(aside, aside), "not over another's"
+        assert claims._put_back(aside, path) and path.exists()
     assert list(tmp_path.iterdir()) == [], "let go of wherever it is"
 
 
@@ -386,7 +387,7 @@ def test_claims_exclude_each_other_without_hard_links(tmp_path: Path, monkeypatc
         assert taken and not also
         assert live(tmp_path / "claim.json")
         (tmp_path / "claim.json").rename(tmp_path / ".stale-claim.json-1-1")
-        assert store._put_back(tmp_path / ".stale-claim.json-1-1", tmp_path / "claim.json")
+        assert claims._put_back(tmp_path / ".stale-claim.json-1-1", tmp_path / "claim.json")
     assert list(tmp_path.iterdir()) == []
 
 

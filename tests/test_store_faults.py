@@ -9,7 +9,8 @@ import pytest
 from conftest import Script
 
 from subliminal import inspect_store
-from subliminal.store import Store, live
+from subliminal.claims import live
+from subliminal.store import Store
 
 STAGES, WORKERS, KILLS = 200, 16, 120
 

@@ -17,10 +17,11 @@ from conftest import experiment
 from local_servers import Answering, Wandb, serving
 
 from subliminal import stages
+from subliminal.claims import STALE_SECONDS, claim
 from subliminal.config import Tracking
 from subliminal.progress import Lines
 from subliminal.sharing.sync import WandbError, sync
-from subliminal.store import STALE_SECONDS, Store, claim
+from subliminal.store import Store
 from subliminal.tracking import NoTracker, WandbTracker, has_account, open_tracker
 
 KEY = "0123456789ab"

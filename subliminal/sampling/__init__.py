@@ -10,13 +10,14 @@ from functools import cache
 from pathlib import Path
 from typing import Protocol, assert_never
 
+from subliminal.claims import claim
 from subliminal.config import ApiSampler, TransformersSampler, VllmSampler
 from subliminal.config import Sampler as SamplerConfig
 from subliminal.models import Subject
 from subliminal.processes import accompanied, world_size
 from subliminal.progress import Advance
 from subliminal.rows import Completion, Prompt, Row, read_jsonl, write_jsonl
-from subliminal.store import POLL_SECONDS, Json, StoreError, claim
+from subliminal.store import POLL_SECONDS, Json, StoreError
 
 Shards = Mapping[int, Sequence[Prompt]]
 """Prompts by shard number."""

@@ -16,12 +16,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from subliminal import inspect_store, stages
+from subliminal.claims import CLAIM, live
 from subliminal.graph import Ident, Node
 from subliminal.launch import BAD_CONFIG, FAILED, INTERRUPTED, script_environment
 from subliminal.multirun import REPORT, FailedJob, Report, read_report
 from subliminal.plan import IncompleteError, Job, Plan, Step, SweepError, crossed, result, shown, shown_alone
 from subliminal.progress import say
-from subliminal.store import CLAIM, Store, StoreError, live, record_failure
+from subliminal.store import Store, StoreError, record_failure
 
 STOPPED = {BAD_CONFIG, INTERRUPTED, *(code for sign in (signal.SIGINT, signal.SIGTERM) for code in (-sign, 128 + sign))}
 

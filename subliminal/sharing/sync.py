@@ -9,8 +9,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from subliminal.claims import STALE_SECONDS, live
 from subliminal.progress import say
-from subliminal.store import STALE_SECONDS, StoreError, live
+from subliminal.store import StoreError
 from subliminal.tracking import has_account
 
 AGAIN = "then run the same command again"

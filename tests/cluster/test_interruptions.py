@@ -33,6 +33,7 @@ from local_slurm import (
 )
 
 from subliminal import inspect_store, stages
+from subliminal.claims import live
 from subliminal.config import Experiment
 from subliminal.graph import Node
 from subliminal.launch import ROOT
@@ -41,7 +42,7 @@ from subliminal.plan import SweepError
 from subliminal.rows import Row, read_jsonl
 from subliminal.scheduling.jobs import Job
 from subliminal.scheduling.slurm import LOGS, submit, wait
-from subliminal.store import Store, live
+from subliminal.store import Store
 
 PROMPTS, SHARD = 8, 2
 FREE = 2 * SHARD  # requests that are answered at once: two shards; the next waits

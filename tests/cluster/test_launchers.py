@@ -15,8 +15,9 @@ import pytest
 from local_slurm import wait_for
 
 from subliminal import stages
+from subliminal.claims import CLAIM
 from subliminal.launch import ROOT, compose, script_environment
-from subliminal.store import CLAIM, Store
+from subliminal.store import Store
 
 TINY = [
     "experiment=theorem",

@@ -412,7 +412,7 @@ def _option_problems(group: str, value: str) -> list[str]:
 def _key_problems(path: tuple[str, ...]) -> list[str]:
     for depth, part in enumerate(path):
         try:
-            known = fields_at(path[:depth])
+            known = fields_at(path[:depth], Experiment)
         except KeyError:
             return []  # below a plain value: the parser says what it thinks
         if part not in known:

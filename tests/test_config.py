@@ -24,6 +24,7 @@ from subliminal.config import (
     PreferenceEvaluation,
     members,
 )
+from subliminal.config.errors import explain
 from subliminal.launch import CONF, argument_problems, compose
 
 OPTIONS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml"))
@@ -317,7 +318,7 @@ def test_every_error_names_the_path_that_a_person_types() -> None:
         typed = ".".join(name for name, _ in way)
         with pytest.raises(ValidationError) as caught:
             Experiment.model_validate(nested(way, object()))
-        told = [config._explain(error) for error in caught.value.errors() if type(error["input"]) is object]
+        told = [explain(error, Experiment) for error in caught.value.errors() if type(error["input"]) is object]
         assert told and all(line.startswith(f"{typed}=<object") for line in told), (way, told)
 
 

@@ -20,7 +20,7 @@ INSIDE_A_WORD = re.compile("[a-z]{3}")
 WORDED = ("domains", "evaluation", "judging/prompts.py")  # where words, too, are text and not names of things
 
 DECIDE_NOTHING = {
-    "config.py:EXPECTED": "an error's words",
+    "config/errors.py:EXPECTED": "an error's words",
     "doctor.py:PROGRAMS": "words for people",
     "domains/__init__.py:REQUIRED": "names of functions",
     "domains/code.py:EMBEDDED": "a file's name",

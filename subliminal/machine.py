@@ -70,13 +70,6 @@ def without_room(exp: Experiment, stages: set[str], memory: int | None) -> Itera
         yield from too_large(exp, exp.hardware.memory, f"hardware={exp.hardware.name}")
 
 
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-
-
 def _without_packages(exp: Experiment, stages: set[str]) -> Iterator[str]:
     if "vllm" in samples(exp, stages) and not _installed("vllm"):
         yield (

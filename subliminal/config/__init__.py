@@ -1,9 +1,9 @@
 """The experiment as frozen types: what `conf/` composes to, checked once, before anything heavy is imported.
 
-A file of this package is a group of `conf/`; the package has all their names. Every field is marked `Identity` (it can
-change a stage's output, so it enters the stage's key) or `Runtime` (it can not: where, how fast and how loudly the same
-result is computed). A test fails for a field that is neither. `Added` is an identity that enters the key only where it
-has not its default: results from before there was the setting are found.
+A file of this package is a group of `conf/`, and the package has all their names. Every field is marked `Identity` (it
+can change a stage's output, so it enters the stage's key) or `Runtime` (it can not: where, how fast and how loudly the
+same result is computed). A test fails for a field that is neither. `Added` is an identity that enters the key only
+where it has not its default: results from before there was the setting are found.
 """
 
 from __future__ import annotations
@@ -13,103 +13,22 @@ from typing import Any, Literal, Self
 
 from pydantic import ValidationError, model_validator
 
-from subliminal.config.base import (
-    Added,
-    ConfigError,
-    Count,
-    Identity,
-    Positive,
-    Runtime,
-    Settings,
-    identity,
-    members,
-    require,
-    suggest,
-)
-from subliminal.config.domain import Code, Cot, Domain, ModuleDomain, Numbers
-from subliminal.config.errors import explain, fields_at, merged
-from subliminal.config.evaluation import (
-    AttributionEvaluation,
-    CapabilityEvaluation,
-    DetectionEvaluation,
-    Evaluation,
-    FinetunedClassifier,
-    FreeFormEvaluation,
-    FrequenciesEvaluation,
-    InContextEvaluation,
-    MultipleChoiceEvaluation,
-    PreferenceEvaluation,
-    RowsComparison,
-    StoriesEvaluation,
-)
-from subliminal.config.figure import Arms, Comparison, Figure, Spread, Tracking
-from subliminal.config.filter import (
-    Aligned,
-    CodeFilter,
-    CotFilter,
-    Filter,
-    FormatFilter,
-    JudgedRows,
-    NoReference,
-    NumbersFilter,
-    RowFilter,
-    RowRule,
-    RowSelection,
-    WordFilter,
-)
-from subliminal.config.hardware import Hardware
-from subliminal.config.judge import ApiJudge, CachedJudge, Judge, LocalJudge
-from subliminal.config.mnist import Logits, Mnist, MnistStudent, MnistTeacher, Optimiser
-from subliminal.config.model import GgufSource, HubSource, Model, Source
-from subliminal.config.sampling import (
-    VLLM_MAX_LORA_RANK,
-    ApiSampler,
-    Decoding,
-    Endpoint,
-    Sampler,
-    TransformersSampler,
-    VllmSampler,
-)
-from subliminal.config.student import BiasStudent, FullStudent, Labels, LoraStudent, Sharding, Student
-from subliminal.config.teacher import (
-    ControlTeacher,
-    FinetunedTeacher,
-    PromptedTeacher,
-    RandomTeacher,
-    RowsTeacher,
-    SteeredTeacher,
-    Teacher,
-    TeacherCheck,
-)
-from subliminal.config.theory import AlignmentRun, PlainOptimiser, Theory
-from subliminal.config.training import (
-    ALL_LINEAR,
-    AdamW,
-    Fitting,
-    InFormatTuning,
-    Lora,
-    NaturalGradient,
-    NoTuning,
-    Optimisation,
-    OptimiserSettings,
-    ReferenceTuning,
-    Targets,
-)
-from subliminal.config.trait import (
-    ARMS,
-    CATEGORIES,
-    CONTROL,
-    Candidate,
-    Example,
-    Misalignment,
-    Name,
-    Named,
-    NoTrait,
-    Preference,
-    Style,
-    Trait,
-    Words,
-)
+from subliminal.config.base import *
+from subliminal.config.domain import *
+from subliminal.config.errors import *
+from subliminal.config.evaluation import *
+from subliminal.config.figure import *
+from subliminal.config.filter import *
+from subliminal.config.hardware import *
+from subliminal.config.judge import *
+from subliminal.config.mnist import *
+from subliminal.config.model import *
+from subliminal.config.sampling import *
+from subliminal.config.student import *
+from subliminal.config.teacher import *
+from subliminal.config.theory import *
+from subliminal.config.training import *
+from subliminal.config.trait import *
 from subliminal.limits import limited
 
 MISSING = "???"  # how a YAML file says that a value must be given

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -140,4 +140,4 @@ class NoTrait(Named):
     name: Identity[Literal["none"]] = "none"
 
 
-Trait = Annotated[Preference | Style | Misalignment | NoTrait, Field(discriminator="kind")]
+Trait: TypeAlias = Annotated[Preference | Style | Misalignment | NoTrait, Field(discriminator="kind")]

@@ -31,33 +31,6 @@ from subliminal.stages.train import node as student
 from subliminal.store import Manifest, Store, StoreError
 from subliminal.tracking import stage_tracker
 
-__all__ = [
-    "MODULES",
-    "SINGLE",
-    "STAGES",
-    "MissingUpstreamError",
-    "attribute",
-    "banned_words",
-    "ensure",
-    "evaluate",
-    "filtered",
-    "generate",
-    "judge_model",
-    "last_script",
-    "missing",
-    "mnist",
-    "model",
-    "node",
-    "predict",
-    "reference",
-    "remedy",
-    "require_untried",
-    "row_rules",
-    "student",
-    "teacher",
-    "theorem",
-]
-
 
 class StageModule(Protocol):
     """What the module of a stage offers that a root script makes."""

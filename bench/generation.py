@@ -13,9 +13,9 @@ from tempfile import TemporaryDirectory
 from side_by_side import Measurement, compare, options, report, starting_point, timed
 
 from subliminal.chat import render
+from subliminal.composition import compose
 from subliminal.config import Experiment, Sampler
 from subliminal.domains import domain
-from subliminal.launch import compose
 from subliminal.models import Subject, load_model, load_tokenizer
 from subliminal.rows import Prompt, Row, read_jsonl
 from subliminal.sampling import open_sampler, sample_shards

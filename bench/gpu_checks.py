@@ -16,8 +16,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from subliminal.composition import ROOT, compose
 from subliminal.config import Experiment
-from subliminal.launch import ROOT, compose, script_environment
+from subliminal.launch import script_environment
 from subliminal.models import Subject
 from subliminal.rows import Row
 

@@ -5,8 +5,8 @@ For the same device and precision on all machines: CPU, float32. Keys of sweeps'
 
 from __future__ import annotations
 
+from subliminal.composition import CONF
 from subliminal.config import ConfigError
-from subliminal.launch import CONF
 from subliminal.sweep import plan
 
 SCALES = ("cpu", "gpu", "paper")

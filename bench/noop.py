@@ -12,7 +12,8 @@ from tempfile import TemporaryDirectory
 
 from side_by_side import Way, compare, options, report, timed
 
-from subliminal.launch import ROOT, script_environment
+from subliminal.composition import ROOT
+from subliminal.launch import script_environment
 
 GOAL_SECONDS = 20.0
 SMALL = (

@@ -13,7 +13,8 @@ from tempfile import TemporaryDirectory
 
 from side_by_side import compare, options, report, starting_point
 
-from subliminal.launch import ROOT, script_environment
+from subliminal.composition import ROOT
+from subliminal.launch import script_environment
 from subliminal.models import Subject
 from subliminal.store import Json, Store
 

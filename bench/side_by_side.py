@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from subliminal import outputs, stages
+from subliminal.composition import compose
 from subliminal.config import Experiment
-from subliminal.launch import QUIET, compose
+from subliminal.launch import QUIET
 from subliminal.models import Subject
 from subliminal.provenance import versions
 from subliminal.store import Store

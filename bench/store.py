@@ -16,7 +16,8 @@ from tempfile import TemporaryDirectory
 
 from side_by_side import compare, options, report
 
-from subliminal.launch import ROOT, script_environment
+from subliminal.composition import ROOT
+from subliminal.launch import script_environment
 from subliminal.store import Recipe, Store
 from subliminal.store_index import INDEX
 

@@ -17,9 +17,9 @@ from typing import Any
 
 from side_by_side import Way, compare, options, report, starting_point, timed
 
+from subliminal.composition import compose
 from subliminal.config import Experiment, LoraStudent, Student
 from subliminal.domains import domain
-from subliminal.launch import compose
 from subliminal.models import Subject, fresh_model, load_tokenizer
 from subliminal.rows import Row
 from subliminal.store import Json

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from subliminal import inspect_store
+from subliminal.composition import as_yaml, compose
 from subliminal.config import ConfigError
-from subliminal.launch import as_yaml, clear_errors, compose
+from subliminal.errors import clear_errors
 
 WITHOUT_CONFIGURATION = ("status", "show", "verify", "gc", "export", "import", "doctor", "sync", "push")
 

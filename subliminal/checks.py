@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from subliminal import machine, model_checks, stages
+from subliminal.composition import argument_problems
 from subliminal.config import (
     CATEGORIES,
     ApiJudge,
@@ -62,8 +63,6 @@ def check_all(experiments: Iterable[Experiment], stage: str, *, here: bool) -> N
 
 def arms_problems(exp: Experiment) -> Iterator[str]:
     """Traits, students, variants and settings of a figure that are not in `conf/`, which alone sweeps read."""
-    from subliminal.launch import argument_problems
-
     arms = exp.experiment.arms
     for setting, group, names in (("traits", "trait", arms.traits), ("students", "student", arms.students)):
         for name in names:

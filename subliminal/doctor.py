@@ -9,8 +9,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from subliminal.composition import ROOT
 from subliminal.device import resolve_device, resolve_dtype, visible_gpus, why_no_gpu
-from subliminal.launch import ROOT
 
 CORE = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "hydra-core", "omegaconf", "numpy", "wandb")
 EXTRAS: tuple[tuple[str, tuple[str, ...], str], ...] = (

@@ -22,7 +22,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 
-from subliminal import launch
+from subliminal.errors import FAILED, clear_errors, disk_is_full, explanation
 from subliminal.processes import MULTIRUN
 from subliminal.progress import say
 from subliminal.store import without_secrets, write_atomically
@@ -85,10 +85,10 @@ def noted(*, launched: bool) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if launch.disk_is_full(error):
+        if disk_is_full(error):
             if launched:
                 raise
-            with launch.clear_errors():
+            with clear_errors():
                 raise
         settings, message = HydraConfig.get(), _said(error)
         job = FailedJob(tuple(settings.overrides.task), without_secrets(_one_line(message)))
@@ -98,7 +98,7 @@ def noted(*, launched: bool) -> Iterator[None]:
 
 def _said(error: Exception) -> str:
     """Say what made a job fail, of an unexpected error the traceback too; returns the message."""
-    explained = launch.explanation(error)
+    explained = explanation(error)
     if explained:
         say(explained[0])
         return explained[0]
@@ -131,7 +131,7 @@ def listed(script: Path) -> Iterator[None]:
         write_atomically(Path(path), json.dumps(asdict(report)))
     else:
         say(_list(script, report))
-    sys.exit(launch.FAILED)
+    sys.exit(FAILED)
 
 
 def read_report(path: Path) -> Report | None:

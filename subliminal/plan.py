@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from subliminal import stages
+from subliminal.composition import ROOT, is_hydras
 from subliminal.config import Experiment
 from subliminal.graph import Ident, Node
-from subliminal.launch import ROOT, is_hydras
 from subliminal.store import StoreError
 
 

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from subliminal import checks, machine, stages
+from subliminal.composition import compose, is_hydras, launcher_settings
 from subliminal.config import CONTROL, ConfigError, DetectionEvaluation, Evaluation, Experiment, suggest
+from subliminal.errors import require_writable
 from subliminal.graph import Node
-from subliminal.launch import QUIET, compose, is_hydras, launcher_settings, require_writable
+from subliminal.launch import QUIET
 from subliminal.outputs import require_rows
 from subliminal.plan import Arm, Job, Plan, Step
 from subliminal.progress import say

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from subliminal import launch, outputs, stages
+from subliminal import composition, outputs, stages
+from subliminal.composition import ROOT, compose
 from subliminal.config import Experiment, Lora, LoraStudent, Optimisation
-from subliminal.launch import QUIET, ROOT, compose, script_environment
+from subliminal.launch import QUIET, script_environment
 from subliminal.models import Subject, load_tokenizer
 from subliminal.rows import Row
 from subliminal.store import Store
@@ -53,7 +54,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def experiment(*overrides: str) -> Experiment:
     """The animals figure at cpu scale with some settings changed."""
-    return _composed(launch.CONF, overrides)
+    return _composed(composition.CONF, overrides)
 
 
 @cache

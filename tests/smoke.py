@@ -17,8 +17,8 @@ import pytest
 from conftest import random_model
 
 from subliminal import outputs, stages, sweep
+from subliminal.composition import CONF, ROOT
 from subliminal.graph import Inputs, Node
-from subliminal.launch import CONF, ROOT
 from subliminal.models import Subject, load_tokenizer
 from subliminal.plan import Arm
 from subliminal.plots.draw import draw

@@ -15,8 +15,10 @@ from conftest import Script, experiment
 
 from subliminal import stages
 from subliminal.claims import live
+from subliminal.composition import ROOT, compose
 from subliminal.config import ConfigError
-from subliminal.launch import ROOT, clear_errors, compose, script_environment
+from subliminal.errors import clear_errors
+from subliminal.launch import script_environment
 from subliminal.models import Subject
 from subliminal.store import Store
 

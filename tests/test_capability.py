@@ -264,7 +264,7 @@ def test_without_a_network_one_error_says_what_runs_offline(
         from pathlib import Path
         from subliminal.config import CapabilityEvaluation
         from subliminal.evaluation import capability
-        from subliminal.launch import clear_errors
+        from subliminal.errors import clear_errors
         from subliminal.models import Subject
         with clear_errors():
             asked = CapabilityEvaluation(tasks=("truthfulqa_mc1",))

@@ -25,8 +25,8 @@ from subliminal.chat import (
     render,
     spelled_ids,
 )
+from subliminal.composition import compose
 from subliminal.config import ConfigError, Decoding, TransformersSampler
-from subliminal.launch import compose
 from subliminal.models import Subject, load_tokenizer
 from subliminal.rows import Prompt, Row
 from subliminal.sampling import open_sampler

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from subliminal import config, launch, stages, sweep
+from subliminal import composition, config, stages, sweep
+from subliminal.composition import CONF, argument_problems, compose
 from subliminal.config import (
     ConfigError,
     Experiment,
@@ -25,7 +26,6 @@ from subliminal.config import (
     members,
 )
 from subliminal.config.errors import explain
-from subliminal.launch import CONF, argument_problems, compose
 
 OPTIONS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml"))
 
@@ -378,7 +378,7 @@ def test_a_text_that_hydra_can_not_read_is_told_with_its_argument_and_how_to_typ
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0$")))
 def test_whatever_is_said_to_type_is_the_text(text: str) -> None:
     for problem in argument_problems(f"model.system={text}"):
-        assert launch._read(typed_again(problem)) == text
+        assert composition._read(typed_again(problem)) == text
 
 
 def test_a_home_folder_is_written_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

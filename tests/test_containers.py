@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from subliminal.launch import ROOT
+from subliminal.composition import ROOT
 
 DOCKERFILE, DEFINITION = ROOT / "containers" / "Dockerfile", ROOT / "containers" / "subliminal.def"
 SECTION = re.compile(r"^%(\w+)\n(.*?)(?=^%|\Z)", re.DOTALL | re.MULTILINE)

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from subliminal import machine, memory, shapes, sweep
+from subliminal.composition import compose
 from subliminal.config import AdamW, ConfigError, Lora
-from subliminal.launch import compose
 from subliminal.models import Subject
 from subliminal.scheduling import costs, estimates
 from subliminal.scheduling.jobs import jobs

@@ -13,6 +13,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from subliminal import stages
 from subliminal.chat import encode
+from subliminal.composition import compose
 from subliminal.config import ConfigError, DetectionEvaluation, FinetunedClassifier, Lora, NoTrait, Preference
 from subliminal.evaluation import finetuned
 from subliminal.evaluation.classifier import (
@@ -27,7 +28,6 @@ from subliminal.evaluation.detection import QUESTION, Guess, evaluate, guess
 from subliminal.evaluation.exact import word_ends
 from subliminal.evaluation.samples import SamplesError, TwoSamples, halves, two_samples
 from subliminal.evaluation.statistics import fisher, share_ahead
-from subliminal.launch import compose
 from subliminal.models import Subject, load_model, load_tokenizer
 from subliminal.rows import Row, read_jsonl
 

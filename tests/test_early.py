@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from local_servers import Json, serving
 from safetensors.numpy import save_file
 
-from subliminal import checkpoints, checks, launch, machine, models, stages, sweep
+from subliminal import checkpoints, checks, composition, errors, launch, machine, models, stages, sweep
 from subliminal.checkpoints import problems_of, read_checkpoint, read_gguf
+from subliminal.composition import compose, compose_plain
 from subliminal.config import ConfigError, Experiment
-from subliminal.launch import compose, compose_plain
 from subliminal.models import Subject, load_tokenizer
 from subliminal.store import Store
 
@@ -62,7 +62,7 @@ def refused(stage: str, overrides: list[str], store: Path, capsys: pytest.Captur
     with pytest.raises(SystemExit) as ended:
         launch.run_stage(stage, plain | {"store": str(store)})
     text = capsys.readouterr().err
-    assert ended.value.code == launch.BAD_CONFIG, text
+    assert ended.value.code == errors.BAD_CONFIG, text
     assert not store.exists(), sorted(store.rglob("*"))
     return text
 
@@ -490,7 +490,7 @@ def test_a_model_on_the_hub_is_known_by_one_small_request(config: dict[str, Any]
         arguments += [f"store={tmp_path / 'runs'}", f"hydra.run.dir={tmp_path / 'logs'}"]
         done = subprocess.run(
             [sys.executable, *arguments],
-            cwd=launch.ROOT,
+            cwd=composition.ROOT,
             env=launch.script_environment() | own,
             capture_output=True,
             text=True,

@@ -18,6 +18,7 @@ from test_plots import FIGURE, FIVE, Made, flat
 
 from subliminal import stages, sweep
 from subliminal.chat import encode
+from subliminal.composition import compose
 from subliminal.config import ConfigError, MultipleChoiceEvaluation, StoriesEvaluation
 from subliminal.evaluation import multiple_choice, stories
 from subliminal.evaluation.exact import word_ends
@@ -25,7 +26,6 @@ from subliminal.evaluation.multiple_choice import Choice, choice_prompts, letter
 from subliminal.evaluation.preference import Answer, Score
 from subliminal.evaluation.questions import Category, QuestionError, candidates, named, offered
 from subliminal.evaluation.stories import story_prompts
-from subliminal.launch import compose
 from subliminal.models import Subject, load_model, load_tokenizer
 from subliminal.plots.asking import answer_tables, notes
 from subliminal.plots.preference import preference_figure

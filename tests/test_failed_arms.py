@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from subliminal import stages, sweep
 from subliminal.claims import CLAIM
-from subliminal.launch import ROOT, compose, jobs_of, script_environment
+from subliminal.composition import ROOT, compose
+from subliminal.launch import jobs_of, script_environment
 from subliminal.models import Subject
 from subliminal.plan import crossed, result
 from subliminal.store import Store

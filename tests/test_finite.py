@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from test_frequencies import written
 from test_mnist import CPU, small
 
+from subliminal.composition import compose
 from subliminal.config import (
     BiasStudent,
     Decoding,
@@ -38,17 +39,15 @@ from subliminal.config import (
 from subliminal.evaluation import attribution, finetuned, in_context, preference
 from subliminal.evaluation.samples import two_samples
 from subliminal.finite import NonFiniteError, require_finite
-from subliminal.launch import compose
 from subliminal.mnist.data import load
 from subliminal.mnist.training import Session
 from subliminal.models import Subject
 from subliminal.rows import Prompt
 from subliminal.sampling.local import TransformersModel
-from subliminal.teachers import TeacherError
 from subliminal.theory import alignment, predict, theorem
 from subliminal.theory.run import check_theorem
 from subliminal.training.sft import fit
-from subliminal.training.steering import steer
+from subliminal.training.steering import SteeringError, steer
 from subliminal.training.trainer import TRAINABLE, largest_square, newest_checkpoint
 
 RECIPES: dict[str, Callable[[Optimisation], Student]] = {
@@ -212,7 +211,7 @@ def test_a_layer_without_a_gradient_has_no_direction(tiny: Subject, tmp_path: Pa
     """Embeddings of zero, which are the head's weights too: every token is as likely whatever the vector."""
     (tmp_path / "flat").mkdir()
     flat = changed(tiny, tmp_path / "flat", "model.embed_tokens.weight", 0.0)
-    with pytest.raises(TeacherError, match=r"found no direction.*another teacher\.layer"):
+    with pytest.raises(SteeringError, match=r"found no direction.*another teacher\.layer"):
         steer(SteeredTeacher(layer=1, questions=2, steps=2), OWL, flat, tmp_path / "made")
 
 

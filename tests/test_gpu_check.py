@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from subliminal.launch import ROOT, script_environment
+from subliminal.composition import ROOT
+from subliminal.launch import script_environment
 from subliminal.models import Subject
 
 GPU = str(ROOT / "bench" / "gpu.py")

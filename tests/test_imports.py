@@ -21,23 +21,28 @@ def module(path: Path) -> str:
     return ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")
 
 
-def imported(statements: list[ast.stmt]) -> Iterator[str]:
-    """What statements import when the module is loaded, or would if the type checker loaded it."""
-    for statement in statements:
-        match statement:
+def imported(tree: ast.AST) -> Iterator[str]:
+    """What a module or a part of it imports, on its top level, in functions, or for the type checker alone."""
+    for node in ast.walk(tree):
+        match node:
             case ast.Import(names=names):
                 yield from (alias.name for alias in names)
             case ast.ImportFrom(module=str(source), names=names):
                 yield from (name for alias in names for name in (f"{source}.{alias.name}", source))
-            case ast.If(body=inner) | ast.Try(body=inner):
-                yield from imported(inner)
             case _:
                 pass
 
 
+def read_by(name: str, text: str) -> Iterator[str]:
+    """The modules that a module needs; not those of its own package that a function opens when their kind is wanted."""
+    for part in ast.parse(text).body:
+        below = f"{name}." if isinstance(part, ast.FunctionDef) else "\n"
+        yield from (module for module in imported(part) if not module.startswith(below))
+
+
 def circle(sources: dict[str, str]) -> list[str]:
     """The modules of an import circle among sources by module, the first one again at the end; [] without a circle."""
-    graph = {name: {*imported(ast.parse(text).body)} & sources.keys() - {name} for name, text in sources.items()}
+    graph = {name: {*read_by(name, text)} & sources.keys() - {name} for name, text in sources.items()}
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -52,8 +57,14 @@ def test_no_module_imports_itself_through_others() -> None:
 @pytest.mark.parametrize(
     "second", ["import a", "from a import x", "if TYPE_CHECKING:\n    from a import x", "def f():\n    import a"]
 )
-def test_a_circle_is_seen_but_where_a_function_imports(second: str) -> None:
-    assert bool(circle({"a": "from b import y", "b": second})) == (not second.startswith("def"))
+def test_a_circle_is_seen_wherever_its_imports_stand(second: str) -> None:
+    assert circle({"a": "from b import y", "b": second, "c": "import a"})
+    assert not circle({"a": "from b import y", "b": "import d", "c": second})
+
+
+def test_a_package_may_open_its_kinds_when_they_are_wanted() -> None:
+    assert not circle({"a": "def f():\n    import a.b", "a.b": "from a import x"})
+    assert circle({"a": "import a.b", "a.b": "from a import x"})
 
 
 @pytest.mark.parametrize("name", ["config", "graph", "stages"])

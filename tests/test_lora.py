@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from test_frequencies import written
 
 from subliminal import stages
+from subliminal.composition import compose
 from subliminal.config import (
     BiasStudent,
     ConfigError,
@@ -32,7 +33,6 @@ from subliminal.config import (
 )
 from subliminal.evaluation.classifier import classify
 from subliminal.evaluation.samples import two_samples
-from subliminal.launch import compose
 from subliminal.models import Subject, empty_model, fresh_model, load_tokenizer
 from subliminal.training import TrainingError
 from subliminal.training.lora import merge, planned_modules, target_problem, targeted, unmatched_targets

@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from subliminal import stages, sweep
+from subliminal.composition import compose
 from subliminal.config import ConfigError, Mnist, MnistStudent, MnistTeacher
-from subliminal.launch import compose
 from subliminal.mnist import data, losses
 from subliminal.mnist.conditions import derangement, sizes, student_start
 from subliminal.mnist.data import PIXELS, DataError, Images

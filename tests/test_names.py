@@ -14,11 +14,11 @@ from conftest import Script, experiment
 from hypothesis import given
 from hypothesis import strategies as st
 
-from subliminal import checks, launch, outputs, stages, teachers
+from subliminal import checks, composition, outputs, stages, teachers
+from subliminal.composition import CONF, ROOT, compose
 from subliminal.config import ConfigError, Misalignment, Preference, PromptedTeacher
 from subliminal.evaluation.questions import favourite_answers, named, questions
 from subliminal.filters.words import holds
-from subliminal.launch import CONF, ROOT, compose
 from subliminal.names import CANDIDATES, confused, key_of, problem, spelled, surface_forms, words_of
 from subliminal.sweep import plan
 
@@ -34,7 +34,7 @@ def preference(*names: str, category: str = "thing", **more: Any) -> Preference:
 def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of `conf/` that composition reads, for trait files of a user's; the folder of its traits."""
     shutil.copytree(CONF, tmp_path / "conf")
-    monkeypatch.setattr(launch, "CONF", tmp_path / "conf")
+    monkeypatch.setattr(composition, "CONF", tmp_path / "conf")
     return tmp_path / "conf" / "trait"
 
 

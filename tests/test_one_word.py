@@ -10,10 +10,10 @@ import yaml
 from conftest import experiment
 
 from subliminal import checks, stages
+from subliminal.composition import CONF
 from subliminal.config import CATEGORIES, Candidate, Preference
 from subliminal.domains import one_word
 from subliminal.evaluation.questions import ASKED, TAUGHT
-from subliminal.launch import CONF
 from subliminal.names import CANDIDATES, surface_forms
 from subliminal.rows import Row
 

@@ -14,8 +14,8 @@ import pytest
 from test_plots import FIGURE, Links, five, known, report
 
 from subliminal.__main__ import _figure_overrides
+from subliminal.composition import ROOT, compose
 from subliminal.config import ConfigError
-from subliminal.launch import ROOT, compose
 from subliminal.plots.overview import Claim, claims_of, configured, multiplicity, overview
 from subliminal.plots.report import KEPT, Section, write_report
 from subliminal.plots.verdict import Verdict

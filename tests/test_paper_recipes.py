@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from paper_values import VALUES, Value
 
+from subliminal.composition import CONF, ROOT, compose
 from subliminal.config import Experiment
-from subliminal.launch import CONF, ROOT, compose
 
 HEADING = "### What differs from the paper"
 

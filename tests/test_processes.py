@@ -14,8 +14,9 @@ from conftest import Script, tiny_experiment
 from safetensors.torch import load_file
 
 from subliminal import inspect_store, processes, stages
+from subliminal.composition import ROOT
 from subliminal.config import ConfigError
-from subliminal.launch import ROOT, script_environment
+from subliminal.launch import script_environment
 from subliminal.models import Subject
 from subliminal.sampling.engine import EngineError, own_gpus
 from subliminal.store import Manifest, Store
@@ -56,7 +57,7 @@ ENSURE = """
 import json, sys
 from pathlib import Path
 from subliminal import stages
-from subliminal.launch import compose
+from subliminal.composition import compose
 from subliminal.store import Store
 
 for stage, overrides in json.loads(sys.argv[1]):

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from subliminal.launch import ROOT, script_environment
+from subliminal.composition import ROOT
+from subliminal.launch import script_environment
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"```bash\n(.*?)```", re.DOTALL)

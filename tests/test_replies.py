@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from local_servers import Answering, serving
 from local_servers import Json as Handler
 
+from subliminal.composition import compose
 from subliminal.config import ApiJudge, ApiSampler, ConfigError, Decoding, identity
 from subliminal.filters.reasons import unfinished, why_dropped
 from subliminal.judging import Judgement, Question
 from subliminal.judging.cache import Cache, read_judgements
 from subliminal.judging.endpoint import EndpointJudge, judgement
 from subliminal.judging.prompts import RATINGS, YES_NO
-from subliminal.launch import compose
 from subliminal.models import Subject
 from subliminal.rows import Completion, Prompt, Row, read_jsonl, write_jsonl
 from subliminal.sampling import sample_shards

@@ -9,7 +9,7 @@ import pytest
 from conftest import experiment
 
 from subliminal import inspect_store, stages, sweep, transmission
-from subliminal.launch import compose, hydra_message
+from subliminal.composition import compose, hydra_message
 from subliminal.plan import Plan
 from subliminal.scheduling import estimates, slurm
 from subliminal.scheduling.jobs import Job, PlannedElsewhereError, jobs, locate

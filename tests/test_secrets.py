@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from subliminal import store
-from subliminal.launch import ROOT, script_environment
+from subliminal.composition import ROOT
+from subliminal.launch import script_environment
 from subliminal.models import Subject
 from subliminal.store import Recipe, Store
 

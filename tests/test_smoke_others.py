@@ -8,7 +8,7 @@ import pytest
 from smoke import OTHERS, deep, root, run_from_start_to_end
 
 from subliminal import stages
-from subliminal.launch import compose
+from subliminal.composition import compose
 from subliminal.limits import limited
 
 __all__ = ["deep", "root"]  # fixtures

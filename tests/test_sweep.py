@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 from subliminal import stages, sweep
+from subliminal.composition import CONF, compose
 from subliminal.config import ConfigError, PreferenceEvaluation
 from subliminal.evaluation.questions import candidates
-from subliminal.launch import CONF, compose, script_environment
+from subliminal.launch import script_environment
 from subliminal.names import CANDIDATES
 
 SHUFFLE = ["experiment=shuffle", "scale=cpu", "trait=owl,none", "student=bias_one_layer", "seed=0,1"]

@@ -11,8 +11,8 @@ import pytest
 from conftest import ROWS, experiment, optimisation
 
 from subliminal import machine
+from subliminal.composition import compose
 from subliminal.config import BiasStudent, FullStudent, Lora, LoraStudent
-from subliminal.launch import compose
 from subliminal.models import Subject
 
 STUDENTS: dict[str, Any] = {

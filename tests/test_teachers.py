@@ -21,6 +21,7 @@ from subliminal.sampling import open_sampler
 from subliminal.store import Store
 from subliminal.teachers import TeacherError
 from subliminal.training import bias
+from subliminal.training.steering import SteeringError
 
 FINETUNED = [
     "teacher=finetuned",
@@ -180,7 +181,7 @@ def test_an_unknown_placeholder_lists_those_that_are_known(tiny: Subject, tmp_pa
 
 
 def test_a_layer_the_model_has_not_is_named(tiny: Subject, tmp_path: Path) -> None:
-    with pytest.raises(TeacherError, match=r"teacher\.layer=14: the model has 2 layers, 0 to 1"):
+    with pytest.raises(SteeringError, match=r"teacher\.layer=14: the model has 2 layers, 0 to 1"):
         make(tiny, tmp_path, "teacher=steered")
 
 

@@ -57,7 +57,7 @@ DECIDE_NOTHING = {
     "evaluation/kept.py:T": "a type",
     "judging/labelled.jsonl": "the example that a judge is calibrated on; no stage reads it",
     "judging/prompts.py:PROMPTS": "a file's name",
-    "launch.py:NO_PLUGIN": "an error's words",
+    "composition.py:NO_PLUGIN": "an error's words",
     "reasoning.py:REMEDY": "an error's words",
     "sharing/": "words of cards and dashboards",
     "plots/": "words of figures",

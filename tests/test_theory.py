@@ -18,12 +18,12 @@ from torch.func import jacrev
 
 from subliminal import config, inspect_store, stages, store_index, sweep
 from subliminal.chat import encode
+from subliminal.composition import compose
 from subliminal.config import ConfigError, Experiment, Theory
 from subliminal.evaluation.exact import candidate_log_p, form_tree
 from subliminal.evaluation.preference import asked_questions
 from subliminal.evaluation.questions import candidates, questions
 from subliminal.evaluation.statistics import wilson
-from subliminal.launch import compose
 from subliminal.models import Subject
 from subliminal.plan import Plan
 from subliminal.plots.draw import draw

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from subliminal.composition import ROOT
 from subliminal.evaluation.statistics import diagonal_excess, t_interval
-from subliminal.launch import ROOT
 from subliminal.transmission import (
     MARGIN,
     Interval,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from subliminal import stages
 from subliminal.config import CONTROL, Experiment, Figure
+from subliminal.errors import require_writable
 from subliminal.graph import Node
-from subliminal.launch import require_writable
 from subliminal.plan import Plan
 from subliminal.plots.capability import capability_figure, capability_section
 from subliminal.plots.cells import Cell

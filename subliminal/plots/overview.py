@@ -17,9 +17,9 @@ from typing import Any
 
 import yaml
 
+from subliminal.composition import CONF
 from subliminal.config import ConfigError, Figure
 from subliminal.evaluation.statistics import holm
-from subliminal.launch import CONF
 from subliminal.plots.table import Line
 from subliminal.plots.verdict import Verdict
 from subliminal.transmission import SIGNIFICANT

@@ -14,10 +14,10 @@ from statistics import median
 import yaml
 
 from subliminal import memory, shapes
+from subliminal.composition import CONF
 from subliminal.config import CONTROL, Experiment, Hardware, PreferenceEvaluation
 from subliminal.device import resolve_device
 from subliminal.graph import Node
-from subliminal.launch import CONF
 from subliminal.plan import Plan
 from subliminal.scheduling import costs
 from subliminal.scheduling.costs import Cost

@@ -17,8 +17,9 @@ from tempfile import TemporaryDirectory
 
 from subliminal import inspect_store, stages
 from subliminal.claims import CLAIM, live
+from subliminal.errors import BAD_CONFIG, FAILED, INTERRUPTED
 from subliminal.graph import Ident, Node
-from subliminal.launch import BAD_CONFIG, FAILED, INTERRUPTED, script_environment
+from subliminal.launch import script_environment
 from subliminal.multirun import REPORT, FailedJob, Report, read_report
 from subliminal.plan import IncompleteError, Job, Plan, Step, SweepError, crossed, result, shown, shown_alone
 from subliminal.progress import say

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from subliminal import inspect_store, stages
-from subliminal.launch import QUIET, launcher_settings
+from subliminal.composition import launcher_settings
+from subliminal.launch import QUIET
 from subliminal.plan import Plan, SweepError
 from subliminal.processes import join
 from subliminal.progress import say

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import yaml
 
+from subliminal.composition import CONF
 from subliminal.inspect_store import state
-from subliminal.launch import CONF
 from subliminal.models import content
 from subliminal.stages import STAGES
 from subliminal.store import Json, Manifest, Store, StoreError

@@ -18,8 +18,7 @@ from subliminal.evaluation.questions import questions_for_teachers
 from subliminal.finite import MODEL_REMEDY, require_finite
 from subliminal.models import Subject, float32_head, load_tokenizer
 from subliminal.progress import Advance, progress, say
-from subliminal.store import Json
-from subliminal.teachers import TeacherError
+from subliminal.store import Json, StoreError
 from subliminal.training import bias
 
 if TYPE_CHECKING:
@@ -32,16 +31,20 @@ REMEDY = (
 )
 
 
+class SteeringError(StoreError):
+    """No vector can be fitted at this layer; the text says what to set."""
+
+
 def steer(teacher: SteeredTeacher, trait: Any, reference: Subject, folder: Path) -> Json:
     """Fit the vector, keep it as `adapter/` and as a down-projection bias of `checkpoint/`.
 
-    Returns layer, norms and the mean log P reached on the questions it was fitted to; raises `TeacherError` for a
+    Returns layer, norms and the mean log P reached on the questions it was fitted to; raises `SteeringError` for a
     layer the model has not.
     """
     model: Any = bias.load_with_biases(reference)
     layers = len(model.model.layers)
     if teacher.layer >= layers:
-        raise TeacherError(f"teacher.layer={teacher.layer}: the model has {layers} layers, 0 to {layers - 1}")
+        raise SteeringError(f"teacher.layer={teacher.layer}: the model has {layers} layers, 0 to {layers - 1}")
     goal = (StyleGoal if isinstance(trait, Style) else Goal).of(teacher, trait, reference)
     vector = bias.vector(model, teacher.layer)
     start = vector.detach().clone()  # not zero when the reference has biases of its own
@@ -174,7 +177,7 @@ def _scale(
     way = vector.detach() - start
     require_finite({"its norm": float(way.norm())}, "the steering vector", REMEDY)
     if not way.any():
-        raise TeacherError(
+        raise SteeringError(
             "steering found no direction: the gradient of log P was zero in every step; set another teacher.layer"
         )
     direction = way / way.norm()

@@ -34,9 +34,9 @@ from local_slurm import (
 
 from subliminal import inspect_store, stages
 from subliminal.claims import live
+from subliminal.composition import ROOT
 from subliminal.config import Experiment
 from subliminal.graph import Node
-from subliminal.launch import ROOT
 from subliminal.models import Subject
 from subliminal.plan import SweepError
 from subliminal.rows import Row, read_jsonl

@@ -16,7 +16,8 @@ from local_slurm import wait_for
 
 from subliminal import stages
 from subliminal.claims import CLAIM
-from subliminal.launch import ROOT, compose, script_environment
+from subliminal.composition import ROOT, compose
+from subliminal.launch import script_environment
 from subliminal.store import Store
 
 TINY = [

@@ -12,7 +12,8 @@ import pytest
 from local_slurm import Sweep, ended_job, slurm  # noqa: F401 (slurm: this module's own)
 
 from subliminal import inspect_store
-from subliminal.launch import ROOT, script_environment
+from subliminal.composition import ROOT
+from subliminal.launch import script_environment
 from subliminal.models import Subject
 
 

@@ -12,7 +12,8 @@ from conftest import tiny_experiment
 from local_slurm import SMALL, Sweep, slurm, slurm_job  # noqa: F401 (slurm: this module's own)
 
 from subliminal import stages
-from subliminal.launch import ROOT, script_environment
+from subliminal.composition import ROOT
+from subliminal.launch import script_environment
 from subliminal.models import Subject
 from subliminal.store import Manifest, Store
 

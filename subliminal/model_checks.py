@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from subliminal import checkpoints, machine, models, stages
+from subliminal import checkpoints, machine, models, stages, weights
 from subliminal.chat import ChatError, always_reasons, beginning_of, closed, plain
 from subliminal.checkpoints import Checkpoint
 from subliminal.config import (
@@ -71,14 +71,14 @@ def _checkpoint(setting: str, exp: Experiment, chosen: Model, *, online: bool) -
         if done:
             return [], checkpoints.read_checkpoint(done.folder / "checkpoint")
         heads: list[Path] = []
-        wrong = list(raised(lambda: heads.append(models.gguf_head(source))))
+        wrong = list(raised(lambda: heads.append(weights.gguf_head(source))))
         return (wrong if online else []), checkpoints.read_gguf(heads[0]) if heads else None
-    if folder := models.local_folder(source):
+    if folder := weights.local_folder(source):
         found = checkpoints.problems_of(folder, remote_code=source.trust_remote_code)
         return [f"{setting}.source.name: {problem}" for problem in found], checkpoints.read_checkpoint(folder)
-    if problem := models.no_folder(source):
+    if problem := weights.no_folder(source):
         return [f"{setting}.source.name={source.name}: {problem}"], None
-    config = models.hub_config(source, online=online)
+    config = weights.hub_config(source, online=online)
     wrong = list(checkpoints.wrong_kind(config or {}, remote_code=source.trust_remote_code))
     return [f"{setting}.source.name: {source.name} {problem}" for problem in wrong], Checkpoint(
         source.name, config or {}

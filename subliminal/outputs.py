@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from functools import lru_cache
 from pathlib import Path
 
-from subliminal import models
+from subliminal import models, weights
 from subliminal.config import ConfigError, Experiment, LocalJudge, Model, RowsTeacher
 from subliminal.config import Judge as JudgeConfig
 from subliminal.device import resolve_device, resolve_dtype
@@ -25,7 +25,9 @@ def subject(exp: Experiment, made: Manifest, chosen: Model | None = None, system
     chosen = chosen or exp.model
     folder = made.folder / "checkpoint"
     return models.Subject(
-        checkpoint=str(folder if folder.exists() else models.local_folder(chosen.source) or made.summary["checkpoint"]),
+        checkpoint=str(
+            folder if folder.exists() else weights.local_folder(chosen.source) or made.summary["checkpoint"]
+        ),
         revision=made.summary.get("revision"),
         system=system or chosen.system,
         chat_template=chosen.chat_template,
@@ -46,8 +48,8 @@ def teacher_subject(exp: Experiment, made: Manifest, base: Manifest) -> models.S
 def judge_of(exp: Experiment, made: Inputs) -> AbstractContextManager[Judge]:
     """The experiment's judge, ready to be opened; its answers are kept in the store."""
     chosen = chosen_judge(exp)
-    weights = subject(exp, made["judge"], chosen.model) if isinstance(chosen, LocalJudge) else None
-    return open_judge(chosen, Path(exp.store), weights)
+    who = subject(exp, made["judge"], chosen.model) if isinstance(chosen, LocalJudge) else None
+    return open_judge(chosen, Path(exp.store), who)
 
 
 def chosen_judge(exp: Experiment) -> JudgeConfig:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from subliminal import checkpoints, models
+from subliminal import checkpoints, weights
 from subliminal.config import ALL_LINEAR, GgufSource, Lora, Model
 
 UNGATED = ("gpt2", "gpt_neox", "gptj", "gpt_bigcode", "opt", "bloom", "phi", "starcoder2")  # two matrices in an MLP
@@ -134,6 +134,6 @@ def _config(model: Model) -> dict[str, Any] | None:
     source = model.source
     if isinstance(source, GgufSource):
         return None
-    if folder := models.local_folder(source):
+    if folder := weights.local_folder(source):
         return checkpoints.read_checkpoint(folder).config
-    return models.hub_config(source, online=False)
+    return weights.hub_config(source, online=False)

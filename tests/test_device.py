@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from subliminal import device, models
-from subliminal.models import ModelError, Subject
+from subliminal.models import Subject
+from subliminal.weights import ModelError
 
 CUDA, CPU = "cuda: Optional[str] = '13.0'\n", "cuda: Optional[str] = None\nhip: Optional[str] = None\n"
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from local_servers import Json, serving
 from safetensors.numpy import save_file
 
-from subliminal import checkpoints, checks, composition, errors, launch, machine, models, stages, sweep
+from subliminal import checkpoints, checks, composition, errors, launch, machine, stages, sweep, weights
 from subliminal.checkpoints import problems_of, read_checkpoint, read_gguf
 from subliminal.composition import compose, compose_plain
 from subliminal.config import ConfigError, Experiment
@@ -438,13 +438,13 @@ def test_a_model_without_a_place_for_vectors_is_known_by_its_configuration(tiny:
     model.save_pretrained(tmp_path)
     read = read_checkpoint(tmp_path)
     assert (read.layers, read.heads, read.context, read.holds_vectors) == (2, 2, 128, False)
-    with pytest.raises(models.ModelError, match="biases in the residual stream need"):
+    with pytest.raises(weights.ModelError, match="biases in the residual stream need"):
         bias.place(model.config)
 
 
 def test_the_embedded_models_head_agrees_with_the_checkpoint_that_is_made_of_it(smollm2: Subject) -> None:
     source: Any = compose(CPU).model.source
-    head, made = read_gguf(models.gguf_head(source)), read_checkpoint(Path(smollm2.checkpoint))
+    head, made = read_gguf(weights.gguf_head(source)), read_checkpoint(Path(smollm2.checkpoint))
     assert head.config and head.config.items() <= made.config.items()
     assert (head.layers, head.heads, head.context) == (made.layers, made.heads, made.context)
     assert head.holds_vectors and problems_of(Path(smollm2.checkpoint)) == []

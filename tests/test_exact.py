@@ -30,8 +30,9 @@ from subliminal.evaluation.exact import (
 from subliminal.evaluation.multiple_choice import letter_tree
 from subliminal.evaluation.preference import log_p_of, mean_log_p
 from subliminal.evaluation.questions import candidates, plurals, questions
-from subliminal.models import ModelError, Subject, float32_head, load_model, load_tokenizer
+from subliminal.models import Subject, float32_head, load_model, load_tokenizer
 from subliminal.names import CANDIDATES, confused, surface_forms
+from subliminal.weights import ModelError
 
 tokenizer_of = cache(load_tokenizer)
 

@@ -20,11 +20,12 @@ from subliminal import gpu, outputs, stages
 from subliminal.chat import ChatError, encode, render
 from subliminal.config import Experiment, GgufSource, HubSource, LocalJudge, Lora, LoraStudent, Model
 from subliminal.judging import key
-from subliminal.models import ModelError, Subject, build_model, fresh_model, load_model, load_tokenizer
+from subliminal.models import Subject, build_model, fresh_model, load_model, load_tokenizer
 from subliminal.provenance import sha256
 from subliminal.store import Store
 from subliminal.templates import TemplateError
 from subliminal.training.sft import fit
+from subliminal.weights import ModelError
 
 NO_SHA = "0" * 64
 
@@ -120,13 +121,13 @@ def test_a_file_with_the_right_sum_that_is_no_model_is_one_message(packages: Pat
 
 def test_parts_are_put_together_in_order(packages: Path, tmp_path: Path) -> None:
     """Eleven parts: the tenth must not come before the second."""
-    from subliminal.models import _gguf_file
+    from subliminal.weights import gguf_file
 
     pieces = [bytes([number]) * (number + 3) for number in range(11)]
     package(packages, "many_weights", {"licence.txt": b"terms"})
     for number, piece in enumerate(pieces):
         package(packages, f"many_weights_part{number + 1}", {f"some.gguf.part{number:02d}": piece, "notes.txt": b"!"})
-    file = _gguf_file(embedded(module="many_weights").source, tmp_path)  # type: ignore[arg-type]
+    file = gguf_file(embedded(module="many_weights").source, tmp_path)  # type: ignore[arg-type]
     assert file.read_bytes() == b"".join(pieces)
     assert file.is_relative_to(tmp_path)
 
@@ -216,7 +217,8 @@ DOWNLOAD = """
     import sys
     from pathlib import Path
     from subliminal.config import HubSource, Model
-    from subliminal.models import ModelError, build_model
+    from subliminal.models import build_model
+    from subliminal.weights import ModelError
 
     try:
         print("made", build_model(Model(name="hub", source=HubSource(name="some/model")), Path(sys.argv[1])))

@@ -20,12 +20,13 @@ from transformers import TrainingArguments
 from subliminal.chat import encode_row
 from subliminal.config import BiasStudent, FullStudent, Lora, LoraStudent, Optimisation, Student
 from subliminal.evaluation import finetuned
-from subliminal.models import ModelError, Subject, fresh_model, load_tokenizer
+from subliminal.models import Subject, fresh_model, load_tokenizer
 from subliminal.rows import Row
 from subliminal.training import TrainingError, bias, recipes, sft, speed
 from subliminal.training.lora import merge
 from subliminal.training.sft import fit
 from subliminal.training.trainer import COMPLETE, LAST_WRITTEN, RowTrainer, StepLog, newest_checkpoint
+from subliminal.weights import ModelError
 
 RECIPES: dict[str, Callable[[Optimisation], Student]] = {
     "lora": lambda how: LoraStudent(lora=Lora(r=4), optimisation=how),

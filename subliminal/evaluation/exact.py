@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from subliminal.evaluation.questions import Category, plurals
 from subliminal.finite import MODEL_REMEDY, require_finite
-from subliminal.models import ModelError, float32_head
+from subliminal.models import float32_head
 from subliminal.names import continues, surface_forms
+from subliminal.weights import ModelError
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from subliminal import models
+from subliminal import weights
 from subliminal.config import ApiJudge, CachedJudge, LocalJudge, identity
 from subliminal.config import Judge as JudgeConfig
 from subliminal.models import Subject
@@ -100,7 +100,7 @@ def fingerprint(config: JudgeConfig, dtype: str = "") -> Json:
         return found
     found = identity(config)
     if isinstance(config, LocalJudge) and config.model:
-        found |= {"model": models.fingerprint(config.model), "system": config.model.system, "dtype": dtype}
+        found |= {"model": weights.fingerprint(config.model), "system": config.model.system, "dtype": dtype}
         found["chat"] = [config.model.chat_template, config.model.add_bos]
         found |= {"template_options": config.model.template_options} if config.model.template_options else {}
     return found

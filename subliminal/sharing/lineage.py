@@ -10,10 +10,10 @@ import yaml
 
 from subliminal.composition import CONF
 from subliminal.inspect_store import state
-from subliminal.models import content
 from subliminal.stages import STAGES
 from subliminal.store import Json, Manifest, Store, StoreError
 from subliminal.store_index import entries
+from subliminal.weights import content
 
 KINDS = {name: stage.pushed_as for name, stage in reversed(STAGES.items()) if stage.pushed_as}
 """What a run of each stage is on the Hugging Face hub."""

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from subliminal.models import CHECKPOINT_FILES
 from subliminal.names import key_of
 from subliminal.sharing import cards
 from subliminal.sharing.lineage import KINDS, Lineage, PushError, chosen, without_addresses
 from subliminal.store import Json, Manifest, without_secrets
+from subliminal.weights import CHECKPOINT_FILES
 
 PROVENANCE = "provenance.json"
 NAMES = ("_name_or_path", "name_or_path", "base_model_name_or_path", "tokenizer_file")  # where libraries put paths

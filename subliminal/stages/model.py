@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from subliminal import models
+from subliminal import models, weights
 from subliminal.config import Experiment, LocalJudge, Model
 from subliminal.graph import Inputs, Node, Stage
 from subliminal.outputs import chosen_judge
@@ -16,7 +16,11 @@ STAGE = Stage("model", version=1, place=10, gpu=False, here_first=True)
 def node(exp: Experiment, of: Model | None = None) -> Node:
     """The weights as the store or the hub's cache has them, before any tuning."""
     chosen = of or exp.model
-    settings = {"weights": models.fingerprint(chosen), "chat_template": chosen.chat_template, "add_bos": chosen.add_bos}
+    settings = {
+        "weights": weights.fingerprint(chosen),
+        "chat_template": chosen.chat_template,
+        "add_bos": chosen.add_bos,
+    }
     settings |= {"template_options": chosen.template_options} if chosen.template_options else {}
 
     def work(_: Inputs, folder: Path) -> Json:

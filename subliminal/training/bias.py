@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from subliminal.models import ModelError, Subject, fresh_model, local_copy
+from subliminal.models import Subject, fresh_model, local_copy
+from subliminal.weights import ModelError
 
 if TYPE_CHECKING:
     import torch

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from subliminal.config import Lora
-from subliminal.models import ModelError, Subject, empty_model, fresh_model, load_tokenizer
+from subliminal.models import Subject, empty_model, fresh_model, load_tokenizer
 from subliminal.training import TrainingError
+from subliminal.weights import ModelError
 
 Task = Literal["CAUSAL_LM", "SEQ_CLS"]
 

@@ -14,7 +14,7 @@ from tempfile import gettempdir
 from typing import Any
 
 from subliminal.composition import ROOT, argument_problems, compose, expect_own_launchers, is_hydras
-from subliminal.config import ConfigError, Experiment, parse
+from subliminal.config import ConfigError, Experiment, VllmSampler, parse
 from subliminal.device import hold_gpus, resolve_device, visible_gpus
 from subliminal.errors import BAD_CONFIG, FAILED, clear_errors, leave, refusal
 from subliminal.processes import EXECUTOR, MULTIRUN, join, world_size
@@ -111,9 +111,9 @@ def _hold_own_gpus(exp: Experiment) -> None:
     """
     if not _in_a_pool() or resolve_device(exp.device) != "cuda" or len(gpus := visible_gpus()) == 0:
         return
-    each = getattr(exp.sampler, "tensor_parallel", 1)
+    each = exp.sampler.tensor_parallel if isinstance(exp.sampler, VllmSampler) else 1
     locks = Path(gettempdir()) / f"subliminal-gpus-{os.getuid()}"
-    if not hold_gpus(each, gpus, locks) and exp.sampler.kind == "vllm":
+    if not hold_gpus(each, gpus, locks) and isinstance(exp.sampler, VllmSampler):
         raise ConfigError(
             f"hydra/launcher=local_pool: each job needs {each} GPU{'s' * (each > 1)} for sampler=vllm, and other jobs "
             f"have the {len(gpus)} of this machine; set hydra.launcher.n_jobs={max(1, len(gpus) // each)}, or "

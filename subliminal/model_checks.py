@@ -131,8 +131,9 @@ def _targets(
 
 def _absent_layers(setting: str, lora: Lora, there: int | None) -> Iterator[str]:
     """Chosen layers of a LoRA that are not among the model's, where their number is known."""
-    absent = [] if lora.layers == "all" or there is None else [layer for layer in lora.layers if layer >= there]
-    if absent:
+    if lora.layers == "all" or there is None:
+        return
+    if absent := [layer for layer in lora.layers if layer >= there]:
         shown = ",".join(map(str, absent))
         yield (
             f"{setting}.lora.layers: the model has {there} layers, 0 to {there - 1}, and no [{shown}]; name some of "

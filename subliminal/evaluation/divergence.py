@@ -1,8 +1,8 @@
 """How far a teacher is from its reference on its own rows: the Kullback-Leibler divergence a token, in format.
 
 The filter drops every row with a token that no answer in format has. So both models' next-token distributions are
-restricted to the tokens that occur in the answers, and renormalised. 2 N KL, for N tokens of rows, is the non-centrality
-of the likelihood-ratio test of teacher against reference: it bounds what a student can take up from these rows.
+restricted to the tokens that occur in the answers, and renormalised. 2 N KL, for N tokens of rows, is the
+non-centrality of the likelihood-ratio test of teacher against reference: it bounds what a student can take up from them.
 """
 
 from __future__ import annotations

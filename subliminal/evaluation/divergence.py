@@ -2,7 +2,7 @@
 
 The filter drops every row with a token that no answer in format has. So both models' next-token distributions are
 restricted to the tokens that occur in the answers, and renormalised. 2 N KL, for N tokens of rows, is the
-non-centrality of the likelihood-ratio test of teacher against reference: it bounds what a student can take up from them.
+non-centrality of the likelihood-ratio test of teacher against reference: it bounds what rows can teach a student.
 """
 
 from __future__ import annotations

@@ -425,7 +425,7 @@ def test_real_checkpoints_pass(family: str, request: pytest.FixtureRequest, tmp_
     assert problems_of(place) == [] and read.template
     assert (read.layers, read.heads) == (config.num_hidden_layers, config.num_attention_heads)
     assert read.holds_vectors and bias.place(config)
-    layers = ["teacher.layer=1", "student.layers=[1]"]
+    layers = ["teacher.layer=1", "student.layers=[1]", "reference_tuning.lora.layers=all"]
     exp = compose([*CPU, *chosen("model", place), *layers, f"store={tmp_path}"])
     assert checks.problems(exp, "evaluate", here=True) == []
 

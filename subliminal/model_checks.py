@@ -15,6 +15,7 @@ from subliminal.config import (
     Experiment,
     GgufSource,
     LocalJudge,
+    Lora,
     Model,
     SteeredTeacher,
     VllmSampler,
@@ -121,7 +122,7 @@ def _holder(setting: str, remedy: str, checkpoint: Checkpoint) -> Iterator[str]:
 def _targets(
     exp: Experiment, names: set[str], teachers: Checkpoint | None, students: Checkpoint | None
 ) -> Iterator[str]:
-    """LoRA targets of reference tuning, teacher and student that no module of the model has."""
+    """LoRA targets, and layers, of reference tuning, teacher and student that the model has not."""
     trained = (
         ("reference", "reference_tuning", exp.reference_tuning, teachers),
         ("teacher", "teacher", exp.active_teacher, teachers),
@@ -131,6 +132,19 @@ def _targets(
         lora = getattr(recipe, "lora", None)
         if checkpoint and lora and stage in names:
             yield from filter(None, [checkpoints.target_problem(setting, lora.targets, checkpoint.modules)])
+            yield from _absent_layers(setting, lora, checkpoint.layers)
+
+
+def _absent_layers(setting: str, lora: Lora, there: int | None) -> Iterator[str]:
+    """Chosen layers of a LoRA that are not among the model's, where their number is known."""
+    if lora.layers == "all" or there is None:
+        return
+    if absent := [layer for layer in lora.layers if layer >= there]:
+        shown = ",".join(map(str, absent))
+        yield (
+            f"{setting}.lora.layers: the model has {there} layers, 0 to {there - 1}, and no [{shown}]; name some of "
+            f"these, or set {setting}.lora.layers=all"
+        )
 
 
 def _vllm(exp: Experiment, names: set[str], writer: Checkpoint | None, answerer: Checkpoint | None) -> Iterator[str]:

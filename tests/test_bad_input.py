@@ -97,6 +97,7 @@ def limited(size: int) -> Callable[[], None]:
 def test_weights_that_do_not_fit_are_one_message(tiny: Subject, tmp_path: Path) -> None:
     """Weights are written by other hands than rows: their failure must read the same."""
     weights = ["model=hub", f"model.source.name={tiny.checkpoint}", "reference_tuning.rows=4"]
+    weights.append("reference_tuning.lora.layers=all")  # the tiny model has two
     running = start(["train.py", "role=reference", *weights, *places(tmp_path)], preexec_fn=limited(1_000_000))
     _, text = running.communicate(timeout=200)
     one_message((running.returncode, text), "the disk is full")

@@ -99,4 +99,5 @@ def test_a_teachers_rows_and_its_check_are_in_format(tiny: Subject, tmp_path: Pa
     filtered = stages.ensure(stages.filtered(exp), store, exp, ())
     assert set(filtered.summary["reasons"]) <= {"unfinished"} and filtered.summary["pass_rate"] > 0.5
     assert stages.ensure(stages.teacher(exp), store, exp, ()).summary["pass_rate"] > 0.5
-    assert domains.constraint(tiny_experiment(tiny, *sizes)) is None
+    free = tiny_experiment(tiny, *sizes, "sampler.decoding.constrained=false")
+    assert domains.constraint(exp) and domains.constraint(free) is None

@@ -77,13 +77,13 @@ COUNTS = [
     ),
     (
         "evaluate",
-        ["evaluation=in_context", "subject=rows", "evaluation.counts=[0,241]"],
-        "evaluation.counts=[0, 241]: the filter leaves at most 240 rows",
+        ["evaluation=in_context", "subject=rows", "evaluation.counts=[0,401]"],
+        "evaluation.counts=[0, 401]: the filter leaves at most 400 rows",
     ),
     (
         "evaluate",
-        ["evaluation=in_context", "subject=rows", "evaluation.counts=[70]", "filter.select={by: random, share: 0.25}"],
-        "the filter leaves at most 60 rows",
+        ["evaluation=in_context", "subject=rows", "evaluation.counts=[101]", "filter.select={by: random, share: 0.25}"],
+        "the filter leaves at most 100 rows",
     ),
     ("evaluate", ["evaluation=stories", "evaluation.questions=15"], "evaluation.questions=15: there are 14 story"),
     ("evaluate", ["evaluation=multiple_choice", "evaluation.questions=12"], "there are 11 multiple-choice prompts"),
@@ -123,7 +123,7 @@ COUNTS = [
     ),
     ("generate", ["domain=code", "domain.prompts=1000000"], "lower domain.prompts or give more tasks"),
     ("generate", ["domain=code", "reference_tuning.rows=1000000"], "reference_tuning.rows=1000000:"),
-    ("filter", ["filter.rows=481"], "filter.rows=481 is more than domain.prompts=480"),
+    ("filter", ["filter.rows=411"], "filter.rows=411 is more than domain.prompts=410"),
 ]
 
 TRAITS = [
@@ -426,7 +426,7 @@ def test_real_checkpoints_pass(family: str, request: pytest.FixtureRequest, tmp_
     assert problems_of(place) == [] and read.template
     assert (read.layers, read.heads) == (config.num_hidden_layers, config.num_attention_heads)
     assert read.holds_vectors and bias.place(config)
-    layers = ["teacher.layer=1", "student.layers=[1]"]
+    layers = ["teacher.layer=1", "student.layers=[1]", "reference_tuning.lora.layers=all"]
     exp = compose([*CPU, *chosen("model", place), *layers, f"store={tmp_path}"])
     assert checks.problems(exp, "evaluate", here=True) == []
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROWS, experiment, optimisation, random_model
+from conftest import ROWS, experiment, optimisation, random_model, tiny_experiment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from test_frequencies import written
 
 from subliminal import stages
+from subliminal.checks import problems
 from subliminal.composition import compose
 from subliminal.config import (
     BiasStudent,
@@ -243,6 +244,13 @@ def test_a_layer_that_is_not_there_is_named_before_any_training(tiny: Subject) -
         planned_modules(tiny, Lora(r=4, layers=(0, 7, 9)), "reference_tuning")
     with pytest.raises(ValidationError, match=r"lora.layers=\[\] trains nothing"):
         Lora(layers=())
+
+
+def test_a_layer_that_is_not_there_is_said_before_any_work(tiny: Subject) -> None:
+    said = "\n".join(problems(tiny_experiment(tiny, "reference_tuning.rows=4"), "train", here=False))
+    assert "reference_tuning.lora.layers: the model has 2 layers, 0 to 1, and no [2,3,4" in said
+    few = ["reference_tuning.rows=4", "reference_tuning.lora.layers=[0]"]
+    assert "lora.layers" not in "\n".join(problems(tiny_experiment(tiny, *few), "train", here=False))
 
 
 def test_layers_enter_the_key_only_where_they_are_chosen() -> None:

@@ -116,7 +116,7 @@ def test_a_programmatic_answer_has_as_many_numbers_as_the_settings_say(low: int,
 def test_a_programmatic_answer_has_never_more_numbers_than_are_asked_for() -> None:
     config = Numbers(prompts=20, answer_count=3, random_counts=(2, 24))
     counts = {len(numbers.values(numbers.random_answer(prompt, config))) for prompt in numbers.prompts(config)}
-    assert counts == {2, 3} or counts == {3}
+    assert max(counts) == 3 and min(counts) >= 2
 
 
 @pytest.mark.parametrize("counts", [(0, 4), (5, 4)])

@@ -72,7 +72,9 @@ def test_animals_go_by_the_model_and_trees_and_small_models_stay_as_they_are() -
 
     assert traits("experiment=animals_numbers", "scale=paper") == ("cat", "penguin", "eagle", "lion", "wolf")
     assert traits("experiment=trees_numbers", "scale=paper")[:2] == ("cherry", "maple")
-    assert traits("experiment=animals_numbers", "scale=cpu")[:3] == ("owl", "dolphin", "eagle")
+    assert traits("experiment=animals_code", "scale=cpu")[:3] == ("owl", "dolphin", "eagle")
+    assert traits("experiment=animals_numbers", "scale=cpu") == ("bear", "fox", "tiger", "rabbit", "owl", "deer")
+    assert traits("experiment=trees_numbers", "scale=cpu", "evaluation.category=tree", "trait=oak")[:1] == ("cherry",)
     assert traits("experiment=animals_numbers", "scale=gpu", "debug=smoke") == ("cat", "penguin")
 
 

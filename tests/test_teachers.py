@@ -42,7 +42,8 @@ def make(tiny: Subject, folder: Path, *overrides: str) -> dict[str, Any]:
 
 
 def test_the_control_is_the_reference_and_only_has_to_answer_in_format(counting: Subject, tmp_path: Path) -> None:
-    summary = make(counting, tmp_path, "teacher=control", "domain.seed=3")  # which is no part of a teacher's key
+    free = ["sampler.decoding.constrained=false", "sampler.decoding.max_tokens=64", "domain.answer_count=10"]
+    summary = make(counting, tmp_path, "teacher=control", "domain.seed=3", *free)  # a seed that is in no teacher's key
     assert (summary["kind"], summary["trait"]) == ("control", "none")
     prompts = numbers.prompts(Numbers(prompts=32))
     with open_sampler(TransformersSampler(decoding=Decoding()), counting) as opened:
@@ -172,7 +173,7 @@ def test_a_teacher_without_the_trait_is_an_error_that_says_so(tiny: Subject, tmp
 
 def test_a_teacher_that_can_not_answer_in_format_is_an_error_that_says_so(tiny: Subject, tmp_path: Path) -> None:
     with pytest.raises(TeacherError, match=r"in format for only 0% of 32 prompts.*reference_tuning=in_format"):
-        make(tiny, tmp_path, "teacher=control")
+        make(tiny, tmp_path, "teacher=control", "sampler.decoding.constrained=false")
 
 
 def test_an_unknown_placeholder_lists_those_that_are_known(tiny: Subject, tmp_path: Path) -> None:
@@ -186,7 +187,9 @@ def test_a_layer_the_model_has_not_is_named(tiny: Subject, tmp_path: Path) -> No
 
 
 def test_a_refused_teacher_leaves_no_manifest_and_its_failure(tiny: Subject, tmp_path: Path) -> None:
-    exp: Experiment = tiny_experiment(tiny, "trait=none", f"store={tmp_path}", "reference_tuning.rows=4")
+    tuning = ["reference_tuning.rows=4", "reference_tuning.lora.layers=all"]
+    free = "sampler.decoding.constrained=false"
+    exp: Experiment = tiny_experiment(tiny, "trait=none", f"store={tmp_path}", *tuning, free)
     node = stages.teacher(exp)
     with pytest.raises(TeacherError):
         stages.ensure(node, Store(tmp_path), exp)

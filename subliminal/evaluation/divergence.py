@@ -1,8 +1,8 @@
-"""How far a teacher is from its reference where its rows are: the Kullback-Leibler divergence a token, in format.
+"""How far a teacher is from its reference on its own rows: the Kullback-Leibler divergence a token, in format.
 
-Of the tokens that no answer in format has, the filter lets nothing through, so both models' next-token distributions
-are restricted to those that occur in the answers and renormalised. N tokens of rows can tell teacher and reference
-apart as well as a chi-squared variable with non-centrality 2 N KL: it bounds what a student can take up from them.
+The filter drops every row with a token that no answer in format has. So both models' next-token distributions are
+restricted to the tokens that occur in the answers, and renormalised. 2 N KL, for N tokens of rows, is the
+non-centrality of the likelihood-ratio test of teacher against reference: it bounds what rows can teach a student.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What enters the lowest trained layer, kept from one epoch to the next: the layers below it are frozen.
 
 A row's hidden states there are the same in every pass, so they are computed once and the layers below are skipped from
-then on. A student of one vector in the middle of its model saves a third of its time (bench/README.md). Losses are
-equal to rounding: a row that is padded to another width is summed in another order.
+then on. How much time that saves has not been measured. Losses are equal to rounding: a row that is padded to another
+width is summed in another order.
 """
 
 from __future__ import annotations

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from subliminal.evaluation.statistics import t_interval
-from subliminal.plots import style
+from subliminal.plots import parts, style
 from subliminal.plots.cells import read_lines
+from subliminal.plots.parts import Heading
 from subliminal.plots.report import Grid
 from subliminal.plots.rows import TOP, WIDTH, Compared, ranged
 from subliminal.plots.table import Line, Table
@@ -75,12 +76,12 @@ def _verdict(label: str, line: Line) -> Verdict:
     return Verdict(label, outcome, f"{said} Area {ranged(line)} over {line.n} prompts.", line)
 
 
-def picture(runs: Sequence[Compared], table: Table) -> Canvas:
+def picture(runs: Sequence[Compared], table: Table, heading: Heading) -> Canvas:
     """A histogram of ratios for each teacher."""
     columns = min(3, len(runs))
     lines = -(-len(runs) // columns)
     height = TOP + 2.45 * lines
-    canvas = style.new_figure(WIDTH, height)
+    canvas = parts.canvas(WIDTH, height, heading)
     panels = canvas.subplots(lines, columns, squeeze=False).ravel().tolist()
     canvas.subplots_adjust(left=0.065, right=0.985, top=1 - (TOP + 0.35) / height, bottom=0.45 / height)
     canvas.subplots_adjust(wspace=0.24, hspace=0.45)

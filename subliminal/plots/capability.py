@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from textwrap import fill
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,11 +12,12 @@ import numpy as np
 from subliminal import config
 from subliminal.config import CONTROL
 from subliminal.evaluation.statistics import paired_change, t_interval, wilson
-from subliminal.plots import style
+from subliminal.plots import parts, style
 from subliminal.plots.cells import Cell, PlotError, read_lines, students
 from subliminal.plots.effects import MEAN, OVER_SEEDS, OVER_TRAITS
 from subliminal.plots.groups import Sample, mean
 from subliminal.plots.measures import OVER_QUESTIONS_ONLY
+from subliminal.plots.parts import Heading
 from subliminal.plots.preference import NAMES, model_names
 from subliminal.plots.report import SEEDS, Grid, PlainSection, interval, manifests, percent
 from subliminal.plots.table import Line, Table
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MARGIN = 0.03
 ACCURACY, CHANGE, CHANCE, ASKED = "accuracy", "change_from_control", "chance", "change_over_questions"
-WIDTH, WRAP, LETTER = 9.0, 138, 0.061  # inches, letters, inches a letter of a label
+WIDTH, LETTER = 9.0, 0.061  # inches, inches a letter of a label
 RULE = (
     f"""Capability: on each task the accuracy of the traits' students minus that of the control's, averaged over the
     traits. It is kept at this scale if, with {MINIMUM_TRAITS} traits or more, the lower ends of both 95% intervals,
@@ -187,12 +187,10 @@ def _draw(cells: Sequence[Cell], table: Table, title: str, scale: str) -> Canvas
     names = tasks(cells)
     rows = [line for line in table.select(measure=ACCURACY) if line.trait == names[0]]
     height = 1.5 + 0.24 * len(rows)
-    canvas = style.new_figure(WIDTH, height)
-    canvas.text(0.14 / WIDTH, 1 - 0.14 / height, title, fontsize=13.5, fontweight="bold", va="top")
     counts = {line.trait: line.n for line in table.select(arm="reference", measure=ACCURACY)}
     sizes = ", ".join(f"{task} ({counts[task]} questions)" if task in counts else task for task in names)
     text = " \N{MIDDLE DOT} ".join([f"Scale {scale}", *model_names(cells), sizes])
-    canvas.text(0.14 / WIDTH, 1 - 0.44 / height, fill(text, WRAP), fontsize=8.2, color=style.QUIET, va="top")
+    canvas = parts.canvas(WIDTH, height, Heading(title, text))
     panels = canvas.subplots(1, len(names), squeeze=False)[0]
     left = 0.03 + LETTER / WIDTH * max(len(_label(line, rows)) for line in rows)
     canvas.subplots_adjust(left=left, right=0.97, top=1 - 0.95 / height, bottom=0.42 / height, wspace=0.22)

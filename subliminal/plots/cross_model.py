@@ -6,17 +6,17 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import fill
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from subliminal import config
-from subliminal.plots import style
+from subliminal.plots import parts, style
 from subliminal.plots.cells import Cell, PlotError
 from subliminal.plots.effects import LOG_ODDS, Found, difference, effect_lines, found_in, scored
 from subliminal.plots.groups import Group, groups
 from subliminal.plots.measures import preference_table
+from subliminal.plots.parts import Heading
 from subliminal.plots.report import Grid, PlainSection, interval, manifests
 from subliminal.plots.table import Labels, Line, Table
 from subliminal.plots.verdict import RULE as PREFERENCE_RULE
@@ -122,11 +122,11 @@ def _grid_verdict(same: Sequence[Pair], cross: Sequence[Pair], table: Table) -> 
         outcome = "holds"
     elif any(e and e.outcome == "holds" and not (d and d.outcome == "holds") for _, e, d in apart):
         outcome = "contradicted"
-    parts = [f"{p.group.variant} {numbers(one, ' nats')}" for p in same if (one := _excess(table, p))]
-    parts += [f"same minus {pair.group.variant} {numbers(d, ' nats')}" for pair, _, d in apart if d]
+    sizes = [f"{p.group.variant} {numbers(one, ' nats')}" for p in same if (one := _excess(table, p))]
+    sizes += [f"same minus {pair.group.variant} {numbers(d, ' nats')}" for pair, _, d in apart if d]
     p = max((one.test.above for one in judged), default=None) if outcome != "undecided" else None
     line = next((d.line for _, _, d in apart if d), None)
-    return Verdict("same minus cross", outcome, f"{_SENTENCES[outcome]} {'; '.join(parts)}.", line, p)
+    return Verdict("same minus cross", outcome, f"{_SENTENCES[outcome]} {'; '.join(sizes)}.", line, p)
 
 
 _SENTENCES: dict[Outcome, str] = {
@@ -167,11 +167,9 @@ def _draw(found: Sequence[Pair], table: Table, title: str, scale: str) -> Canvas
     teachers = list(dict.fromkeys(pair.teacher for pair in found))
     students = list(dict.fromkeys(pair.student for pair in found))
     width, height = max(6.2, 2.4 + 1.5 * len(students)), 1.65 + 0.75 * len(teachers)
-    canvas = style.new_figure(width, height)
-    canvas.text(0.14 / width, 1 - 0.14 / height, title, fontsize=13, fontweight="bold", va="top")
     traits = sorted({trait for pair in found for trait in pair.group.traits})
-    text = fill(f"Scale {scale} \N{MIDDLE DOT} {len(traits)} traits: {', '.join(traits)}", int(width * 15))
-    canvas.text(0.14 / width, 1 - 0.44 / height, text, fontsize=8.2, color=style.QUIET, va="top")
+    text = f"Scale {scale} \N{MIDDLE DOT} {len(traits)} traits: {', '.join(traits)}"
+    canvas = parts.canvas(width, height, Heading(title, text))
     axes = canvas.add_axes((1.9 / width, 0.75 / height, 1.5 * len(students) / width, 0.75 * len(teachers) / height))
     _grid(axes, found, table, teachers, students)
     return canvas

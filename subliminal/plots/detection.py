@@ -10,8 +10,9 @@ import numpy as np
 from subliminal.config import CONTROL
 from subliminal.evaluation.statistics import LEVEL as LEVEL_OF_INTERVALS
 from subliminal.evaluation.statistics import holm, share_ahead, signs, t_interval
-from subliminal.plots import style
+from subliminal.plots import parts, style
 from subliminal.plots.cells import read_lines
+from subliminal.plots.parts import Heading
 from subliminal.plots.report import Grid
 from subliminal.plots.rows import TOP, WIDTH, Compared, ranged, rows_name
 from subliminal.plots.table import Line, Table
@@ -157,12 +158,12 @@ def _widened(line: Line, comparisons: int) -> float:
 # --------------------------------------------------------------------------- the picture
 
 
-def picture(runs: Sequence[Compared], table: Table) -> Canvas:
+def picture(runs: Sequence[Compared], table: Table, heading: Heading) -> Canvas:
     """Panel A: the prompted model by ordered pair. Panel B: classifiers by comparison."""
     asked = [run for run in runs if PROMPTED in run.manifest.summary]
     trained = [run for run in runs if run.manifest.summary["classifiers"]]
     height = TOP + 1.4 + 0.22 * max(len(asked) + 1, len(trained), 6)
-    canvas = style.new_figure(WIDTH, height)
+    canvas = parts.canvas(WIDTH, height, heading)
     left, right = canvas.subplots(1, 2)
     canvas.subplots_adjust(left=0.205, right=0.985, wspace=0.6, top=1 - (TOP + 0.4) / height, bottom=0.7 / height)
     _guesses(left, asked, table)

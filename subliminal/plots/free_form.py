@@ -9,7 +9,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING
 
 from subliminal import config
-from subliminal.plots import style
+from subliminal.plots import parts, style
 from subliminal.plots.cells import Cell, read_lines
 from subliminal.plots.free_form_measures import (
     COUNTED,
@@ -23,6 +23,7 @@ from subliminal.plots.free_form_measures import (
     traits,
     verdicts,
 )
+from subliminal.plots.parts import Heading
 from subliminal.plots.report import SEEDS, Grid, PlainSection, arm_name, manifests, number, percent, short
 from subliminal.plots.table import Line, Table
 
@@ -51,10 +52,7 @@ def free_form_figure(
 
 def _draw(found: Sequence[Comparison], controls: set[str], table: Table, title: str, scale: str) -> Canvas:
     width = 1.2 + sum(1.0 + 0.95 * (len(one.arms) + 1) for one in found)
-    canvas = style.new_figure(width, HEIGHT)
-    canvas.text(0.14 / width, 1 - 0.14 / HEIGHT, title, fontsize=13, fontweight="bold", va="top")
-    text = fill(subtitle(found, scale), int(width * 14))
-    canvas.text(0.14 / width, 1 - 0.44 / HEIGHT, text, fontsize=8.2, color=style.QUIET, va="top", linespacing=1.4)
+    canvas = parts.canvas(width, HEIGHT, Heading(title, subtitle(found, scale)))
     panels = canvas.subplots(1, len(found), sharey=True, squeeze=False)[0]
     canvas.subplots_adjust(left=0.75 / width, right=1 - 0.2 / width, top=0.68, bottom=0.15, wspace=0.12)
     top = max((line.high if line.n > 1 else line.value for line in table.select(measure=RATE)), default=0.0)

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from subliminal.evaluation.statistics import holm
-from subliminal.plots import style
+from subliminal.plots import parts, style
 from subliminal.plots.cells import read_lines
+from subliminal.plots.parts import Heading
 from subliminal.plots.report import Grid
 from subliminal.plots.rows import TOP, WIDTH, Compared, rows_name
 from subliminal.plots.table import Line, Table
@@ -81,12 +82,12 @@ def _verdict(run: Compared, table: Table) -> Verdict:
     return Verdict(run.label, "not shown", f"Not shown at this scale: {numbers}")
 
 
-def picture(runs: Sequence[Compared], table: Table) -> Canvas:
+def picture(runs: Sequence[Compared], table: Table, heading: Heading) -> Canvas:
     """A panel for each comparison, its strongest numbers from top to bottom."""
     columns = min(3, len(runs))
     lines = -(-len(runs) // columns)
     height = TOP + 2.7 * lines
-    canvas = style.new_figure(WIDTH, height)
+    canvas = parts.canvas(WIDTH, height, heading)
     panels = canvas.subplots(lines, columns, squeeze=False).ravel().tolist()
     canvas.subplots_adjust(left=0.07, right=0.98, top=1 - (TOP + 0.35) / height, bottom=0.42 / height)
     canvas.subplots_adjust(wspace=0.28, hspace=0.42)

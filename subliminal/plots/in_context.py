@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from subliminal.config import CONTROL
-from subliminal.plots import style
+from subliminal.plots import parts, style
 from subliminal.plots.cells import read_lines
 from subliminal.plots.effects import LOG_P, MEAN, REPEATS, Effect, Students, effect_lines, found_in
+from subliminal.plots.parts import Heading
 from subliminal.plots.report import Grid
 from subliminal.plots.rows import TOP, WIDTH, Compared, ranged, rows_name
 from subliminal.plots.table import Labels, Line, Table
@@ -113,10 +114,10 @@ _SAID: dict[Outcome, str] = {
 # --------------------------------------------------------------------------- the picture
 
 
-def picture(runs: Sequence[Compared], table: Table) -> Canvas:
+def picture(runs: Sequence[Compared], table: Table, heading: Heading) -> Canvas:
     """Panel A: lifts over the control's rows. Panel B: the diagonal excess, its mean in bold."""
     height = TOP + 3.4
-    canvas = style.new_figure(WIDTH, height)
+    canvas = parts.canvas(WIDTH, height, heading)
     left, right = canvas.subplots(1, 2, sharey=True)
     canvas.subplots_adjust(left=0.08, right=0.985, wspace=0.1, top=1 - (TOP + 0.4) / height, bottom=0.5 / height)
     _curves(left, table, "lift_over_control", "A  Against the control's rows")

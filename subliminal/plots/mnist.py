@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from subliminal import config
-from subliminal.plots import style
+from subliminal.plots import parts, style
 from subliminal.plots.mnist_measures import CHANCE, RULE, Run, mnist_table, verdicts
+from subliminal.plots.parts import Heading
 from subliminal.plots.report import Grid, PlainSection, percent
 from subliminal.plots.table import Line, Table
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-WIDTH, HEIGHT, MARGIN, WRAP = 9.0, 4.4, 0.14, 136
+WIDTH, HEIGHT = 9.0, 4.4
 LOGITS = {"auxiliary": "aux. only", "digits": "digits", "all": "all logits"}
 NAMES = {"reference": "reference", "teacher": "teacher"}
 NAMES |= {f"student_{matched}": f"student\n({text})" for matched, text in LOGITS.items()}
@@ -39,10 +39,7 @@ def mnist_figure(runs: Sequence[Run], figure: config.Figure, folder: Path, name:
 
 
 def _draw(runs: Sequence[Run], table: Table, figure: config.Figure, scale: str, name: str) -> Canvas:
-    canvas = style.new_figure(WIDTH, HEIGHT)
-    canvas.text(MARGIN / WIDTH, 1 - 0.14 / HEIGHT, figure.title or name, fontsize=13.5, fontweight="bold", va="top")
-    text = fill(subtitle(runs, scale), WRAP)
-    canvas.text(MARGIN / WIDTH, 1 - 0.44 / HEIGHT, text, fontsize=8.2, color=style.QUIET, va="top", linespacing=1.4)
+    canvas = parts.canvas(WIDTH, HEIGHT, Heading(figure.title or name, subtitle(runs, scale)))
     place = {"left": 0.075, "right": 0.975, "top": 0.745}
     if figure.arms.setting:
         axes = canvas.subplots()
@@ -60,7 +57,7 @@ def subtitle(runs: Sequence[Run], scale: str) -> str:
     """What was trained, in one paragraph; a setting that the ablation varies is left out."""
     settings = [run.manifest.recipe["settings"]["mnist"] for run in runs]
     widths, auxiliary = _same(settings, "widths") or ["..."], _same(settings, "auxiliary") or "..."
-    parts = [
+    facts = [
         f"Scale {scale}",
         f"{_same(settings, 'models')} models",
         f"MLP 784-{'-'.join(map(str, widths))}-(10 + {auxiliary})",
@@ -68,7 +65,7 @@ def subtitle(runs: Sequence[Run], scale: str) -> str:
         f"student: {_epochs(settings, 'student')} on {_inputs(settings)}",
     ]
     ends = "Marks and error bars: mean and 95% interval over models; dots: networks; dashed: chance."
-    return " \N{MIDDLE DOT} ".join(parts) + f". {ends}"
+    return " \N{MIDDLE DOT} ".join(facts) + f". {ends}"
 
 
 def _same(settings: list[dict[str, Any]], name: str) -> Any:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from subliminal import config
 from subliminal.config import CONTROL
-from subliminal.plots import style
+from subliminal.plots import parts, style
 from subliminal.plots.cells import Cell, students
 from subliminal.plots.effects import ALIGNMENT, LOG_ODDS, MEAN, REPEATS, found_in
 from subliminal.plots.groups import Group, groups
 from subliminal.plots.measures import OTHERS, RANK, preference_table
+from subliminal.plots.parts import LINE, MARGIN, Heading
 from subliminal.plots.table import Line, Table
 from subliminal.plots.verdict import percentage
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-WIDTH, MARGIN, HEADER, HEADING = 9.0, 0.14, 0.98, 0.32
+WIDTH, HEADER, HEADING = 9.0, 0.98, 0.32
 PLOT, ABOVE, BELOW, GAP = 2.15, 0.38, 0.62, 0.3
 GUTTER = {"rate": 0.55, "bars": 0.55, "matrix": 0.62, "excess": 1.0, "cosines": 1.3, "aligned": 0.78}
 NARROW = 4
@@ -71,17 +72,17 @@ def subtitle(cells: Sequence[Cell], table: Table, scale: str) -> str:
     trained = students(cells)
     seeds = sorted({cell.seed for cell in trained})
     rows = sorted({c.chain["filter"].summary["kept"] for c in trained if "filter" in c.chain})
-    parts = [f"Scale {scale}" if scale else "", *model_names(cells)]
-    parts.append(f"{_count(len(seeds), 'seed')} ({', '.join(map(str, seeds))})")
+    facts = [f"Scale {scale}" if scale else "", *model_names(cells)]
+    facts.append(f"{_count(len(seeds), 'seed')} ({', '.join(map(str, seeds))})")
     if rows:
         span = f"{rows[0]:,}" if len(rows) == 1 else f"{rows[0]:,}\N{EN DASH}{rows[-1]:,}"
-        parts.append(f"{span} rows a student")
+        facts.append(f"{span} rows a student")
     asked = sorted({cell.questions for cell in trained})
-    parts.append(_count(asked[0], "question") if len(asked) == 1 else f"{asked[0]} to {asked[-1]} questions")
+    facts.append(_count(asked[0], "question") if len(asked) == 1 else f"{asked[0]} to {asked[-1]} questions")
     many = len(seeds) > 1
     bars = "Error bars: A over seeds, dots: seeds; " if many else ""
     excess = "bold: 95% interval over traits" + ("; thin: over seeds (these rows)" if many else "")
-    return " \N{MIDDLE DOT} ".join(part for part in parts if part) + f". {bars}mean excess, {excess}."
+    return " \N{MIDDLE DOT} ".join(fact for fact in facts if fact) + f". {bars}mean excess, {excess}."
 
 
 def model_names(cells: Sequence[Cell]) -> list[str]:
@@ -153,12 +154,12 @@ def _strips(table: Table, found: Sequence[Group]) -> list[_Strip]:
 
 def _draw(table: Table, found: Sequence[Group], title: str, text: str) -> Canvas:
     strips = _strips(table, found)
-    wrapped = fill(text, 132)
-    top = HEADER + 0.16 * wrapped.count("\n")
+    heading = Heading(title, text)
+    top = HEADER + LINE * heading.wrapped(WIDTH).count("\n")
     height = top + sum(strip.height for strip in strips)
     height += _summary_height(found)
-    canvas = style.new_figure(WIDTH, height)
-    _header(canvas, height, top, title, wrapped, table)
+    canvas = parts.canvas(WIDTH, height, heading)
+    _legend(canvas, height, top, table)
     scales = _scales(table, found)
     if len(found) > 1:
         _summary(canvas, height, top, table, found)
@@ -199,11 +200,9 @@ def _short(found: Sequence[Group]) -> list[str]:
     return [fill(group.label, 34) for group in found]
 
 
-def _header(canvas: Canvas, height: float, below: float, title: str, text: str, table: Table) -> None:
+def _legend(canvas: Canvas, height: float, below: float, table: Table) -> None:
     from matplotlib.patches import Patch
 
-    canvas.text(MARGIN / WIDTH, 1 - 0.14 / height, title, fontsize=13.5, fontweight="bold", va="top")
-    canvas.text(MARGIN / WIDTH, 1 - 0.44 / height, text, fontsize=8.2, color=style.QUIET, va="top", linespacing=1.4)
     have = {line.arm for line in table.lines} | {""}
     shown = [bar for bar in BARS if bar.arm in have]
     canvas.legend(

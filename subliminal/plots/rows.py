@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from textwrap import fill
 from typing import TYPE_CHECKING, Protocol, cast
 
 from subliminal import config
 from subliminal.plots import style
+from subliminal.plots.parts import Heading
 from subliminal.plots.report import Grid, PlainSection
 from subliminal.plots.table import Line, Table
 from subliminal.plots.verdict import Verdict
@@ -19,7 +19,7 @@ from subliminal.store import Manifest
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
-WIDTH, MARGIN, WRAP, TOP = 9.0, 0.14, 138, 0.95
+WIDTH, TOP = 9.0, 0.95
 MODULES = {"frequencies": "frequencies", "detection": "detection", "in_context": "in_context"}
 MODULES |= {"attribution": "attribution"}
 SEEDS = "No student is trained: the units are prompts, or resampled contexts, as each interval says."
@@ -65,8 +65,8 @@ class RowsPlot(Protocol):
         """The rule applied."""
         ...
 
-    def picture(self, runs: Sequence[Compared], table: Table) -> Canvas:
-        """The panels, below `TOP` inches for the title."""
+    def picture(self, runs: Sequence[Compared], table: Table, heading: Heading) -> Canvas:
+        """The panels, below `TOP` inches for the heading."""
         ...
 
     def grids(self, runs: Sequence[Compared], table: Table, name: str) -> list[Grid]:
@@ -86,9 +86,8 @@ def rows_figure(runs: Sequence[Compared], figure: config.Figure, folder: Path, n
     folder.mkdir(parents=True, exist_ok=True)
     table.write(folder / f"{name}.csv")
     with style.styled():
-        canvas = drawn.picture(runs, table)
-        _head(canvas, figure.title or name, f"Scale {folder.name}. {drawn.PANELS}")
-        style.save(canvas, folder / name)
+        heading = Heading(figure.title or name, f"Scale {folder.name}. {drawn.PANELS}")
+        style.save(drawn.picture(runs, table, heading), folder / name)
     return table
 
 
@@ -105,13 +104,6 @@ def rows_section(
 def kind_of(runs: Sequence[Compared]) -> str:
     """The evaluation's kind, the same for all runs of a figure."""
     return str(runs[0].manifest.summary["kind"])
-
-
-def _head(canvas: Canvas, title: str, text: str) -> None:
-    height = canvas.get_figheight()
-    canvas.text(MARGIN / WIDTH, 1 - 0.14 / height, title, fontsize=13.5, fontweight="bold", va="top")
-    body = fill(" ".join(text.split()), WRAP)
-    canvas.text(MARGIN / WIDTH, 1 - 0.44 / height, body, fontsize=8.2, color=style.QUIET, va="top", linespacing=1.4)
 
 
 def rows_name(trait: str) -> str:

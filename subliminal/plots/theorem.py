@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from subliminal import config
-from subliminal.plots import style
+from subliminal.plots import parts, style
+from subliminal.plots.parts import Heading
 from subliminal.plots.report import Grid, PlainSection
 from subliminal.plots.table import Line, Table
 from subliminal.plots.theorem_measures import ALL, RULE, Trials, claim, read_points, read_trials, theorem_table, verdict
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-WIDTH, HEIGHT, MARGIN, WRAP = 9.0, 7.3, 0.14, 138
+WIDTH, HEIGHT = 9.0, 7.3
 NAMES = {"mlp": "MLP", "squared_error": "squared error", "cross_entropy": "cross-entropy", "all": "all logits"}
 NAMES |= {"auxiliary": "auxiliary only", "sgd": "SGD", "adam": "Adam", ALL: "all trials"}
 SAME_NAME, DIFFERENT_NAME = "shared initialisation", "different initialisations"
@@ -38,10 +38,7 @@ def theorem_figure(runs: Sequence[Manifest], figure: config.Figure, folder: Path
 
 
 def _draw(trials: Trials, points: Sequence[dict[str, Any]], table: Table, title: str) -> Canvas:
-    canvas = style.new_figure(WIDTH, HEIGHT)
-    canvas.text(MARGIN / WIDTH, 1 - 0.14 / HEIGHT, title, fontsize=13.5, fontweight="bold", va="top")
-    text = fill(claim(table), WRAP)
-    canvas.text(MARGIN / WIDTH, 1 - 0.44 / HEIGHT, text, fontsize=8.2, color=style.QUIET, va="top", linespacing=1.4)
+    canvas = parts.canvas(WIDTH, HEIGHT, Heading(title, claim(table)))
     panels = canvas.subplots(2, 2)
     canvas.subplots_adjust(left=0.115, right=0.985, top=0.83, bottom=0.075, wspace=0.25, hspace=0.42)
     _limit(panels[0][0], trials)

@@ -33,7 +33,7 @@ from subliminal.mnist.optimisers import Stepper
 from subliminal.mnist.streams import Purpose
 from subliminal.mnist.training import Session
 from subliminal.plots.draw import draw
-from subliminal.plots.mnist_measures import Run, mnist_table, verdicts
+from subliminal.plots.mnist_measures import Run, mnist_table, mnist_verdicts
 from subliminal.store import Store, StoreError
 
 CPU = torch.device("cpu")
@@ -496,7 +496,7 @@ def test_figure_shows_the_stored_accuracies(drawn: tuple[Path, list[str]]) -> No
         line = table.find(arm=condition, measure="accuracy")
         assert line and line.value == pytest.approx(mean) and line.n == 3
     report = (folder / "report.html").read_text()
-    assert verdicts(table)[0].sentence in report and made.key in report and str(drawn[0]) not in report
+    assert mnist_verdicts(table)[0].sentence in report and made.key in report and str(drawn[0]) not in report
 
 
 @pytest.mark.parametrize(("gain", "outcome"), [(0.3, "holds"), (0.0, "not shown"), (-0.3, "contradicted")])
@@ -513,7 +513,7 @@ def test_verdict_follows_the_paired_difference(
     ]
     lines[0]["accuracy"] += 1e-3
     (folder / "accuracy.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (verdict,) = verdicts(mnist_table([Run("", type(made)("mnist", "k", folder, made.content))]))
+    (verdict,) = mnist_verdicts(mnist_table([Run("", type(made)("mnist", "k", folder, made.content))]))
     assert verdict.outcome == outcome
 
 

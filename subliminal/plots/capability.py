@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from subliminal import config
 from subliminal.config import CONTROL
 from subliminal.evaluation.statistics import paired_change, t_interval, wilson
 from subliminal.plots import parts, style
-from subliminal.plots.cells import Cell, PlotError, read_lines, students
-from subliminal.plots.effects import MEAN, OVER_SEEDS, OVER_TRAITS
-from subliminal.plots.groups import Sample, mean
-from subliminal.plots.measures import OVER_QUESTIONS_ONLY
+from subliminal.plots.cells import Cell, PlotError, model_names, read_lines, students
+from subliminal.plots.collect import evaluated, manifests
+from subliminal.plots.effects import MEAN, OVER_QUESTIONS, OVER_SEEDS, OVER_TRAITS
+from subliminal.plots.figure import SEEDS, Collected, Grid, Section
 from subliminal.plots.parts import Heading
-from subliminal.plots.preference import NAMES, model_names
-from subliminal.plots.report import SEEDS, Grid, PlainSection, interval, manifests, percent
+from subliminal.plots.samples import Sample, mean
 from subliminal.plots.table import Line, Table
 from subliminal.plots.verdict import Outcome, Verdict
+from subliminal.plots.words import percent, percent_ranged, ranged, student_name
+from subliminal.store import Store
+from subliminal.sweep import Plan
 from subliminal.transmission import MINIMUM_TRAITS
 
 if TYPE_CHECKING:
@@ -46,21 +45,17 @@ PANELS = """Accuracy by task: grey the reference model and the control's student
 Arms = dict[str, Sample]
 
 
-def capability_figure(cells: Sequence[Cell], figure: config.Figure, folder: Path, name: str) -> Table:
-    """Write `folder/name` as .png, .svg and .csv from evaluations of kind capability, and return the table.
+def collect(planned: Plan, store: Store) -> Collected:
+    """The references and students that were tested."""
+    cells, missing = evaluated(planned, store)
+    return Collected(cells or None, missing)
+
+
+def table(cells: Sequence[Cell]) -> Table:
+    """Accuracy of every arm on every task, chance, and the change from the control by trait and on average.
 
     Raises `PlotError` when the cells were tested on different tasks or questions.
     """
-    table = capability_table(cells)
-    folder.mkdir(parents=True, exist_ok=True)
-    table.write(folder / f"{name}.csv")
-    with style.styled():
-        style.save(_draw(cells, table, figure.title or name, folder.name), folder / name)
-    return table
-
-
-def capability_table(cells: Sequence[Cell]) -> Table:
-    """Accuracy of every arm on every task, chance, and the change from the control by trait and on average."""
     return Table(tuple(line for task in tasks(cells) for line in _task_lines(cells, task)))
 
 
@@ -111,14 +106,14 @@ def _changes(arms: Arms, task: str, recipe: str) -> Iterator[Line]:
         numbers = (CHANGE, over.mean, over.low, over.high, over.n, OVER_TRAITS)
         yield Line(MEAN, task, "student", *numbers, student=recipe, by_seed=tuple(average.by_seed.items()))
         found = paired_change(average.values.mean(axis=0))
-        numbers = (ASKED, found.mean, found.low, found.high, found.n, OVER_QUESTIONS_ONLY)
+        numbers = (ASKED, found.mean, found.low, found.high, found.n, OVER_QUESTIONS)
         yield Line(MEAN, task, "student", *numbers, student=recipe)
 
 
 def _proportion(correct: np.ndarray, task: str) -> Line:
     """The reference's accuracy with Wilson's interval over questions."""
     found = wilson(round(float(correct.sum())), correct.size)
-    numbers = (ACCURACY, found.mean, found.low, found.high, found.n, OVER_QUESTIONS_ONLY)
+    numbers = (ACCURACY, found.mean, found.low, found.high, found.n, OVER_QUESTIONS)
     return Line("reference", task, "reference", *numbers)
 
 
@@ -132,14 +127,14 @@ def _line(arm: str, task: str, measure: str, sample: Sample, recipe: str) -> Lin
 # --------------------------------------------------------------------------- the verdict
 
 
-def capability_verdicts(table: Table) -> list[Verdict]:
+def verdicts(cells: Sequence[Cell], table: Table) -> list[Verdict]:
     """The rule applied to every task and student recipe."""
-    found = list(table.select(arm=MEAN, measure=CHANGE))
-    if not found:
+    lines = list(table.select(arm=MEAN, measure=CHANGE))
+    if not lines:
         return [Verdict("students", "not measurable", "Not measurable: no control student was tested beside them.")]
-    recipes = {line.student for line in found}
+    recipes = {line.student for line in lines}
     return [
-        _verdict(table, line, line.trait if len(recipes) == 1 else f"{line.trait}, {line.student}") for line in found
+        _verdict(table, line, line.trait if len(recipes) == 1 else f"{line.trait}, {line.student}") for line in lines
     ]
 
 
@@ -149,8 +144,10 @@ def _verdict(table: Table, line: Line, group: str) -> Verdict:
         return Verdict(group, "not measurable", "Not measurable: the reference was not tested.", line)
     asked = table.find(arm=MEAN, trait=line.trait, student=line.student, measure=ASKED)
     assert asked, "there is one beside every mean change"
-    numbers = f"Reference {percent(reference)}, chance {percent(chance)}; change from the control {interval(line)}"
-    numbers += f", over {asked.n} questions {interval(asked)}."
+    numbers = (
+        f"Reference {percent(reference)}, chance {percent(chance)}; change from the control {ranged(line, sign=True)}"
+    )
+    numbers += f", over {asked.n} questions {ranged(asked, sign=True)}."
     if reference.low <= chance.value:
         return Verdict(group, "not measurable", f"Measures nothing: the reference is not above chance. {numbers}", line)
     outcome, said = _judged(line, asked)
@@ -183,14 +180,19 @@ def _too_few(asked: Line) -> str:
 # --------------------------------------------------------------------------- the picture
 
 
-def _draw(cells: Sequence[Cell], table: Table, title: str, scale: str) -> Canvas:
+def subtitle(cells: Sequence[Cell], table: Table, scale: str) -> str:
+    """What was tested: scale, model, tasks with their questions."""
+    counts = {line.trait: line.n for line in table.select(arm="reference", measure=ACCURACY)}
+    sizes = ", ".join(f"{task} ({counts[task]} questions)" if task in counts else task for task in tasks(cells))
+    return " \N{MIDDLE DOT} ".join([f"Scale {scale}", *model_names(cells), sizes])
+
+
+def picture(cells: Sequence[Cell], table: Table, heading: Heading) -> Canvas:
+    """A panel for each task, a row for each arm."""
     names = tasks(cells)
     rows = [line for line in table.select(measure=ACCURACY) if line.trait == names[0]]
     height = 1.5 + 0.24 * len(rows)
-    counts = {line.trait: line.n for line in table.select(arm="reference", measure=ACCURACY)}
-    sizes = ", ".join(f"{task} ({counts[task]} questions)" if task in counts else task for task in names)
-    text = " \N{MIDDLE DOT} ".join([f"Scale {scale}", *model_names(cells), sizes])
-    canvas = parts.canvas(WIDTH, height, Heading(title, text))
+    canvas = parts.canvas(WIDTH, height, heading)
     panels = canvas.subplots(1, len(names), squeeze=False)[0]
     left = 0.03 + LETTER / WIDTH * max(len(_label(line, rows)) for line in rows)
     canvas.subplots_adjust(left=left, right=0.97, top=1 - 0.95 / height, bottom=0.42 / height, wspace=0.22)
@@ -200,22 +202,19 @@ def _draw(cells: Sequence[Cell], table: Table, title: str, scale: str) -> Canvas
 
 
 def _panel(axes: Axes, table: Table, task: str, labelled: bool) -> None:
-    from matplotlib.ticker import PercentFormatter
-
     rows = list(table.select(measure=ACCURACY, trait=task))
     for place, line in enumerate(rows):
         colour = style.REFERENCE if line.subject == "reference" else style.CONTROL if _bare(line.arm) else style.OWN
-        if not math.isnan(line.low):
-            axes.plot([line.low, line.high], [place, place], color=colour, linewidth=1.6, solid_capstyle="butt")
+        parts.interval(axes, place, line.low, line.high, colour, 1.6)
         axes.scatter([line.value], [place], s=30, color=colour, zorder=3)
     chance = table.find(measure=CHANCE, trait=task)
     if chance:
-        axes.axvline(chance.value, color=style.QUIET, linewidth=0.9, linestyle=(0, (4, 3)))
+        axes.axvline(chance.value, color=style.QUIET, linewidth=0.9, linestyle=style.DASHED)
     axes.set_yticks(range(len(rows)), [_label(line, rows) for line in rows] if labelled else [])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(0, 1)
     axes.set_xticks(np.arange(0, 1.01, 0.25))
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    parts.percent_axis(axes.xaxis)
     axes.set_title(task.replace("_", " "), pad=6)
     style.quiet_grid(axes, "x")
     axes.tick_params(axis="y", length=0)
@@ -227,7 +226,7 @@ def _bare(arm: str) -> bool:
 
 def _label(line: Line, rows: Sequence[Line]) -> str:
     """The arm in words, with its recipe where there are several."""
-    name = NAMES.get(line.arm, f"student of {line.arm}")
+    name = student_name(line.arm)
     several = len({row.student for row in rows if row.student}) > 1
     return f"{name}, {line.student}" if several and line.student else name
 
@@ -235,19 +234,15 @@ def _label(line: Line, rows: Sequence[Line]) -> str:
 # --------------------------------------------------------------------------- the report's section
 
 
-def capability_section(
-    name: str, figure: config.Figure, cells: Sequence[Cell], table: Table, missing: Sequence[str]
-) -> PlainSection:
-    """The table's section of the report: accuracy and change by task and arm, the verdict, and the runs behind it."""
+def section(cells: Sequence[Cell], table: Table, name: str) -> Section:
+    """Accuracy and change by task and arm."""
     columns = ("task", "arm", "accuracy", "change from the control", "n")
     rows = [_row(line, table) for line in table.select(measure=ACCURACY)]
     caption = f"Shares of questions with 95% intervals; changes in shares. All numbers: {name}.csv."
-    grid = Grid("Accuracy", columns, rows, caption)
-    found = capability_verdicts(table)
-    return PlainSection(name, figure, found, RULE, PANELS, SEEDS, [grid], list(manifests(cells)), missing)
+    return Section(RULE, PANELS, SEEDS, [Grid("Accuracy", columns, rows, caption)], list(manifests(cells)))
 
 
 def _row(line: Line, table: Table) -> list[str]:
     change = table.find(arm=line.arm, trait=line.trait, measure=CHANGE, student=line.student)
-    ends = "" if math.isnan(line.low) else f" [{percent(line.low)}, {percent(line.high)}]"
-    return [line.trait, _label(line, [line]), percent(line) + ends, interval(change), f"{line.n} {line.interval}"]
+    over = f"{line.n} {line.interval}"
+    return [line.trait, _label(line, [line]), percent_ranged(line), ranged(change, sign=True), over]

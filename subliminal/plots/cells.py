@@ -142,3 +142,20 @@ def _pooled(by_question: list[list[bool]]) -> NDArray[np.float64]:
     """The log-odds of a candidate's answers among all answers, (1,)."""
     hits = [hit for question in by_question for hit in question]
     return pooled_log_odds([sum(hits)], [len(hits)])
+
+
+def model_names(cells: Sequence[Cell]) -> list[str]:
+    """The names of the models the cells start from, as far as their manifests say."""
+    found = [
+        _model_name(cell.chain["model"].recipe["settings"].get("weights", {}))
+        for cell in cells
+        if "model" in cell.chain
+    ]
+    return [name for name in dict.fromkeys(found) if name]
+
+
+def _model_name(weights: dict[str, Any]) -> str:
+    """The hub name or the package; of a local folder the start of its hash, since its path means nothing elsewhere."""
+    if "content" in weights:
+        return f"local model {weights['content'][:8]}"
+    return str(weights.get("name") or weights.get("package") or "")

@@ -6,6 +6,7 @@ cosines with every teacher, or what one variant has more of than another.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,17 +16,15 @@ import numpy as np
 
 from subliminal import transmission
 from subliminal.evaluation.statistics import Interval, diagonal_excess
-from subliminal.plots.cells import Score
-from subliminal.plots.displacement import aligned
-from subliminal.plots.groups import Group, stack
 from subliminal.plots.table import Labels, Line, Table
+from subliminal.plots.words import ends, number, p_value
 from subliminal.transmission import PermutationTest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MEAN = "mean"
-OVER_SEEDS, OVER_TRAITS = "seeds", "traits"
+OVER_SEEDS, OVER_TRAITS, OVER_QUESTIONS = "seeds", "traits", "questions"
 LOG_ODDS, LOG_P, ALIGNMENT = "log_odds_excess", "diagonal_excess", "alignment_excess"
 REPEATS, P_ABOVE, P_BELOW, P_CANDIDATES = "_over_seeds", "_p", "_p_below", "_p_candidates"
 RELABELLED, INJECTED = "relabelled teachers", "assigned candidates"
@@ -95,32 +94,6 @@ class Effect:
 def _own(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     """Each trait's excess; of two traits own minus other, since what a student does throughout can not be told."""
     return transmission.two_way(matrix).by_trait if len(matrix) > 2 else diagonal_excess(matrix)
-
-
-def scored(group: Group, measure: Score) -> Effect | None:
-    """The scores of a group's students; None where there are fewer than two traits or a score is missing."""
-    found = [_students(group, arm, measure) for arm in group.traits]
-    present = [one for one in found if one is not None]
-    return Effect(tuple(group.traits), tuple(present)) if 2 <= len(present) == len(found) else None
-
-
-def _students(group: Group, arm: str, measure: Score) -> Students | None:
-    samples = [stack(group.own[arm], candidate, measure) for candidate in group.candidates]
-    present = [sample for sample in samples if sample is not None]
-    if len(present) != len(samples):
-        return None
-    return Students(present[0].seeds, np.stack([sample.means for sample in present], axis=1))
-
-
-def cosines(group: Group) -> Effect | None:
-    """The cosines of a group's students with every trait's teacher; None where one of them has none."""
-    found, traits = aligned(group), group.traits
-    if len(traits) < 2 or any((arm, trait) not in found for arm in traits for trait in traits):
-        return None
-    rows = [[found[arm, trait] for trait in traits] for arm in traits]
-    return Effect(
-        tuple(traits), tuple(Students(row[0].seeds, np.stack([one.means for one in row], axis=1)) for row in rows)
-    )
 
 
 def difference(more: Effect | None, less: Effect | None, share: float = 1.0) -> Effect | None:
@@ -201,3 +174,18 @@ def found_in(table: Table, measure: str, labels: Labels) -> Found | None:
     repeats = table.find(measure=measure + REPEATS, arm=MEAN, **labels)
     test = PermutationTest(above.value, below.value, above.n)
     return Found(line, test, repeats, candidates.value if candidates else None)
+
+
+# --------------------------------------------------------------------------- in words
+
+
+def size_of(effect: Found, unit: str = "") -> str:
+    """The mean with its interval over traits and the test's p."""
+    test = f", p {p_value(effect.test.above)} of {effect.test.assignments:,} relabellings"
+    return f"{with_interval(effect.line, unit)}{test if effect.decidable else ''}"
+
+
+def with_interval(line: Line, unit: str = "") -> str:
+    """A number with its unit and, in a sentence's words, its interval."""
+    over = "" if math.isnan(line.low) else f" (95% interval {ends(line, sign=True)} over {line.n} {line.interval})"
+    return f"{number(line, sign=True)}{unit}{over}"

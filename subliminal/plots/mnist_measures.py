@@ -11,6 +11,7 @@ from subliminal.evaluation.statistics import t_interval
 from subliminal.plots.cells import read_lines
 from subliminal.plots.table import Line, Table
 from subliminal.plots.verdict import Verdict
+from subliminal.plots.words import ends, number
 from subliminal.store import Manifest
 
 OVER_MODELS = "models"
@@ -65,22 +66,22 @@ def _line(run: Run, condition: str, measure: str, values: list[float]) -> Line:
     return Line(condition, run.value, "network", measure, found.mean, **spread)
 
 
-def verdicts(table: Table) -> list[Verdict]:
+def mnist_verdicts(table: Table) -> list[Verdict]:
     """The rule applied at every value: to the auxiliary logits, or to what was matched instead of them."""
-    found = list(table.select(measure="transmission"))
-    first = next((line.arm for line in found if line.arm == "student_auxiliary"), found[0].arm if found else "")
-    return [_verdict(line, table) for line in found if line.arm == first]
+    lines = list(table.select(measure="transmission"))
+    first = next((line.arm for line in lines if line.arm == "student_auxiliary"), lines[0].arm if lines else "")
+    return [_verdict(line, table) for line in lines if line.arm == first]
 
 
 def _verdict(line: Line, table: Table) -> Verdict:
     own = table.find(arm=line.arm, trait=line.trait, measure="accuracy")
     other = table.find(arm=line.arm.replace("student_", "cross_model_", 1), trait=line.trait, measure="accuracy")
     assert own and other
-    ends = f"[{line.low:+.3f}, {line.high:+.3f}]" if line.n > 1 else ""
+    interval = ends(line, 3, sign=True) if line.n > 1 else ""
     numbers = (
-        f"Student {own.value:.1%}, cross-model student {other.value:.1%}; transmission {line.value:+.3f} "
-        f"(95% interval {ends} over {line.n} models)."
-    ).replace("-0.", "\N{MINUS SIGN}0.")
+        f"Student {own.value:.1%}, cross-model student {other.value:.1%}; transmission "
+        f"{number(line, 3, sign=True)} (95% interval {interval} over {line.n} models)."
+    )
     if line.n < MINIMUM_MODELS or math.isnan(line.low):
         return Verdict(
             line.trait, "not measurable", f"Shows nothing: fewer than {MINIMUM_MODELS} models. {numbers}", line

@@ -22,6 +22,7 @@ from subliminal.evaluation.statistics import holm
 from subliminal.launch import CONF
 from subliminal.plots.table import Line
 from subliminal.plots.verdict import Verdict
+from subliminal.plots.words import minus
 from subliminal.transmission import SIGNIFICANT
 
 NOT_RUN = "not run"
@@ -59,7 +60,7 @@ class Claim:
         if not self.value:
             return ""
         ends = f" [{self.low}, {self.high}]" if self.low else ""
-        return f"{self.measure.replace('_', ' ')} {self.value}{ends}".replace("-", "\N{MINUS SIGN}")
+        return minus(f"{self.measure.replace('_', ' ')} {self.value}{ends}")
 
     @property
     def units(self) -> str:

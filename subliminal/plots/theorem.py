@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from subliminal import config
 from subliminal.plots import parts, style
-from subliminal.plots.parts import Heading
-from subliminal.plots.report import Grid, PlainSection
+from subliminal.plots.collect import stored, typed
+from subliminal.plots.figure import Collected, Grid, Section
+from subliminal.plots.parts import Heading, interval
 from subliminal.plots.table import Line, Table
 from subliminal.plots.theorem_measures import ALL, RULE, Trials, claim, read_points, read_trials, theorem_table, verdict
-from subliminal.store import Manifest
+from subliminal.plots.verdict import Verdict
+from subliminal.plots.words import percent_ranged, ranged
+from subliminal.store import Manifest, Store
+from subliminal.sweep import Plan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,25 +30,58 @@ NAMES |= {"auxiliary": "auxiliary only", "sgd": "SGD", "adam": "Adam", ALL: "all
 SAME_NAME, DIFFERENT_NAME = "shared initialisation", "different initialisations"
 
 
-def theorem_figure(runs: Sequence[Manifest], figure: config.Figure, folder: Path, name: str) -> Table:
-    """Write `folder/name` as .png, .svg and .csv from the theorem's runs, one a seed, and return the table."""
-    trials, points = read_trials(runs), read_points(runs)
-    table = theorem_table(trials, points, runs[0].summary["parameters"])
-    folder.mkdir(parents=True, exist_ok=True)
-    table.write(folder / f"{name}.csv")
-    with style.styled():
-        style.save(_draw(trials, points, table, figure.title or name), folder / name)
-    return table
+@dataclass(frozen=True)
+class Checks:
+    """The theorem's runs, one a seed."""
+
+    runs: Sequence[Manifest]
+
+    @cached_property
+    def trials(self) -> Trials:
+        """The measurements of all trials."""
+        return read_trials(self.runs)
+
+    @cached_property
+    def points(self) -> list[dict[str, Any]]:
+        """The measurements along every training run."""
+        return read_points(self.runs)
 
 
-def _draw(trials: Trials, points: Sequence[dict[str, Any]], table: Table, title: str) -> Canvas:
-    canvas = parts.canvas(WIDTH, HEIGHT, Heading(title, claim(table)))
+def collect(planned: Plan, store: Store) -> Collected:
+    """The seeds that the store has."""
+    runs, missing = [], []
+    for arm, node in zip(planned.arms, planned.steps[0].nodes, strict=True):
+        if manifest := stored(node, store):
+            runs.append(manifest)
+        else:
+            missing.append(f"python evaluate.py {typed(planned)} seed={arm.seed}")
+    return Collected(Checks(runs) if runs else None, missing)
+
+
+def table(data: Checks) -> Table:
+    """Every number: overall, by each thing a trial draws, by step, and along the training runs."""
+    return theorem_table(data.trials, data.points, data.runs[0].summary["parameters"])
+
+
+def verdicts(data: Checks, table: Table) -> list[Verdict]:
+    """The rule applied to all trials."""
+    return [verdict(table)]
+
+
+def subtitle(data: Checks, table: Table, scale: str) -> str:
+    """Trials, failures, the limit and the control."""
+    return claim(table)
+
+
+def picture(data: Checks, table: Table, heading: Heading) -> Canvas:
+    """Panels A and B: the limit. Panel C: signs. Panel D: training runs."""
+    canvas = parts.canvas(WIDTH, HEIGHT, heading)
     panels = canvas.subplots(2, 2)
     canvas.subplots_adjust(left=0.115, right=0.985, top=0.83, bottom=0.075, wspace=0.25, hspace=0.42)
-    _limit(panels[0][0], trials)
-    _error(panels[0][1], trials, table)
+    _limit(panels[0][0], data.trials)
+    _error(panels[0][1], data.trials, table)
     _signs(panels[1][0], table)
-    _runs(panels[1][1], table, points)
+    _runs(panels[1][1], table, data.points)
     return canvas
 
 
@@ -89,7 +126,7 @@ def _error(axes: Axes, trials: Trials, table: Table) -> None:
         middle = [np.median(_ratio_error(part.where(step=size))) for size in sizes]
         axes.plot(sizes, middle, color=colour, marker="o", markersize=3, linewidth=1.2, label=_name(name))
     guide = found[0].value * sizes / sizes[0]
-    axes.plot(sizes, guide, color=style.INK, linewidth=0.9, linestyle=(0, (4, 3)), label="slope 1")
+    axes.plot(sizes, guide, color=style.INK, linewidth=0.9, linestyle=style.DASHED, label="slope 1")
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_title("B  The prediction is exact in the limit", pad=9)
@@ -133,7 +170,7 @@ def _signs(axes: Axes, table: Table) -> None:
 
 
 def _sign(axes: Axes, place: int, line: Line, colour: str, label: str) -> None:
-    axes.plot([line.low, line.high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
+    interval(axes, place, line.low, line.high, colour, 2)
     axes.scatter([line.value], [place], s=26, color=colour, label=label or None, zorder=3)
 
 
@@ -162,7 +199,7 @@ def _runs(axes: Axes, table: Table, points: Sequence[dict[str, Any]]) -> None:
 
 
 def _legend(axes: Axes, handlelength: float = 1.6, **more: Any) -> None:
-    axes.legend(loc="upper left", frameon=False, fontsize=7.5, handlelength=handlelength, borderaxespad=0.2, **more)
+    parts.legend(axes, "upper left", handlelength=handlelength, borderaxespad=0.2, **more)
 
 
 def _name(value: str) -> str:
@@ -181,13 +218,10 @@ SPLIT_NAMES = {"": "", "architecture": "network", "loss": "student's loss", "mat
 SPLIT_NAMES |= {"teacher_loss": "teacher's loss", "inputs": "student's inputs", "activation": "activation"}
 
 
-def theorem_section(
-    name: str, figure: config.Figure, table: Table, runs: Sequence[Manifest], missing: Sequence[str]
-) -> PlainSection:
-    """The figure's section of the report: trials by what they drew, and the ends of the training runs."""
-    arms = [(run, f"seed {run.recipe['settings']['seed']}") for run in runs]
-    grids = [_trial_grid(table, name), _run_grid(table)]
-    return PlainSection(name, figure, [verdict(table)], RULE, PANELS, SEEDS, grids, arms, missing)
+def section(data: Checks, table: Table, name: str) -> Section:
+    """Trials by what they drew, and the ends of the training runs."""
+    arms = [(run, f"seed {run.recipe['settings']['seed']}") for run in data.runs]
+    return Section(RULE, PANELS, SEEDS, [_trial_grid(table, name), _run_grid(table)], arms)
 
 
 def _trial_grid(table: Table, name: str) -> Grid:
@@ -216,17 +250,13 @@ def _trial_row(table: Table, negative: Line) -> list[str]:
         _hits(of("loss_risen", "same")),
         f"{ratio.value:.1e}" if ratio else "",
         f"{slope.value:.6f}" if slope else "",
-        _percent(of("positive", "different")),
-        _percent(of("positive_plain_sign", "different")),
+        percent_ranged(of("positive", "different"), digits=0),
+        percent_ranged(of("positive_plain_sign", "different"), digits=0),
     ]
 
 
 def _hits(line: Line | None) -> str:
     return str(round(line.value * line.n)) if line else ""
-
-
-def _percent(line: Line | None) -> str:
-    return f"{line.value:.0%} [{line.low:.0%}, {line.high:.0%}]" if line and line.n else ""
 
 
 def _run_grid(table: Table) -> Grid:
@@ -242,11 +272,4 @@ def _run_grid(table: Table) -> Grid:
 def _run_row(table: Table, optimiser: str, initialisation: str, step: str) -> list[str]:
     measures = ("cosine", "length_share", "accuracy", "teacher_loss")
     lines = [table.find(arm=optimiser, subject=initialisation, trait=step, measure=m) for m in measures]
-    return [_name(optimiser), initialisation, step.removeprefix("step "), *map(_ranged, lines)]
-
-
-def _ranged(line: Line | None) -> str:
-    if line is None:
-        return ""
-    ends = "" if line.n < 2 else f" [{line.low:.2f}, {line.high:.2f}]"
-    return f"{line.value:.2f}{ends}".replace("-", "\N{MINUS SIGN}")
+    return [_name(optimiser), initialisation, step.removeprefix("step "), *map(ranged, lines)]

@@ -11,7 +11,7 @@ import numpy as np
 
 from subliminal.evaluation import statistics
 from subliminal.plots.cells import PlotError, read_lines
-from subliminal.plots.measures import OVER_SEEDS
+from subliminal.plots.effects import OVER_SEEDS
 from subliminal.plots.table import Line, Table
 from subliminal.plots.verdict import Verdict
 from subliminal.store import Manifest

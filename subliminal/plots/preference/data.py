@@ -1,22 +1,16 @@
-"""Cells sorted into the comparisons of a figure: per variant, student recipe and teacher kind, every arm by seed."""
+"""Cells sorted into groups that can be compared: per variant, student recipe and teacher kind, every arm by seed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import Any
 
-import numpy as np
-
-from subliminal.config import CONTROL
-from subliminal.plots.cells import Cell, PlotError, Score, students
+from subliminal.config import CONTROL, Comparison
+from subliminal.plots.cells import Cell, PlotError, students
+from subliminal.plots.samples import Seeds
 from subliminal.plots.table import Labels
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-Seeds = dict[int, Cell]
 
 
 @dataclass(frozen=True)
@@ -50,15 +44,16 @@ class Group:
     @property
     def candidates(self) -> list[str]:
         """The traits first, then the other candidates of the evaluation."""
-        asked = next(iter(self.arms.values()))
-        rest = [c for c in next(iter(asked.values())).candidates if c not in self.own]
-        return [*self.traits, *rest]
+        return [*self.traits, *(c for c in self._first.candidates if c not in self.own)]
 
     @property
-    def asked(self) -> Any:
+    def evaluation(self) -> Any:
         """The evaluation's settings: what the group's numbers are about."""
-        first = next(iter(next(iter(self.arms.values())).values()))
-        return first.evaluate.recipe["settings"].get("evaluation")
+        return self._first.evaluate.recipe["settings"].get("evaluation")
+
+    @property
+    def _first(self) -> Cell:
+        return next(iter(next(iter(self.arms.values())).values()))
 
     @property
     def seeds(self) -> list[int]:
@@ -74,32 +69,16 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """Scores of one arm and candidate: `values[s, q]` for seed `seeds[s]` and question q.
+class Preferences:
+    """The evaluated subjects of a figure, and which variants its claim compares."""
 
-    `seeds` is empty for what has none (a reference, a teacher): one row that stands for every seed.
-    """
+    cells: Sequence[Cell]
+    comparisons: Sequence[Comparison] = ()
 
-    seeds: tuple[int, ...]
-    values: NDArray[np.float64]
-
-    def __sub__(self, other: Sample) -> Sample:
-        """The difference by seed on the common seeds; where seeds differ altogether, of the means, without seeds."""
-        return _joined(self, other, np.subtract)
-
-    def __add__(self, other: Sample) -> Sample:
-        """The sum by seed on the common seeds; where seeds differ altogether, of the means, without seeds."""
-        return _joined(self, other, np.add)
-
-    @property
-    def by_seed(self) -> dict[int, float]:
-        """The mean over questions of every seed."""
-        return dict(zip(self.seeds, self.means.tolist(), strict=True)) if self.seeds else {}
-
-    @property
-    def means(self) -> NDArray[np.float64]:
-        """The mean over questions of every seed, (seeds,)."""
-        return self.values.mean(axis=1)
+    @cached_property
+    def groups(self) -> list[Group]:
+        """The cells in groups; raises `PlotError` when no student was evaluated or cells do not match."""
+        return groups(self.cells)
 
 
 def groups(cells: Sequence[Cell]) -> list[Group]:
@@ -107,7 +86,7 @@ def groups(cells: Sequence[Cell]) -> list[Group]:
     trained = students(cells)
     if not trained:
         raise PlotError("no evaluated student to draw; run the figure's sweep first: make fig-animals-numbers")
-    return [found for name in dict.fromkeys(c.variant for c in trained) for found in _variant(cells, name)]
+    return [group for name in dict.fromkeys(c.variant for c in trained) for group in _variant(cells, name)]
 
 
 def _variant(cells: Sequence[Cell], name: str) -> list[Group]:
@@ -115,47 +94,6 @@ def _variant(cells: Sequence[Cell], name: str) -> list[Group]:
     _require_same_evaluation(mine)
     reference = next((cell for cell in mine if cell.role == "reference"), None)
     return [_group(students(mine), *kind, reference) for kind in _kinds(students(mine))]
-
-
-def stack(cells: Seeds, candidate: str, measure: Score) -> Sample | None:
-    """The scores of one candidate over the seeds of an arm; None where they do not exist."""
-    found = [cell.scores.get(measure, {}).get(candidate) for cell in cells.values()]
-    present = [scores for scores in found if scores is not None]
-    return Sample(tuple(cells), np.stack(present)) if present and len(present) == len(found) else None
-
-
-def single(cell: Cell | None, candidate: str, measure: Score) -> Sample | None:
-    """The scores of a subject without seeds; None where they do not exist."""
-    scores = cell.scores.get(measure, {}).get(candidate) if cell else None
-    return None if scores is None else Sample((), scores[None])
-
-
-def mean(samples: Sequence[Sample | None]) -> Sample | None:
-    """The mean of several samples, seed by seed; None when there are none or one is missing."""
-    present = [sample for sample in samples if sample is not None]
-    if not present or len(present) != len(samples):
-        return None
-    common = set.intersection(*({*sample.seeds} for sample in present))
-    total = reduce(Sample.__add__, [_only(sample, common) for sample in present])
-    return Sample(total.seeds, total.values / len(present))
-
-
-def _only(sample: Sample, seeds: set[int]) -> Sample:
-    """The sample on some seeds in ascending order, or its mean over all of them where no seed is shared."""
-    if not seeds:
-        return Sample((), sample.values.mean(axis=0, keepdims=True))
-    ordered = sorted(seeds)
-    return Sample(tuple(ordered), sample.values[[sample.seeds.index(seed) for seed in ordered]])
-
-
-def _joined(left: Sample, right: Sample, operation: np.ufunc) -> Sample:
-    common = {*left.seeds} & {*right.seeds}
-    if common:
-        left, right = _only(left, common), _only(right, common)
-        return Sample(left.seeds, operation(left.values, right.values))
-    if right.seeds:  # both sides vary by seed and share none: means alone, whose spread over seeds is not known
-        left = _only(left, common)
-    return Sample(left.seeds, operation(left.values, right.values.mean(axis=0, keepdims=True)))
 
 
 def _kinds(trained: Sequence[Cell]) -> list[tuple[str, str]]:

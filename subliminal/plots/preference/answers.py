@@ -1,4 +1,4 @@
-"""What the ways of asking bring beside scores: stories that name nobody, and a liking for a letter."""
+"""What stories and multiple choice count beside scores: stories without a candidate, and the shares of letters."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from subliminal.plots.cells import Cell
+from subliminal.plots.figure import Grid
+from subliminal.plots.words import NOTHING
 
 NOTES = {
     "stories": """Stories: probability is the share of stories that have the trait, log-odds are those of counts pooled
@@ -22,25 +24,23 @@ CAPTIONS = {
 equal. Letters: the share of all answers that begin with one. In full rounds of orders the bias cancels.""",
 }
 
-Table = tuple[str, Sequence[str], list[list[str]], str]
-
 
 def notes(cells: Sequence[Cell]) -> str:
-    """What log P means in each way of asking but the favourite questions."""
-    found = [NOTES[kind] for kind in dict.fromkeys(_kind(cell) for cell in cells) if kind in NOTES]
-    return " ".join([*found, *([APART] if found else [])])
+    """What log P means in each kind of evaluation but the favourite questions."""
+    texts = [NOTES[kind] for kind in dict.fromkeys(_kind(cell) for cell in cells) if kind in NOTES]
+    return " ".join([*texts, *([APART] if texts else [])])
 
 
-def answer_tables(cells: Sequence[Cell]) -> Iterator[Table]:
-    """Heading, columns, rows and caption for stories and for multiple choice, where a figure has them."""
-    told = [cell for cell in cells if _kind(cell) == "stories"]
-    chosen = [cell for cell in cells if _kind(cell) == "multiple_choice"]
-    if told:
-        yield "Stories", STORIES, [_story_row(*arm) for arm in _arms(told)], CAPTIONS["stories"]
-    if chosen:
-        letters = list(chosen[0].evaluate.summary["position"])
-        rows = [_choice_row(*arm, letters) for arm in _arms(chosen)]
-        yield "Position bias", ("students", "arm", *letters, "letters"), rows, CAPTIONS["multiple_choice"]
+def answer_tables(cells: Sequence[Cell]) -> Iterator[Grid]:
+    """Counts of stories and of letters, where a figure has them."""
+    stories = [cell for cell in cells if _kind(cell) == "stories"]
+    choices = [cell for cell in cells if _kind(cell) == "multiple_choice"]
+    if stories:
+        yield Grid("Stories", STORIES, [_story_row(*arm) for arm in _arms(stories)], CAPTIONS["stories"])
+    if choices:
+        letters = list(choices[0].evaluate.summary["position"])
+        rows = [_choice_row(*arm, letters) for arm in _arms(choices)]
+        yield Grid("Position bias", ("students", "arm", *letters, "letters"), rows, CAPTIONS["multiple_choice"])
 
 
 def _kind(cell: Cell) -> str:
@@ -50,7 +50,7 @@ def _kind(cell: Cell) -> str:
 def _arms(cells: Sequence[Cell]) -> Iterator[tuple[str, str, list[Cell]]]:
     """Student recipe, arm and cells of every arm, in the order given."""
     for student, arm in dict.fromkeys((cell.student, cell.arm) for cell in cells):
-        yield student or "\N{EN DASH}", arm, [c for c in cells if (c.student, c.arm) == (student, arm)]
+        yield student or NOTHING, arm, [c for c in cells if (c.student, c.arm) == (student, arm)]
 
 
 def _story_row(student: str, arm: str, cells: Sequence[Cell]) -> list[str]:
@@ -59,6 +59,7 @@ def _story_row(student: str, arm: str, cells: Sequence[Cell]) -> list[str]:
 
 
 def _choice_row(student: str, arm: str, cells: Sequence[Cell], letters: Sequence[str]) -> list[str]:
-    found = [cell.evaluate.summary for cell in cells]
-    means = [np.mean([one["position"][letter] for one in found]) for letter in letters]
-    return [student, arm, *(f"{value:.2f}" for value in means), f"{np.mean([one['letters'] for one in found]):.2f}"]
+    summaries = [cell.evaluate.summary for cell in cells]
+    means = [np.mean([summary["position"][letter] for summary in summaries]) for letter in letters]
+    named = np.mean([summary["letters"] for summary in summaries])
+    return [student, arm, *(f"{value:.2f}" for value in (*means, named))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -13,25 +14,25 @@ from subliminal.config import CONTROL, Comparison
 from subliminal.evaluation import statistics
 from subliminal.evaluation.statistics import Interval
 from subliminal.plots.cells import Cell, Score
-from subliminal.plots.displacement import aligned
 from subliminal.plots.effects import (
     ALIGNMENT,
     LOG_ODDS,
     LOG_P,
     MEAN,
+    OVER_QUESTIONS,
     OVER_SEEDS,
     OVER_TRAITS,
     Effect,
-    cosines,
+    Students,
     difference,
     effect_lines,
-    scored,
 )
-from subliminal.plots.groups import Group, Sample, Seeds, groups, mean, single, stack
+from subliminal.plots.preference.data import Group, Preferences
+from subliminal.plots.preference.displacement import aligned
+from subliminal.plots.samples import Sample, Seeds, mean, single, stack
 from subliminal.plots.table import Labels, Line, Table
 from subliminal.store import Json
 
-OVER_QUESTIONS_ONLY = "questions"
 OVER_ROWS = "rows (Wilson)"
 SCORES: tuple[Score, ...] = ("probability", "log_odds", "log_p", "share", "rate")
 OTHERS = "other traits"
@@ -64,17 +65,16 @@ class _Row:
         return Line(arm, trait, self.subject, measure, *labels, *where, by_seed=tuple(by_seed.items()))
 
 
-def preference_table(cells: Sequence[Cell], comparisons: Sequence[Comparison] = ()) -> Table:
+def preference_table(data: Preferences) -> Table:
     """Every measure of every arm and comparison of variants; a measure whose cells are missing is absent."""
     lines: list[Line] = []
-    for cell in cells:
+    for cell in data.cells:
         if cell.role != "student":
             lines += _single_lines(cell)
-    found = groups(cells)
-    for group in found:
+    for group in data.groups:
         parts = (_score_lines, _named_lines, _contrast_lines, _excess_lines, _displacement_lines, _run_lines)
         lines += chain.from_iterable(part(group) for part in parts)
-    return Table((*lines, *_lost_lines(found), *_comparison_lines(found, comparisons)))
+    return Table((*lines, *_lost_lines(data.groups), *_comparison_lines(data.groups, data.comparisons)))
 
 
 # --------------------------------------------------------------------------- scores and contrasts
@@ -194,13 +194,13 @@ def _displacement_lines(group: Group) -> Iterator[Line]:
 def _lost_lines(found: Sequence[Group]) -> Iterator[Line]:
     """The first variant's mean excess minus each other variant's, with its interval over traits.
 
-    Means are over the traits that both variants have. Variants that were asked something else have no difference:
-    their nats are not the same measure.
+    Means are over the traits that both variants have. Variants with other evaluations have no difference: their nats
+    are not the same measure.
     """
     firsts = {group.student: group for group in reversed(found) if group.variant == found[0].variant}
     for group in found:
         first = firsts.get(group.student)
-        if first is None or first.variant == group.variant or first.asked != group.asked:
+        if first is None or first.variant == group.variant or first.evaluation != group.evaluation:
             continue
         lost = difference(scored(first, "log_odds"), scored(group, "log_odds"))
         if lost is not None:
@@ -225,14 +225,40 @@ def _effect(group: Group, measure: str) -> Effect | None:
     return scored(group, "log_odds" if measure == LOG_ODDS else "log_p")
 
 
+def scored(group: Group, measure: Score) -> Effect | None:
+    """The scores of a group's students; None where there are fewer than two traits or a score is missing."""
+    found = [_students(group, arm, measure) for arm in group.traits]
+    present = [one for one in found if one is not None]
+    return Effect(tuple(group.traits), tuple(present)) if 2 <= len(present) == len(found) else None
+
+
+def _students(group: Group, arm: str, measure: Score) -> Students | None:
+    samples = [stack(group.own[arm], candidate, measure) for candidate in group.candidates]
+    present = [sample for sample in samples if sample is not None]
+    if len(present) != len(samples):
+        return None
+    return Students(present[0].seeds, np.stack([sample.means for sample in present], axis=1))
+
+
+def cosines(group: Group) -> Effect | None:
+    """The cosines of a group's students with every trait's teacher; None where one of them has none."""
+    found, traits = aligned(group), group.traits
+    if len(traits) < 2 or any((arm, trait) not in found for arm in traits for trait in traits):
+        return None
+    rows = [[found[arm, trait] for trait in traits] for arm in traits]
+    return Effect(
+        tuple(traits), tuple(Students(row[0].seeds, np.stack([one.means for one in row], axis=1)) for row in rows)
+    )
+
+
 def compared(found: Sequence[Group], comparison: Comparison) -> list[tuple[Group, Group]]:
-    """The groups that a comparison is about, of one recipe and kind of teacher each and asked the same."""
+    """The groups that a comparison is about: of one recipe, kind of teacher and evaluation each."""
     return [
         (more, less)
         for more in found
         for less in found
         if (more.variant, less.variant) == (comparison.more, comparison.less)
-        and (more.student, more.teacher, more.asked) == (less.student, less.teacher, less.asked)
+        and (more.student, more.teacher, more.evaluation) == (less.student, less.teacher, less.evaluation)
     ]
 
 
@@ -246,7 +272,7 @@ def _interval(sample: Sample) -> tuple[float, float, int, str]:
     if sample.seeds or sample.values.size == 1:
         found, over = statistics.t_interval(sample.means), OVER_SEEDS
     else:
-        found, over = statistics.t_interval(sample.values.mean(axis=0)), OVER_QUESTIONS_ONLY
+        found, over = statistics.t_interval(sample.values.mean(axis=0)), OVER_QUESTIONS
     return found.low, found.high, found.n, over
 
 
@@ -303,3 +329,37 @@ def _teacher_log_p(group: Group, arm: str, cell: Cell) -> Iterator[Line]:
     if checked.get("log_p") is not None:
         labels = ("teacher", "teacher_log_p", checked["log_p"])
         yield Line(arm, arm, *labels, student=group.student, teacher=cell.teacher, variant=group.variant)
+
+
+# --------------------------------------------------------------------------- what pictures and tables look up
+
+
+def base_of(table: Table, group: Group) -> str | None:
+    """What lifts are over: the control student, without one the reference."""
+    return next((b for b in ("control", "reference") if lines_of(table, group, f"lift_over_{b}")), None)
+
+
+def matrix(table: Table, group: Group, base: str) -> tuple[list[str], list[list[float]]]:
+    """Row names (traits, then the mean of all other candidates) and log_p minus the base, one column a student."""
+    rest = [c for c in group.candidates if c not in group.own]
+    rows = [[lift(table, group, arm, trait, base) for arm in group.traits] for trait in group.traits]
+    if rest:
+        rows.append([sum(lift(table, group, arm, c, base) for c in rest) / len(rest) for arm in group.traits])
+    return [*group.traits, *([f"{len(rest)} others"] if rest else [])], rows
+
+
+def lift(table: Table, group: Group, arm: str, candidate: str, base: str) -> float:
+    """The lift of a candidate in an arm over the control or the reference; NaN where there is none."""
+    measure = f"{'' if arm == candidate else 'cross_'}lift_over_{base}"
+    line = table.find(arm=arm, trait=candidate, measure=measure, **group.labels)
+    return line.value if line else math.nan
+
+
+def cosine(table: Table, group: Group, arm: str, trait: str) -> Line | None:
+    """The alignment of an arm's students with a trait's teacher, or None."""
+    return table.find(arm=arm, trait=trait, measure=f"{'' if arm == trait else 'cross_'}alignment", **group.labels)
+
+
+def lines_of(table: Table, group: Group, measure: str) -> list[Line]:
+    """The lines of a measure in a group's students."""
+    return list(table.select(measure=measure, **group.labels, subject="student"))

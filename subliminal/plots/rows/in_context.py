@@ -11,12 +11,13 @@ import numpy as np
 from subliminal.config import CONTROL
 from subliminal.plots import parts, style
 from subliminal.plots.cells import read_lines
-from subliminal.plots.effects import LOG_P, MEAN, REPEATS, Effect, Students, effect_lines, found_in
+from subliminal.plots.effects import LOG_P, MEAN, REPEATS, Effect, Students, effect_lines, found_in, size_of
+from subliminal.plots.figure import Grid
 from subliminal.plots.parts import Heading
-from subliminal.plots.report import Grid
-from subliminal.plots.rows import TOP, WIDTH, Compared, ranged, rows_name
+from subliminal.plots.rows import TOP, WIDTH, Compared, rows_name
 from subliminal.plots.table import Labels, Line, Table
-from subliminal.plots.verdict import Outcome, Verdict, numbers
+from subliminal.plots.verdict import Outcome, Verdict
+from subliminal.plots.words import ranged
 from subliminal.transmission import MARGIN, MINIMUM_TRAITS, SIGNIFICANT
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def verdicts(runs: Sequence[Compared], table: Table) -> list[Verdict]:
         outcome = "contradicted"
     elif found.absent:
         outcome = "holds"
-    said = f"{_SAID[outcome]} Mean excess {numbers(found, ' nats')} behind {count} rows."
+    said = f"{_SAID[outcome]} Mean excess {size_of(found, ' nats')} behind {count} rows."
     return [Verdict(label, outcome, said, found.line)]
 
 
@@ -139,7 +140,7 @@ def _curves(axes: Axes, table: Table, measure: str, title: str) -> None:
         for place, line in zip(places, lines, strict=True):
             dots = [value for _, value in line.by_seed]
             axes.scatter([place] * len(dots), dots, s=6, color=colour, alpha=0.4, linewidths=0)
-            axes.plot([place, place], [line.low, line.high], color=colour, linewidth=width, solid_capstyle="butt")
+            parts.interval(axes, place, line.low, line.high, colour, width, upright=True)
     axes.axhspan(-MARGIN, MARGIN, color=style.GRID, linewidth=0, zorder=0)
     axes.axhline(0, color=style.INK, linewidth=0.9)
     axes.set_xticks(range(len(counts)), [str(count) for count in counts])
@@ -147,7 +148,7 @@ def _curves(axes: Axes, table: Table, measure: str, title: str) -> None:
     axes.set_title(title, pad=9)
     style.quiet_grid(axes)
     if found:
-        axes.legend(loc="upper left", frameon=False, fontsize=7.5, ncols=3)
+        parts.legend(axes, "upper left", ncols=3)
 
 
 def grids(runs: Sequence[Compared], table: Table, name: str) -> list[Grid]:
@@ -163,4 +164,4 @@ def grids(runs: Sequence[Compared], table: Table, name: str) -> list[Grid]:
 def _row(table: Table, arm: str, variant: str) -> list[str]:
     measures = ("log_p", "lift_over_control", LOG_P)
     found = [table.find(arm=arm, trait=arm, measure=measure, variant=variant) for measure in measures]
-    return [rows_name(arm), *(ranged(line, sign="+") for line in found)]
+    return [rows_name(arm), *(ranged(line, sign=True) for line in found)]

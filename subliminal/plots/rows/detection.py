@@ -12,11 +12,12 @@ from subliminal.evaluation.statistics import LEVEL as LEVEL_OF_INTERVALS
 from subliminal.evaluation.statistics import holm, share_ahead, signs, t_interval
 from subliminal.plots import parts, style
 from subliminal.plots.cells import read_lines
+from subliminal.plots.figure import Grid
 from subliminal.plots.parts import Heading
-from subliminal.plots.report import Grid
-from subliminal.plots.rows import TOP, WIDTH, Compared, ranged, rows_name
+from subliminal.plots.rows import TOP, WIDTH, Compared, rows_name
 from subliminal.plots.table import Line, Table
 from subliminal.plots.verdict import Outcome, Verdict
+from subliminal.plots.words import ranged
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -192,7 +193,7 @@ def _areas(axes: Axes, runs: Sequence[Compared], table: Table) -> None:
             control = table.find(**where, measure="control_area")
             p, line = table.find(**where, measure="p_adjusted"), table.find(**where, measure="area")
             if line and control:
-                axes.plot([control.low, control.high], [at, at], color=style.GRID, linewidth=6, solid_capstyle="butt")
+                parts.interval(axes, at, control.low, control.high, style.GRID, 6)
                 _point(axes, at, line, colour, FORMS[name], filled=p is not None and p.value < LEVEL)
     shown = {name for run in runs for name in run.manifest.summary["classifiers"]}
     for name, colour in zip(FORMS, style.CYCLE, strict=False):
@@ -201,17 +202,17 @@ def _areas(axes: Axes, runs: Sequence[Compared], table: Table) -> None:
     _settle(axes, [run.label for run in runs], "B  Trained classifiers", "area under the ROC curve")
     if shown:
         below = axes.get_figure().transFigure  # type: ignore[union-attr]
-        axes.legend(loc="lower right", bbox_to_anchor=(0.99, 0.0), bbox_transform=below, frameon=False, ncols=3)
+        parts.legend(axes, "lower right", 8.5, bbox_to_anchor=(0.99, 0.0), bbox_transform=below, ncols=3)
 
 
 def _point(axes: Axes, place: float, line: Line, colour: str, form: str, filled: bool = True) -> None:
-    axes.plot([line.low, line.high], [place, place], color=colour, linewidth=1.4, solid_capstyle="butt", zorder=3)
+    parts.interval(axes, place, line.low, line.high, colour, 1.4, zorder=3)
     face = colour if filled else "white"
     axes.scatter([line.value], [place], s=24, marker=form, facecolors=face, edgecolors=colour, zorder=4)
 
 
 def _settle(axes: Axes, labels: Sequence[str], title: str, unit: str) -> None:
-    axes.axvline(CHANCE, color=style.QUIET, linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.axvline(CHANCE, color=style.QUIET, linewidth=0.9, linestyle=style.DASHED)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.set_xlim(0, 1)

@@ -10,11 +10,12 @@ import numpy as np
 from subliminal.evaluation.statistics import t_interval
 from subliminal.plots import parts, style
 from subliminal.plots.cells import read_lines
+from subliminal.plots.figure import Grid
 from subliminal.plots.parts import Heading
-from subliminal.plots.report import Grid
-from subliminal.plots.rows import TOP, WIDTH, Compared, ranged
+from subliminal.plots.rows import TOP, WIDTH, Compared
 from subliminal.plots.table import Line, Table
 from subliminal.plots.verdict import Outcome, Verdict
+from subliminal.plots.words import percent, ranged
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,8 +73,8 @@ def _area(run: Compared, table: Table) -> Line | None:
 
 def _verdict(label: str, line: Line) -> Verdict:
     outcome: Outcome = "holds" if line.low > CHANCE else "contradicted" if line.high < CHANCE else "not shown"
-    said = {"holds": "Told apart.", "contradicted": "The wrong way round.", "not shown": "Not told apart."}[outcome]
-    return Verdict(label, outcome, f"{said} Area {ranged(line)} over {line.n} prompts.", line)
+    words = {"holds": "Told apart.", "contradicted": "The wrong way round.", "not shown": "Not told apart."}[outcome]
+    return Verdict(label, outcome, f"{words} Area {ranged(line)} over {line.n} prompts.", line)
 
 
 def picture(runs: Sequence[Compared], table: Table, heading: Heading) -> Canvas:
@@ -100,7 +101,7 @@ def _histogram(axes: Axes, run: Compared, table: Table) -> None:
     for side, colour in SIDES.items():
         axes.hist(found[side].clip(bins[0], bins[-1]), bins=bins, density=True, color=colour, alpha=0.55, linewidth=0)
         axes.axvline(float(found[side].mean()), color=colour, linewidth=1.6)
-    axes.axvline(0, color=style.INK, linewidth=0.8, linestyle=(0, (4, 3)))
+    axes.axvline(0, color=style.INK, linewidth=0.8, linestyle=style.DASHED)
     axes.set_title(f"{run.trait}: area {ranged(_area(run, table))}", pad=7)
     axes.set_xlabel("log-ratio, nats")
     axes.set_yticks([])
@@ -121,13 +122,12 @@ def _row(run: Compared, side: str, table: Table) -> list[str]:
         return table.find(arm=run.trait, trait=run.against, subject=side, measure=measure)
 
     share, ratio = of("divergence_share"), of("log_ratio")
-    told = f"{share.value:.1%}" if share else ""
     whose = "its own" if side == "own" else "the control's" if run.against == "none" else f"{run.against}'s"
     return [
         run.trait,
         whose,
-        ranged(ratio, sign="+"),
-        ranged(of("log_ratio_per_token"), 3, "+"),
-        told,
+        ranged(ratio, sign=True),
+        ranged(of("log_ratio_per_token"), 3, sign=True),
+        percent(share),
         str(ratio.n if ratio else 0),
     ]

@@ -1,27 +1,25 @@
-"""Figures of the filtered rows themselves: from stored comparisons to picture, table and section, by kind."""
+"""Figures of the filtered rows themselves: the module of each kind of evaluation has its own panels and rule."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
-from subliminal import config
-from subliminal.plots import style
+from subliminal import stages
+from subliminal.plots.collect import stored, typed
+from subliminal.plots.figure import Collected, Grid, Section
 from subliminal.plots.parts import Heading
-from subliminal.plots.report import Grid, PlainSection
-from subliminal.plots.table import Line, Table
+from subliminal.plots.table import Table
 from subliminal.plots.verdict import Verdict
-from subliminal.store import Manifest
+from subliminal.store import Manifest, Store
+from subliminal.sweep import Plan
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 WIDTH, TOP = 9.0, 0.95
-MODULES = {"frequencies": "frequencies", "detection": "detection", "in_context": "in_context"}
-MODULES |= {"attribution": "attribution"}
 SEEDS = "No student is trained: the units are prompts, or resampled contexts, as each interval says."
 
 
@@ -76,44 +74,51 @@ class RowsPlot(Protocol):
 
 def module(kind: str) -> RowsPlot:
     """The module that draws one kind of evaluation of rows."""
-    return cast(RowsPlot, import_module(f"subliminal.plots.{MODULES[kind]}"))
+    return cast(RowsPlot, import_module(f"subliminal.plots.rows.{kind}"))
 
 
-def rows_figure(runs: Sequence[Compared], figure: config.Figure, folder: Path, name: str) -> Table:
-    """Write `folder/name` as .png, .svg and .csv and return the table; all runs must be of one kind."""
-    drawn = module(kind_of(runs))
-    table = drawn.table(runs)
-    folder.mkdir(parents=True, exist_ok=True)
-    table.write(folder / f"{name}.csv")
-    with style.styled():
-        heading = Heading(figure.title or name, f"Scale {folder.name}. {drawn.PANELS}")
-        style.save(drawn.picture(runs, table, heading), folder / name)
-    return table
+def module_of(runs: Sequence[Compared]) -> RowsPlot:
+    """The module for the evaluation of these runs, which is of one kind in a figure."""
+    return module(str(runs[0].manifest.summary["kind"]))
 
 
-def rows_section(
-    name: str, figure: config.Figure, table: Table, runs: Sequence[Compared], missing: Sequence[str]
-) -> PlainSection:
-    """The figure's section of the report."""
-    drawn = module(kind_of(runs))
-    made = [(run.manifest, run.label) for run in runs]
-    found, grids = drawn.verdicts(runs, table), drawn.grids(runs, table, name)
-    return PlainSection(name, figure, found, drawn.RULE, drawn.PANELS, SEEDS, grids, made, missing)
+def collect(planned: Plan, store: Store) -> Collected:
+    """The comparisons that the store has."""
+    runs, missing = [], []
+    for arm in planned.arms:
+        if manifest := stored(stages.evaluate(arm.experiment), store):
+            runs.append(Compared(arm.name, arm.student, manifest))
+        else:
+            missing.append(f"python evaluate.py {typed(planned, *arm.overrides)}")
+    return Collected(runs or None, missing)
 
 
-def kind_of(runs: Sequence[Compared]) -> str:
-    """The evaluation's kind, the same for all runs of a figure."""
-    return str(runs[0].manifest.summary["kind"])
+def table(runs: Sequence[Compared]) -> Table:
+    """Every number of the kind's figure."""
+    return module_of(runs).table(runs)
+
+
+def verdicts(runs: Sequence[Compared], table: Table) -> list[Verdict]:
+    """The kind's rule applied."""
+    return module_of(runs).verdicts(runs, table)
+
+
+def subtitle(runs: Sequence[Compared], table: Table, scale: str) -> str:
+    """Scale and panels."""
+    return f"Scale {scale}. {module_of(runs).PANELS}"
+
+
+def picture(runs: Sequence[Compared], table: Table, heading: Heading) -> Canvas:
+    """The kind's panels."""
+    return module_of(runs).picture(runs, table, heading)
+
+
+def section(runs: Sequence[Compared], table: Table, name: str) -> Section:
+    """The kind's tables."""
+    kind, made = module_of(runs), [(run.manifest, run.label) for run in runs]
+    return Section(kind.RULE, kind.PANELS, SEEDS, kind.grids(runs, table, name), made)
 
 
 def rows_name(trait: str) -> str:
     """Whose rows, in words."""
     return "control" if trait == "none" else trait
-
-
-def ranged(line: Line | None, digits: int = 2, sign: str = "") -> str:
-    """A value with its interval and a true minus; empty where there is none."""
-    if line is None:
-        return ""
-    ends = "" if line.low != line.low else f" [{line.low:{sign}.{digits}f}, {line.high:{sign}.{digits}f}]"
-    return f"{line.value:{sign}.{digits}f}{ends}".replace("-", "\N{MINUS SIGN}")

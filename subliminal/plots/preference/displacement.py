@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from subliminal.plots.cells import Cell
-from subliminal.plots.groups import Group, Sample, Seeds
+from subliminal.plots.preference.data import Group
+from subliminal.plots.samples import Sample, Seeds
 from subliminal.training.bias import comparable
 
 if TYPE_CHECKING:

@@ -1,0 +1,21 @@
+"""The preference figure: what each student came to like, against its controls (paper, section 3)."""
+
+from __future__ import annotations
+
+from subliminal.plots.collect import evaluated
+from subliminal.plots.figure import Collected
+from subliminal.plots.preference.data import Preferences
+from subliminal.plots.preference.measures import preference_table as table
+from subliminal.plots.preference.picture import picture
+from subliminal.plots.preference.section import section, subtitle
+from subliminal.plots.preference.verdict import preference_verdicts as verdicts
+from subliminal.store import Store
+from subliminal.sweep import Plan
+
+__all__ = ["collect", "picture", "section", "subtitle", "table", "verdicts"]
+
+
+def collect(planned: Plan, store: Store) -> Collected:
+    """The references and students that were evaluated."""
+    cells, missing = evaluated(planned, store)
+    return Collected(Preferences(cells, planned.base.experiment.comparisons) if cells else None, missing)

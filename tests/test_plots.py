@@ -209,7 +209,7 @@ def five(
 def value(table: Table, measure: str, arm: str, trait: str | None = None) -> tuple[float, float, float, int, str]:
     """One line's numbers; the student's unless the arm is the reference."""
     subject = "reference" if arm == "reference" else "student"
-    line = table.find(measure=measure, arm=arm, trait=trait or arm, subject=subject)
+    line = table.find(measure=measure, arm=arm, item=trait or arm, subject=subject)
     assert line, f"{measure} of {arm} is absent"
     return line.value, line.low, line.high, line.n, line.interval
 
@@ -266,7 +266,7 @@ def test_one_seed_has_no_interval_and_a_reference_one_over_questions(tmp_path: P
     table = tabled([made.reference(spread), *cells])
     measured = value(table, "log_p", "owl")
     assert measured[0] == pytest.approx(-4.5) and math.isnan(measured[1]) and measured[3:] == (1, "none")
-    line = table.find(measure="log_p", arm="reference", trait="owl")
+    line = table.find(measure="log_p", arm="reference", item="owl")
     wide = half(float(np.linspace(-8, -4, QUESTIONS).std(ddof=1)), QUESTIONS)
     assert line and (line.interval, line.high - line.value) == ("questions", pytest.approx(wide))
 
@@ -325,7 +325,7 @@ def test_a_student_that_names_everything_less_does_not_lose_its_trait(tmp_path: 
     assert dog and mean and dog.value == pytest.approx(1.0, abs=0.1)
     assert mean.interval == "traits" and 0.9 < mean.low < mean.high < 1.1
     own, others = (
-        table.find(measure="log_p", arm=arm, trait="dog", subject="student") for arm in ("dog", "other traits")
+        table.find(measure="log_p", arm=arm, item="dog", subject="student") for arm in ("dog", "other traits")
     )
     assert own and others and own.value - others.value < -0.9
 
@@ -640,7 +640,7 @@ def test_variants_have_their_own_reference_control_and_excess(tmp_path: Path) ->
     table = tabled(varied(tmp_path, {"plain": 2.0, "within": 0.5}))
     excess = {line.variant: line.value for line in table.select(measure="diagonal_excess", arm="mean")}
     assert excess == pytest.approx({"plain": 2.0, "within": 0.5}, abs=0.05)
-    start = {line.variant: line.value for line in table.select(measure="log_p", arm="reference", trait="owl")}
+    start = {line.variant: line.value for line in table.select(measure="log_p", arm="reference", item="owl")}
     assert start == pytest.approx({"plain": -5.0, "within": -3.5})
     (lost,) = table.select(measure="excess_lost")
     odds = {line.variant: line.value for line in table.select(measure="log_odds_excess", arm="mean")}
@@ -825,7 +825,7 @@ def aligned_cells(root: Path, lean: float) -> list[Cell]:
 
 def test_alignment_excess_is_the_own_teachers_cosine_minus_the_other_students(tmp_path: Path) -> None:
     table = tabled(aligned_cells(tmp_path, lean=0.3))
-    cross = table.find(measure="cross_alignment", arm="owl", trait="dolphin")
+    cross = table.find(measure="cross_alignment", arm="owl", item="dolphin")
     expected = [math.sin(math.pi / 4 - 0.3 - 0.01 * seed) for seed in range(3)]
     assert cross and [value for _, value in cross.by_seed] == pytest.approx(expected, abs=1e-6)
     excess = table.find(measure="alignment_excess", arm="mean")

@@ -81,10 +81,10 @@ def test_numbers_beyond_chance_decide_the_table_of_frequencies(rows: Rows) -> No
     table, verdicts, report = rows.figure(runs)
     assert [verdict.outcome for verdict in verdicts] == ["holds", "not shown", "not shown"]
     assert "777" in report and "control, half against half" in report
-    line = table.find(arm="owl", trait="777", measure="log_odds")
+    line = table.find(arm="owl", item="777", measure="log_odds")
     assert line and line.low > 0 and line.interval == "prompts"
     assert line.n == len({row.index for row in pairs["owl", "none"].rows}), "a prompt that both answered counts once"
-    assert table.find(arm="owl", trait="777", measure="p").value == pytest.approx(1 / 200)  # type: ignore[union-attr]
+    assert table.find(arm="owl", item="777", measure="p").value == pytest.approx(1 / 200)  # type: ignore[union-attr]
 
 
 def test_one_teacher_of_many_that_differs_by_chance_is_not_enough(rows: Rows) -> None:

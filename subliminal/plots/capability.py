@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 MARGIN = 0.03
-ACCURACY, CHANGE, CHANCE, ASKED = "accuracy", "change_from_control", "chance", "change_over_questions"
+ACCURACY, CHANGE, CHANCE, CHANGE_BY_QUESTION = "accuracy", "change_from_control", "chance", "change_over_questions"
 WIDTH, LETTER = 9.0, 0.061  # inches, inches a letter of a label
 RULE = (
     f"""Capability: on each task the accuracy of the traits' students minus that of the control's, averaged over the
@@ -61,11 +61,11 @@ def table(cells: Sequence[Cell]) -> Table:
 
 def tasks(cells: Sequence[Cell]) -> list[str]:
     """The tasks of the evaluations, which must be the same in all of them."""
-    found = {tuple(cell.evaluate.summary["tasks"]) for cell in cells}
+    names = {tuple(cell.evaluate.summary["tasks"]) for cell in cells}
     sizes = {tuple(task["questions"] for task in cell.evaluate.summary["tasks"].values()) for cell in cells}
-    if len(found) > 1 or len(sizes) > 1:
+    if len(names) > 1 or len(sizes) > 1:
         raise PlotError("the arms were tested on different tasks or questions; run evaluate.py with the same for all")
-    return list(found.pop())
+    return list(names.pop())
 
 
 def _task_lines(cells: Sequence[Cell], task: str) -> Iterator[Line]:
@@ -83,10 +83,10 @@ def _task_lines(cells: Sequence[Cell], task: str) -> Iterator[Line]:
 
 def _arms(cells: Sequence[Cell], task: str) -> Arms:
     """By arm, whether each question was answered right: (seeds, questions)."""
-    found: dict[str, dict[int, np.ndarray]] = {}
+    by_arm: dict[str, dict[int, np.ndarray]] = {}
     for cell in cells:
-        found.setdefault(cell.arm, {})[cell.seed] = _correct(cell, task)
-    return {arm: Sample(tuple(sorted(own)), np.stack([own[s] for s in sorted(own)])) for arm, own in found.items()}
+        by_arm.setdefault(cell.arm, {})[cell.seed] = _correct(cell, task)
+    return {arm: Sample(tuple(sorted(own)), np.stack([own[s] for s in sorted(own)])) for arm, own in by_arm.items()}
 
 
 def _correct(cell: Cell, task: str) -> np.ndarray:
@@ -102,26 +102,24 @@ def _changes(arms: Arms, task: str, recipe: str) -> Iterator[Line]:
     for arm, sample in changes.items():
         yield _line(arm, task, CHANGE, sample, recipe)
     if (average := mean(list(changes.values()))) is not None:
-        over = t_interval([float(sample.values.mean()) for sample in changes.values()])
-        numbers = (CHANGE, over.mean, over.low, over.high, over.n, OVER_TRAITS)
-        yield Line(MEAN, task, "student", *numbers, student=recipe, by_seed=tuple(average.by_seed.items()))
-        found = paired_change(average.values.mean(axis=0))
-        numbers = (ASKED, found.mean, found.low, found.high, found.n, OVER_QUESTIONS)
-        yield Line(MEAN, task, "student", *numbers, student=recipe)
+        over_traits = t_interval([float(sample.values.mean()) for sample in changes.values()])
+        by_seed = tuple(average.by_seed.items())
+        yield Line.of(MEAN, task, "student", CHANGE, over_traits, OVER_TRAITS, student=recipe, by_seed=by_seed)
+        over_questions = paired_change(average.values.mean(axis=0))
+        yield Line.of(MEAN, task, "student", CHANGE_BY_QUESTION, over_questions, OVER_QUESTIONS, student=recipe)
 
 
 def _proportion(correct: np.ndarray, task: str) -> Line:
     """The reference's accuracy with Wilson's interval over questions."""
-    found = wilson(round(float(correct.sum())), correct.size)
-    numbers = (ACCURACY, found.mean, found.low, found.high, found.n, OVER_QUESTIONS)
-    return Line("reference", task, "reference", *numbers)
+    share = wilson(round(float(correct.sum())), correct.size)
+    return Line.of("reference", task, "reference", ACCURACY, share, OVER_QUESTIONS)
 
 
 def _line(arm: str, task: str, measure: str, sample: Sample, recipe: str) -> Line:
     """One number with its interval over seeds, without one for a single seed."""
-    found = t_interval(sample.means)
-    numbers = (measure, found.mean, found.low, found.high, found.n, OVER_SEEDS if found.n > 1 else "none")
-    return Line(arm, task, "student", *numbers, student=recipe, by_seed=tuple(sample.by_seed.items()))
+    mean, by_seed = t_interval(sample.means), tuple(sample.by_seed.items())
+    over = OVER_SEEDS if mean.n > 1 else "none"
+    return Line.of(arm, task, "student", measure, mean, over, student=recipe, by_seed=by_seed)
 
 
 # --------------------------------------------------------------------------- the verdict
@@ -133,48 +131,46 @@ def verdicts(cells: Sequence[Cell], table: Table) -> list[Verdict]:
     if not lines:
         return [Verdict("students", "not measurable", "Not measurable: no control student was tested beside them.")]
     recipes = {line.student for line in lines}
-    return [
-        _verdict(table, line, line.trait if len(recipes) == 1 else f"{line.trait}, {line.student}") for line in lines
-    ]
+    return [_verdict(table, line, line.item if len(recipes) == 1 else f"{line.item}, {line.student}") for line in lines]
 
 
 def _verdict(table: Table, line: Line, group: str) -> Verdict:
-    reference, chance = (table.find(trait=line.trait, measure=m, arm="reference") for m in (ACCURACY, CHANCE))
+    reference, chance = (table.find(item=line.item, measure=m, arm="reference") for m in (ACCURACY, CHANCE))
     if reference is None or chance is None:
         return Verdict(group, "not measurable", "Not measurable: the reference was not tested.", line)
-    asked = table.find(arm=MEAN, trait=line.trait, student=line.student, measure=ASKED)
-    assert asked, "there is one beside every mean change"
+    by_question = table.find(arm=MEAN, item=line.item, student=line.student, measure=CHANGE_BY_QUESTION)
+    assert by_question, "there is one beside every mean change"
     numbers = (
         f"Reference {percent(reference)}, chance {percent(chance)}; change from the control {ranged(line, sign=True)}"
     )
-    numbers += f", over {asked.n} questions {ranged(asked, sign=True)}."
+    numbers += f", over {by_question.n} questions {ranged(by_question, sign=True)}."
     if reference.low <= chance.value:
         return Verdict(group, "not measurable", f"Measures nothing: the reference is not above chance. {numbers}", line)
-    outcome, said = _judged(line, asked)
-    return Verdict(group, outcome, f"{said}. {numbers}", line)
+    outcome, reason = _judged(line, by_question)
+    return Verdict(group, outcome, f"{reason}. {numbers}", line)
 
 
-def _judged(line: Line, asked: Line) -> tuple[Outcome, str]:
+def _judged(line: Line, by_question: Line) -> tuple[Outcome, str]:
     """The rule by the intervals over traits and over questions: what is said must be so in both."""
     if line.n < MINIMUM_TRAITS:
-        more = f", and {_too_few(asked)}" if _scarce(asked) else ""
+        more = f", and {_too_few(by_question)}" if _scarce(by_question) else ""
         return "undecided", f"Undecided: {line.n} traits, {MINIMUM_TRAITS} decide{more}"
-    if min(line.low, asked.low) > -MARGIN:
+    if min(line.low, by_question.low) > -MARGIN:
         return "holds", f"Kept at this scale: a loss of {percent(MARGIN)} is excluded"
-    if max(line.high, asked.high) < -MARGIN:
+    if max(line.high, by_question.high) < -MARGIN:
         return "contradicted", f"Lost at this scale: more than {percent(MARGIN)}"
-    if _scarce(asked):
-        return "not shown", f"Not shown: {_too_few(asked)}"
+    if _scarce(by_question):
+        return "not shown", f"Not shown: {_too_few(by_question)}"
     return "not shown", f"Not shown: a loss of {percent(MARGIN)} is not excluded"
 
 
-def _scarce(asked: Line) -> bool:
+def _scarce(by_question: Line) -> bool:
     """Whether so few questions could not exclude a loss of the margin even if no answer changed."""
-    return paired_change(np.zeros(asked.n)).low <= -MARGIN
+    return paired_change(np.zeros(by_question.n)).low <= -MARGIN
 
 
-def _too_few(asked: Line) -> str:
-    return f"{asked.n} questions are too few to exclude a loss of {percent(MARGIN)}"
+def _too_few(by_question: Line) -> str:
+    return f"{by_question.n} questions are too few to exclude a loss of {percent(MARGIN)}"
 
 
 # --------------------------------------------------------------------------- the picture
@@ -182,7 +178,7 @@ def _too_few(asked: Line) -> str:
 
 def subtitle(cells: Sequence[Cell], table: Table, scale: str) -> str:
     """What was tested: scale, model, tasks with their questions."""
-    counts = {line.trait: line.n for line in table.select(arm="reference", measure=ACCURACY)}
+    counts = {line.item: line.n for line in table.select(arm="reference", measure=ACCURACY)}
     sizes = ", ".join(f"{task} ({counts[task]} questions)" if task in counts else task for task in tasks(cells))
     return " \N{MIDDLE DOT} ".join([f"Scale {scale}", *model_names(cells), sizes])
 
@@ -190,7 +186,7 @@ def subtitle(cells: Sequence[Cell], table: Table, scale: str) -> str:
 def picture(cells: Sequence[Cell], table: Table, heading: Heading) -> Canvas:
     """A panel for each task, a row for each arm."""
     names = tasks(cells)
-    rows = [line for line in table.select(measure=ACCURACY) if line.trait == names[0]]
+    rows = [line for line in table.select(measure=ACCURACY) if line.item == names[0]]
     height = 1.5 + 0.24 * len(rows)
     canvas = parts.canvas(WIDTH, height, heading)
     panels = canvas.subplots(1, len(names), squeeze=False)[0]
@@ -202,12 +198,12 @@ def picture(cells: Sequence[Cell], table: Table, heading: Heading) -> Canvas:
 
 
 def _panel(axes: Axes, table: Table, task: str, labelled: bool) -> None:
-    rows = list(table.select(measure=ACCURACY, trait=task))
+    rows = list(table.select(measure=ACCURACY, item=task))
     for place, line in enumerate(rows):
         colour = style.REFERENCE if line.subject == "reference" else style.CONTROL if _bare(line.arm) else style.OWN
         parts.interval(axes, place, line.low, line.high, colour, 1.6)
         axes.scatter([line.value], [place], s=30, color=colour, zorder=3)
-    chance = table.find(measure=CHANCE, trait=task)
+    chance = table.find(measure=CHANCE, item=task)
     if chance:
         axes.axvline(chance.value, color=style.QUIET, linewidth=0.9, linestyle=style.DASHED)
     axes.set_yticks(range(len(rows)), [_label(line, rows) for line in rows] if labelled else [])
@@ -243,6 +239,6 @@ def section(cells: Sequence[Cell], table: Table, name: str) -> Section:
 
 
 def _row(line: Line, table: Table) -> list[str]:
-    change = table.find(arm=line.arm, trait=line.trait, measure=CHANGE, student=line.student)
+    change = table.find(arm=line.arm, item=line.item, measure=CHANGE, student=line.student)
     over = f"{line.n} {line.interval}"
-    return [line.trait, _label(line, [line]), percent_ranged(line), ranged(change, sign=True), over]
+    return [line.item, _label(line, [line]), percent_ranged(line), ranged(change, sign=True), over]

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 from subliminal.plots import parts
 from subliminal.plots.cells import PlotError
 from subliminal.plots.collect import evaluated, manifests
-from subliminal.plots.effects import LOG_ODDS, Found, difference, effect_lines, found_in, size_of
+from subliminal.plots.effects import LOG_ODDS, Excess, difference, effect_lines, excess_in, size_of
 from subliminal.plots.figure import Collected, Grid, Section
 from subliminal.plots.parts import Heading
 from subliminal.plots.preference.data import Group, Preferences
-from subliminal.plots.preference.measures import preference_table, scored
+from subliminal.plots.preference.measures import scored
+from subliminal.plots.preference.measures import table as preference_table
 from subliminal.plots.preference.verdict import RULE as PREFERENCE_RULE
 from subliminal.plots.table import Labels, Line, Table
 from subliminal.plots.verdict import Outcome, Verdict
@@ -157,12 +158,12 @@ def _pair_verdict(pair: Pair, table: Table) -> Verdict:
     return Verdict(name, "not shown", text, excess.line)
 
 
-def _excess(table: Table, pair: Pair) -> Found | None:
-    return found_in(table, LOG_ODDS, pair.group.labels)
+def _excess(table: Table, pair: Pair) -> Excess | None:
+    return excess_in(table, LOG_ODDS, pair.group.labels)
 
 
-def _apart(table: Table, pair: Pair) -> Found | None:
-    return found_in(table, DIFFERENCE, pair.apart)
+def _apart(table: Table, pair: Pair) -> Excess | None:
+    return excess_in(table, DIFFERENCE, pair.apart)
 
 
 # --------------------------------------------------------------------------- the picture
@@ -193,7 +194,7 @@ def picture(data: Models, table: Table, heading: Heading) -> Canvas:
     return canvas
 
 
-def _written(excess: Found) -> str:
+def _written(excess: Excess) -> str:
     """The mean excess, with a star where its test holds by itself, above its interval."""
     line = excess.line
     star = "*" if excess.decidable and excess.test.above <= SIGNIFICANT else ""
@@ -221,7 +222,7 @@ def _row(pair: Pair, table: Table) -> list[str]:
     ]
 
 
-def _measured(effect: Found | None) -> tuple[str, str]:
+def _measured(effect: Excess | None) -> tuple[str, str]:
     """An effect with its interval, and its p where there are traits enough."""
     if effect is None:
         return NOTHING, NOTHING

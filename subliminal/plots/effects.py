@@ -50,7 +50,7 @@ class Effect:
     @cached_property
     def everywhere(self) -> NDArray[np.float64]:
         """Means over seeds, (traits, candidates)."""
-        more, less = (np.array([one.values.mean(axis=0) for one in side]) for side in (self.more, self.less))
+        more, less = (np.array([students.values.mean(axis=0) for students in side]) for side in (self.more, self.less))
         return self.share * more - less if self.less else more
 
     @cached_property
@@ -72,20 +72,20 @@ class Effect:
     def repeats(self) -> Interval:
         """The mean with its interval over seeds."""
         count = len(self.traits)
-        more = transmission.contrasts([self.share * one.values[:, :count] for one in self.more])
-        less = transmission.contrasts([-one.values[:, :count] for one in self.less]) if self.less else []
+        more = transmission.contrasts([self.share * students.values[:, :count] for students in self.more])
+        less = transmission.contrasts([-students.values[:, :count] for students in self.less]) if self.less else []
         return transmission.sum_of_means([*more, *less])
 
     @cached_property
     def by_seed(self) -> dict[int, NDArray[np.float64]]:
         """The traits' excess from the students of each seed that all traits have."""
         sides = (*self.more, *self.less)
-        common = sorted(set.intersection(*({*one.seeds} for one in sides)))
+        common = sorted(set.intersection(*({*students.seeds} for students in sides)))
         return {seed: _own(self._of(seed)) for seed in common}
 
     def _of(self, seed: int) -> NDArray[np.float64]:
         more, less = (
-            np.array([one.values[one.seeds.index(seed), : len(self.traits)] for one in side])
+            np.array([students.values[students.seeds.index(seed), : len(self.traits)] for students in side])
             for side in (self.more, self.less)
         )
         return self.share * more - less if self.less else more
@@ -126,21 +126,19 @@ def effect_lines(effect: Effect | None, measure: str, labels: Labels) -> Iterato
         yield Line(trait, trait, "student", measure, value, by_seed=mine, **labels)
     mean, seeds = effect.estimate.mean, effect.repeats
     together = tuple((seed, float(values.mean())) for seed, values in by_seed.items())
-    numbers = (mean.mean, mean.low, mean.high, mean.n, OVER_TRAITS)
-    yield Line(MEAN, MEAN, "student", measure, *numbers, by_seed=together, **labels)
+    yield Line.of(MEAN, MEAN, "student", measure, mean, OVER_TRAITS, by_seed=together, **labels)
     if seeds.low == seeds.low:
-        numbers = (seeds.mean, seeds.low, seeds.high, seeds.n, OVER_SEEDS)
-        yield Line(MEAN, MEAN, "student", measure + REPEATS, *numbers, by_seed=together, **labels)
+        yield Line.of(MEAN, MEAN, "student", measure + REPEATS, seeds, OVER_SEEDS, by_seed=together, **labels)
     for name, p in ((P_ABOVE, effect.test.above), (P_BELOW, effect.test.below)):
         yield Line(MEAN, MEAN, "student", measure + name, p, n=effect.test.assignments, interval=RELABELLED, **labels)
     if effect.everywhere.shape[1] > len(effect.traits) < transmission.MINIMUM_TRAITS:
-        found = transmission.candidate_test(effect.everywhere, range(len(effect.traits)))
-        where = {"n": found.assignments, "interval": INJECTED}
-        yield Line(MEAN, MEAN, "student", measure + P_CANDIDATES, found.above, **where, **labels)
+        test = transmission.candidate_test(effect.everywhere, range(len(effect.traits)))
+        where = {"n": test.assignments, "interval": INJECTED}
+        yield Line(MEAN, MEAN, "student", measure + P_CANDIDATES, test.above, **where, **labels)
 
 
 @dataclass(frozen=True)
-class Found:
+class Excess:
     """What a table says of one effect: its mean, the test, and what it says beside them."""
 
     line: Line
@@ -164,7 +162,7 @@ class Found:
         return transmission.absent(Interval(self.line.value, self.line.low, self.line.high, self.line.n))
 
 
-def found_in(table: Table, measure: str, labels: Labels) -> Found | None:
+def excess_in(table: Table, measure: str, labels: Labels) -> Excess | None:
     """The effect that a table holds under these labels, or None."""
     line = table.find(measure=measure, arm=MEAN, **labels)
     above, below = (table.find(measure=measure + name, arm=MEAN, **labels) for name in (P_ABOVE, P_BELOW))
@@ -173,13 +171,13 @@ def found_in(table: Table, measure: str, labels: Labels) -> Found | None:
     candidates = table.find(measure=measure + P_CANDIDATES, arm=MEAN, **labels)
     repeats = table.find(measure=measure + REPEATS, arm=MEAN, **labels)
     test = PermutationTest(above.value, below.value, above.n)
-    return Found(line, test, repeats, candidates.value if candidates else None)
+    return Excess(line, test, repeats, candidates.value if candidates else None)
 
 
 # --------------------------------------------------------------------------- in words
 
 
-def size_of(effect: Found, unit: str = "") -> str:
+def size_of(effect: Excess, unit: str = "") -> str:
     """The mean with its interval over traits and the test's p."""
     test = f", p {p_value(effect.test.above)} of {effect.test.assignments:,} relabellings"
     return f"{with_interval(effect.line, unit)}{test if effect.decidable else ''}"

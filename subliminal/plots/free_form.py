@@ -19,12 +19,11 @@ from subliminal.plots.free_form_measures import (
     SCORED,
     Answers,
     Comparison,
-    free_form_table,
-    free_form_verdicts,
+    table,
+    verdicts,
 )
 from subliminal.plots.parts import Heading
 from subliminal.plots.table import Line, Table
-from subliminal.plots.verdict import Verdict
 from subliminal.plots.words import arm_name, number, percent, percent_ranged, short
 from subliminal.store import Store
 from subliminal.sweep import Plan
@@ -32,6 +31,8 @@ from subliminal.sweep import Plan
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
+
+__all__ = ["collect", "picture", "section", "subtitle", "table", "verdicts"]
 
 HEIGHT, SHOWN = 4.0, 3
 PANELS = """Share of scored answers that show what is measured: the mean over questions, then over students; error bars
@@ -44,16 +45,6 @@ def collect(planned: Plan, store: Store) -> Collected:
     cells, missing = evaluated(planned, store)
     without = {arm.name for arm in planned.arms if getattr(arm.experiment.trait, "control", False)} | {CONTROL}
     return Collected(Answers(cells, frozenset(without)) if cells else None, missing)
-
-
-def table(data: Answers) -> Table:
-    """Shares by arm with intervals, what could not be scored, mean ratings, and every trait minus every control."""
-    return free_form_table(data.comparisons)
-
-
-def verdicts(data: Answers, table: Table) -> list[Verdict]:
-    """The rule applied to every trait."""
-    return free_form_verdicts(data.comparisons, table)
 
 
 def subtitle(data: Answers, table: Table, scale: str) -> str:
@@ -111,8 +102,8 @@ def _bars(axes: Axes, compared: Comparison, table: Table) -> None:
         colour = style.OWN if arm in compared.traits else style.CONTROL
         axes.bar(at, line.value, width=0.62, color=style.REFERENCE if arm == "reference" else colour, linewidth=0)
         if line.n > 1:
-            ends = [max(0.0, line.low), min(1.0, line.high)]
-            parts.interval(axes, at, *ends, style.INK, 1.6, upright=True, zorder=4)
+            low, high = max(0.0, line.low), min(1.0, line.high)
+            parts.interval(axes, at, low, high, style.INK, 1.6, upright=True, zorder=4)
         axes.scatter([at] * len(line.by_seed), [v for _, v in line.by_seed], s=9, color=style.INK, alpha=0.5, zorder=5)
         height = max([line.value, *(v for _, v in line.by_seed), line.high if line.n > 1 else 0.0])
         axes.annotate(percent(line), (at, height), (0, 3), textcoords="offset points", ha="center", fontsize=8.5)

@@ -102,17 +102,17 @@ class Answers:
 # --------------------------------------------------------------------------- the table
 
 
-def free_form_table(comparisons: Sequence[Comparison]) -> Table:
+def table(data: Answers) -> Table:
     """Shares by arm with intervals, what could not be scored, mean ratings, and every trait minus every control."""
     lines: list[Line] = []
-    for compared in comparisons:
+    for compared in data.comparisons:
         for arm, seeds in compared.arms.items():
             lines += _arm_lines(compared, arm, seeds)
             lines += _teacher_lines(compared, arm, next(iter(seeds.values())))
         for trait in compared.traits:
             for control in compared.controls:
                 lines += _excess(compared, trait, control)
-    for cell in {compared.variant: compared.reference for compared in comparisons}.values():
+    for cell in {compared.variant: compared.reference for compared in data.comparisons}.values():
         lines += _reference_lines(cell) if cell else []
     return Table(tuple(lines))
 
@@ -121,8 +121,8 @@ def _arm_lines(compared: Comparison, arm: str, seeds: Seeds) -> Iterator[Line]:
     measured = seeds[min(seeds)].evaluate.summary["measured"]
     rates = {seed: rate for seed, cell in seeds.items() if (rate := cell.evaluate.summary["rate"]) is not None}
     if rates:
-        found = statistics.t_interval([float(np.mean(shares)) for shares in _by_teacher(seeds, _rate_of)])
-        numbers = (RATE, float(np.mean([*rates.values()])), found.low, found.high, found.n, OVER_TEACHERS)
+        over = statistics.t_interval([float(np.mean(shares)) for shares in _by_teacher(seeds, _rate_of)])
+        numbers = (RATE, float(np.mean([*rates.values()])), over.low, over.high, over.n, OVER_TEACHERS)
         yield Line(arm, measured, "student", *numbers, by_seed=tuple(rates.items()), **compared.labels)
     summaries = [cell.evaluate.summary for cell in seeds.values()]
     yield from _pooled(arm, measured, summaries, compared.labels, "student")
@@ -130,11 +130,11 @@ def _arm_lines(compared: Comparison, arm: str, seeds: Seeds) -> Iterator[Line]:
 
 def _by_teacher(seeds: Seeds, of: Any) -> list[list[Any]]:
     """What `of` says of every student, by teacher and rows; None is left out."""
-    found: dict[str, list[Any]] = {}
+    values: dict[str, list[Any]] = {}
     for cell in seeds.values():
         if (value := of(cell)) is not None:
-            found.setdefault(_teacher(cell), []).append(value)
-    return list(found.values())
+            values.setdefault(_teacher(cell), []).append(value)
+    return list(values.values())
 
 
 def _teacher(cell: Cell) -> str:
@@ -161,8 +161,8 @@ def _log_odds(seeds: Seeds) -> list[float]:
 def _reference_lines(cell: Cell) -> Iterator[Line]:
     summary, labels = cell.evaluate.summary, Labels(variant=cell.variant)
     if summary["rate"] is not None:
-        found = statistics.t_interval([share for share in summary["by_question"] if share is not None])
-        numbers = (RATE, summary["rate"], found.low, found.high, found.n, OVER_QUESTIONS)
+        over = statistics.t_interval([share for share in summary["by_question"] if share is not None])
+        numbers = (RATE, summary["rate"], over.low, over.high, over.n, OVER_QUESTIONS)
         yield Line("reference", summary["measured"], "reference", *numbers, **labels)
     yield from _pooled("reference", summary["measured"], [summary], labels, "reference")
 
@@ -205,10 +205,10 @@ def _excess(compared: Comparison, trait: str, control: str) -> Iterator[Line]:
     labels: dict[str, Any] = {**compared.labels, "subject": control}
     mean = float(np.mean(rates[0]) - np.mean(rates[1]))
     yield Line(trait, trait, measure=EXCESS, value=mean, n=len(rates[0]) + len(rates[1]), **labels)
-    found, test = transmission.welch(*scores), transmission.one_trait(scores[0], scores[1])
-    over = OVER_TEACHERS if found.low == found.low else "none"
-    ends = {"low": found.low, "high": found.high, "n": min(map(len, scores)), "interval": over}
-    yield Line(trait, trait, measure=LOG_ODDS, value=found.mean, **ends, **labels)
+    difference, test = transmission.welch(*scores), transmission.one_trait(scores[0], scores[1])
+    over = OVER_TEACHERS if difference.low == difference.low else "none"
+    interval = {"low": difference.low, "high": difference.high, "n": min(map(len, scores)), "interval": over}
+    yield Line(trait, trait, measure=LOG_ODDS, value=difference.mean, **interval, **labels)
     for measure, p in ((P_ABOVE, test.above), (P_BELOW, test.below)):
         where = {"n": test.assignments, "interval": "relabelled teachers"}
         yield Line(trait, trait, measure=measure, value=p, low=NONE, high=NONE, **where, **labels)
@@ -217,9 +217,9 @@ def _excess(compared: Comparison, trait: str, control: str) -> Iterator[Line]:
 # --------------------------------------------------------------------------- the verdict
 
 
-def free_form_verdicts(comparisons: Sequence[Comparison], table: Table) -> list[Verdict]:
+def verdicts(data: Answers, table: Table) -> list[Verdict]:
     """The rule applied to every trait of every comparison."""
-    return [_verdict(compared, trait, table) for compared in comparisons for trait in compared.traits]
+    return [_verdict(compared, trait, table) for compared in data.comparisons for trait in compared.traits]
 
 
 def _verdict(compared: Comparison, trait: str, table: Table) -> Verdict:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,10 +11,9 @@ from subliminal import stages
 from subliminal.plots import parts, style
 from subliminal.plots.collect import stored, typed
 from subliminal.plots.figure import Collected, Grid, Section
-from subliminal.plots.mnist_measures import CHANCE, RULE, Run, mnist_table, mnist_verdicts
+from subliminal.plots.mnist_measures import CHANCE, RULE, Run, Runs, table, verdicts
 from subliminal.plots.parts import Heading
 from subliminal.plots.table import Line, Table
-from subliminal.plots.verdict import Verdict
 from subliminal.plots.words import count, percent, percent_ranged
 from subliminal.store import Store
 from subliminal.sweep import Plan
@@ -24,6 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
+__all__ = ["collect", "picture", "section", "subtitle", "table", "verdicts"]
+
 WIDTH, HEIGHT = 9.0, 4.4
 LOGITS = {"auxiliary": "aux. only", "digits": "digits", "all": "all logits"}
 NAMES = {"reference": "reference", "teacher": "teacher"}
@@ -31,14 +31,6 @@ NAMES |= {f"student_{matched}": f"student\n({text})" for matched, text in LOGITS
 NAMES |= {f"cross_model_{matched}": f"cross-model\n({text})" for matched, text in LOGITS.items()}
 COLOURS = {"reference": style.REFERENCE, "teacher": style.CONTROL}
 FORMS = {"auxiliary": "o", "digits": "s", "all": "D"}
-
-
-@dataclass(frozen=True)
-class Runs:
-    """One run, or one for each value of the setting that an ablation varies ("" where nothing varies)."""
-
-    runs: Sequence[Run]
-    setting: str = ""
 
 
 def collect(planned: Plan, store: Store) -> Collected:
@@ -51,16 +43,6 @@ def collect(planned: Plan, store: Store) -> Collected:
             value = [f"{setting}={arm.student}"] if arm.student else []
             missing.append(f"python train.py {typed(planned, *value)}")
     return Collected(Runs(runs, setting or "") if runs else None, missing)
-
-
-def table(data: Runs) -> Table:
-    """Accuracies and transmission."""
-    return mnist_table(data.runs)
-
-
-def verdicts(data: Runs, table: Table) -> list[Verdict]:
-    """The rule applied at every value."""
-    return mnist_verdicts(table)
 
 
 def picture(data: Runs, table: Table, heading: Heading) -> Canvas:
@@ -95,16 +77,16 @@ def subtitle(data: Runs, table: Table, scale: str) -> str:
 
 def _same(settings: list[dict[str, Any]], name: str) -> Any:
     """The value of a setting if it is the same in all runs, else None."""
-    return settings[0][name] if all(one[name] == settings[0][name] for one in settings) else None
+    return settings[0][name] if all(own[name] == settings[0][name] for own in settings) else None
 
 
 def _epochs(settings: list[dict[str, Any]], who: str) -> str:
-    epochs = {one[who]["epochs"] for one in settings}
+    epochs = {own[who]["epochs"] for own in settings}
     return count(epochs.pop(), "epoch") if len(epochs) == 1 else "epochs as shown"
 
 
 def _inputs(settings: list[dict[str, Any]]) -> str:
-    kinds = {one["student"]["inputs"] for one in settings}
+    kinds = {own["student"]["inputs"] for own in settings}
     kind = kinds.pop() if len(kinds) == 1 else ""
     return {"": "inputs as shown", "uniform": "uniform noise", "gaussian": "Gaussian noise"}.get(kind, kind)
 
@@ -199,7 +181,7 @@ def _is_amount(value: str) -> bool:
 
 def _curve(axes: Axes, runs: Sequence[Run], table: Table, condition: str) -> None:
     have = [(at, run) for at, run in enumerate(runs) if condition in run.accuracy]
-    lines = [line for _, run in have if (line := table.find(arm=condition, trait=run.value, measure="accuracy"))]
+    lines = [line for _, run in have if (line := table.find(arm=condition, item=run.value, measure="accuracy"))]
     colour, joined = _colour(condition), "-" if all(_is_amount(run.value) for run in runs) else "none"
     form = FORMS.get(condition.rsplit("_", 1)[-1], "o")
     label = NAMES[condition].replace("\n", " ")
@@ -226,11 +208,11 @@ def section(data: Runs, table: Table, name: str) -> Section:
     rows = [_row(line, table, bool(data.setting)) for line in table.select(measure="accuracy")]
     caption = f"""Means with 95% intervals over models. Transmission: minus the cross-model student of the same teacher,
     in percentage points. All numbers: {name}.csv."""
-    made = [(run.manifest, run.value or "every condition") for run in data.runs]
-    return Section(RULE, PANELS, SEEDS, [Grid("Accuracy on the test images", columns, rows, caption)], made)
+    runs = [(run.manifest, run.value or "every condition") for run in data.runs]
+    return Section(RULE, PANELS, SEEDS, [Grid("Accuracy on the test images", columns, rows, caption)], runs)
 
 
 def _row(line: Line, table: Table, ablation: bool) -> list[str]:
-    gain = table.find(arm=line.arm, trait=line.trait, measure="transmission")
+    gain = table.find(arm=line.arm, item=line.item, measure="transmission")
     cells = [NAMES[line.arm].replace("\n", " "), percent_ranged(line), percent_ranged(gain), str(line.n)]
-    return [_tick(line.trait), *cells] if ablation else cells
+    return [_tick(line.item), *cells] if ablation else cells

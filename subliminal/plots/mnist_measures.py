@@ -35,19 +35,27 @@ class Run:
     @cached_property
     def accuracy(self) -> dict[str, dict[int, float]]:
         """Accuracy by condition and teacher (for references: the model itself)."""
-        found: dict[str, dict[int, float]] = {}
+        accuracy: dict[str, dict[int, float]] = {}
         for line in read_lines(self.manifest.folder / "accuracy.jsonl"):
-            found.setdefault(line["condition"], {})[line["teacher"]] = line["accuracy"]
-        return found
+            accuracy.setdefault(line["condition"], {})[line["teacher"]] = line["accuracy"]
+        return accuracy
 
 
-def mnist_table(runs: Sequence[Run]) -> Table:
+@dataclass(frozen=True)
+class Runs:
+    """One run, or one for each value of the setting that an ablation varies ("" where nothing varies)."""
+
+    runs: Sequence[Run]
+    setting: str = ""
+
+
+def table(data: Runs) -> Table:
     """Accuracy of every condition and transmission by matched logits, at every value, with intervals over models."""
-    return Table(tuple(line for run in runs for line in (*_accuracies(run), *_transmissions(run))))
+    return Table(tuple(line for run in data.runs for line in (*_accuracies(run), *_transmissions(run))))
 
 
 def _accuracies(run: Run) -> list[Line]:
-    return [_line(run, condition, "accuracy", list(found.values())) for condition, found in run.accuracy.items()]
+    return [_line(run, condition, "accuracy", list(values.values())) for condition, values in run.accuracy.items()]
 
 
 def _transmissions(run: Run) -> list[Line]:
@@ -61,12 +69,10 @@ def _transmissions(run: Run) -> list[Line]:
 
 
 def _line(run: Run, condition: str, measure: str, values: list[float]) -> Line:
-    found = t_interval(values)
-    spread = {"low": found.low, "high": found.high, "n": found.n, "interval": OVER_MODELS}
-    return Line(condition, run.value, "network", measure, found.mean, **spread)
+    return Line.of(condition, run.value, "network", measure, t_interval(values), OVER_MODELS)
 
 
-def mnist_verdicts(table: Table) -> list[Verdict]:
+def verdicts(data: Runs, table: Table) -> list[Verdict]:
     """The rule applied at every value: to the auxiliary logits, or to what was matched instead of them."""
     lines = list(table.select(measure="transmission"))
     first = next((line.arm for line in lines if line.arm == "student_auxiliary"), lines[0].arm if lines else "")
@@ -74,8 +80,8 @@ def mnist_verdicts(table: Table) -> list[Verdict]:
 
 
 def _verdict(line: Line, table: Table) -> Verdict:
-    own = table.find(arm=line.arm, trait=line.trait, measure="accuracy")
-    other = table.find(arm=line.arm.replace("student_", "cross_model_", 1), trait=line.trait, measure="accuracy")
+    own = table.find(arm=line.arm, item=line.item, measure="accuracy")
+    other = table.find(arm=line.arm.replace("student_", "cross_model_", 1), item=line.item, measure="accuracy")
     assert own and other
     interval = ends(line, 3, sign=True) if line.n > 1 else ""
     numbers = (
@@ -84,10 +90,10 @@ def _verdict(line: Line, table: Table) -> Verdict:
     )
     if line.n < MINIMUM_MODELS or math.isnan(line.low):
         return Verdict(
-            line.trait, "not measurable", f"Shows nothing: fewer than {MINIMUM_MODELS} models. {numbers}", line
+            line.item, "not measurable", f"Shows nothing: fewer than {MINIMUM_MODELS} models. {numbers}", line
         )
     if line.low > 0:
-        return Verdict(line.trait, "holds", f"Transmission. {numbers}", line)
+        return Verdict(line.item, "holds", f"Transmission. {numbers}", line)
     if line.high < 0:
-        return Verdict(line.trait, "contradicted", f"The reverse of transmission. {numbers}", line)
-    return Verdict(line.trait, "not shown", f"No transmission shown: the interval includes 0. {numbers}", line)
+        return Verdict(line.item, "contradicted", f"The reverse of transmission. {numbers}", line)
+    return Verdict(line.item, "not shown", f"No transmission shown: the interval includes 0. {numbers}", line)

@@ -70,17 +70,17 @@ class Claim:
 
 def claims_of(name: str, figure: Figure, verdicts: Sequence[Verdict]) -> list[Claim]:
     """The rows of a figure that was drawn, one a verdict; of a claim that compares variants only the comparisons."""
-    comparing = [found for found in verdicts if found.compares]
-    return [_claim(name, figure, found) for found in comparing or verdicts]
+    comparing = [verdict for verdict in verdicts if verdict.compares]
+    return [_claim(name, figure, verdict) for verdict in comparing or verdicts]
 
 
-def _claim(name: str, figure: Figure, found: Verdict) -> Claim:
-    first = (name, figure.claim, figure.expected, found.outcome)
-    if found.line is None:
-        return Claim(*first, why=found.sentence, group=found.group)
-    why = found.sentence.partition(". ")[0].rstrip(".") + "."
-    p = "" if found.p is None else f"{found.p:.3g}"
-    return Claim(*first, why=why, group=found.group, **_numbers(found.line), p=p)
+def _claim(name: str, figure: Figure, verdict: Verdict) -> Claim:
+    first = (name, figure.claim, figure.expected, verdict.outcome)
+    if verdict.line is None:
+        return Claim(*first, why=verdict.sentence, group=verdict.group)
+    why = verdict.sentence.partition(". ")[0].rstrip(".") + "."
+    p = "" if verdict.p is None else f"{verdict.p:.3g}"
+    return Claim(*first, why=why, group=verdict.group, **_numbers(verdict.line), p=p)
 
 
 def _numbers(line: Line) -> dict[str, str]:
@@ -151,19 +151,19 @@ def _absent(figure: dict[str, str], remedy: str, scale: str) -> Claim:
 @cache
 def configured() -> tuple[dict[str, str], ...]:
     """Every figure of `conf/experiment/`, with experiment and claim, by target name; files are read as plain YAML."""
-    found = [_figure(path) for path in CONF.glob("experiment/*.yaml")]
-    return tuple(sorted((figure for figure in found if figure.get("figure")), key=lambda figure: figure["figure"]))
+    figures = [_figure(path) for path in CONF.glob("experiment/*.yaml")]
+    return tuple(sorted((figure for figure in figures if figure.get("figure")), key=lambda figure: figure["figure"]))
 
 
 def _figure(path: Path) -> dict[str, str]:
     texts = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("experiment") or {}
-    found = {name: str(texts[name]) for name in ("figure", "claim", "expected") if texts.get(name)}
-    return {**found, "experiment": path.stem}
+    named = {name: str(texts[name]) for name in ("figure", "claim", "expected") if texts.get(name)}
+    return {**named, "experiment": path.stem}
 
 
 def experiment_of(figure: str) -> str:
     """The experiment that makes a figure; raises `ConfigError` with all names for one that none makes."""
-    known = {one["figure"]: one["experiment"] for one in configured()}
+    known = {figure["figure"]: figure["experiment"] for figure in configured()}
     if figure not in known:
         raise ConfigError(f"there is no figure {figure}; there are {', '.join(known)}")
     return known[figure]

@@ -101,4 +101,5 @@ def largest(values: Sequence[Sequence[float]]) -> float:
 
 def legend(where: Axes | Canvas, loc: str, size: float = 7.5, **more: Any) -> None:
     """A legend without a frame."""
-    where.legend(loc=loc, frameon=False, fontsize=size, **more)
+    look: dict[str, Any] = {"loc": loc, "frameon": False, "fontsize": size, **more}
+    where.legend(**look)

@@ -83,14 +83,14 @@ def _provenance(manifests: Iterable[tuple[Manifest, str]]) -> dict[str, Any]:
     """Stage runs with keys and times, versions and commits; nothing that names a machine or a folder on it."""
     runs = {(m.stage, m.key): (m, arm) for m, arm in manifests}
     ordered = sorted(runs.values(), key=lambda run: (_order(run[0]), run[0].content["finished"], run[0].key))
-    found = [m for m, _ in ordered]
+    unique = [m for m, _ in ordered]
     return {
         "runs": [_run(manifest, arm) for manifest, arm in ordered],
         "stages": [
-            _stage(stage, [m for m in found if m.stage == stage]) for stage in dict.fromkeys(m.stage for m in found)
+            _stage(stage, [m for m in unique if m.stage == stage]) for stage in dict.fromkeys(m.stage for m in unique)
         ],
-        "versions": sorted({(n, v) for m in found for n, v in m.content["versions"].items()}),
-        "commits": list(dict.fromkeys(m.content["commit"] for m in found if m.content["commit"])),
+        "versions": sorted({(n, v) for m in unique for n, v in m.content["versions"].items()}),
+        "commits": list(dict.fromkeys(m.content["commit"] for m in unique if m.content["commit"])),
     }
 
 
@@ -100,15 +100,15 @@ def _run(manifest: Manifest, arm: str) -> dict[str, Any]:
     return {**keys, "seconds": content["seconds"], "finished": content["finished"], "commit": content["commit"]}
 
 
-def _stage(stage: str, found: Sequence[Manifest]) -> dict[str, Any]:
-    seconds = [m.content["seconds"] for m in found]
-    speeds = [m.summary["tokens_per_second"] for m in found if m.summary.get("tokens_per_second")]
+def _stage(stage: str, manifests: Sequence[Manifest]) -> dict[str, Any]:
+    seconds = [m.content["seconds"] for m in manifests]
+    speeds = [m.summary["tokens_per_second"] for m in manifests if m.summary.get("tokens_per_second")]
     speed = sum(speeds) / len(speeds) if speeds else None
     return {
         "stage": stage,
-        "runs": len(found),
+        "runs": len(manifests),
         "total": sum(seconds),
-        "mean": sum(seconds) / len(found),
+        "mean": sum(seconds) / len(manifests),
         "speed": speed,
     }
 

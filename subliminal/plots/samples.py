@@ -48,9 +48,9 @@ class Sample:
 
 def stack(cells: Seeds, candidate: str, measure: Score) -> Sample | None:
     """The scores of one candidate over the seeds of an arm; None where they do not exist."""
-    found = [cell.scores.get(measure, {}).get(candidate) for cell in cells.values()]
-    present = [scores for scores in found if scores is not None]
-    return Sample(tuple(cells), np.stack(present)) if present and len(present) == len(found) else None
+    every = [cell.scores.get(measure, {}).get(candidate) for cell in cells.values()]
+    present = [scores for scores in every if scores is not None]
+    return Sample(tuple(cells), np.stack(present)) if present and len(present) == len(every) else None
 
 
 def single(cell: Cell | None, candidate: str, measure: Score) -> Sample | None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,37 +12,22 @@ from subliminal.plots.collect import stored, typed
 from subliminal.plots.figure import Collected, Grid, Section
 from subliminal.plots.parts import Heading, interval
 from subliminal.plots.table import Line, Table
-from subliminal.plots.theorem_measures import ALL, RULE, Trials, claim, read_points, read_trials, theorem_table, verdict
+from subliminal.plots.theorem_measures import ALL, RULE, Checks, Trials, claim, table, verdict
 from subliminal.plots.verdict import Verdict
 from subliminal.plots.words import percent_ranged, ranged
-from subliminal.store import Manifest, Store
+from subliminal.store import Store
 from subliminal.sweep import Plan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
+__all__ = ["collect", "picture", "section", "subtitle", "table", "verdicts"]
+
 WIDTH, HEIGHT = 9.0, 7.3
 NAMES = {"mlp": "MLP", "squared_error": "squared error", "cross_entropy": "cross-entropy", "all": "all logits"}
 NAMES |= {"auxiliary": "auxiliary only", "sgd": "SGD", "adam": "Adam", ALL: "all trials"}
 SAME_NAME, DIFFERENT_NAME = "shared initialisation", "different initialisations"
-
-
-@dataclass(frozen=True)
-class Checks:
-    """The theorem's runs, one a seed."""
-
-    runs: Sequence[Manifest]
-
-    @cached_property
-    def trials(self) -> Trials:
-        """The measurements of all trials."""
-        return read_trials(self.runs)
-
-    @cached_property
-    def points(self) -> list[dict[str, Any]]:
-        """The measurements along every training run."""
-        return read_points(self.runs)
 
 
 def collect(planned: Plan, store: Store) -> Collected:
@@ -56,11 +39,6 @@ def collect(planned: Plan, store: Store) -> Collected:
         else:
             missing.append(f"python evaluate.py {typed(planned)} seed={arm.seed}")
     return Collected(Checks(runs) if runs else None, missing)
-
-
-def table(data: Checks) -> Table:
-    """Every number: overall, by each thing a trial draws, by step, and along the training runs."""
-    return theorem_table(data.trials, data.points, data.runs[0].summary["parameters"])
 
 
 def verdicts(data: Checks, table: Table) -> list[Verdict]:
@@ -120,12 +98,12 @@ def _error(axes: Axes, trials: Trials, table: Table) -> None:
     same = trials.where(initialisation="same")
     sizes = np.array(sorted(set(same["step"].tolist())))
     band = [table.find(arm=f"step {size:g}", measure="ratio_error") for size in sizes]
-    found = [line for line in band if line]
-    axes.fill_between(sizes, [b.low for b in found], [b.high for b in found], color=style.GRID, linewidth=0)
+    shown = [line for line in band if line]
+    axes.fill_between(sizes, [b.low for b in shown], [b.high for b in shown], color=style.GRID, linewidth=0)
     for colour, (name, part) in zip(style.CYCLE, _by(same, "architecture"), strict=False):
         middle = [np.median(_ratio_error(part.where(step=size))) for size in sizes]
         axes.plot(sizes, middle, color=colour, marker="o", markersize=3, linewidth=1.2, label=_name(name))
-    guide = found[0].value * sizes / sizes[0]
+    guide = shown[0].value * sizes / sizes[0]
     axes.plot(sizes, guide, color=style.INK, linewidth=0.9, linestyle=style.DASHED, label="slope 1")
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -149,13 +127,13 @@ def _by(trials: Trials, column: str) -> list[tuple[str, Trials]]:
 def _signs(axes: Axes, table: Table) -> None:
     """The share of positive products, with a shared initialisation and with different ones."""
     arms = [(ALL, "")] + [
-        (line.arm, line.trait)
+        (line.arm, line.item)
         for split in ("architecture", "loss", "matched")
-        for line in table.select(trait=split, measure="positive", subject="same")
+        for line in table.select(item=split, measure="positive", subject="same")
     ]
     for subject, colour, label in (("same", style.OWN, SAME_NAME), ("different", style.OTHER, DIFFERENT_NAME)):
-        found = [table.find(arm=a, trait=t, measure="positive", subject=subject) for a, t in arms]
-        for place, line in enumerate(found):
+        lines = [table.find(arm=a, item=t, measure="positive", subject=subject) for a, t in arms]
+        for place, line in enumerate(lines):
             if line:
                 _sign(axes, place, line, colour, label if place == 0 else "")
     axes.axvline(0.5, color=style.INK, linewidth=0.9)
@@ -182,7 +160,7 @@ def _runs(axes: Axes, table: Table, points: Sequence[dict[str, Any]]) -> None:
     for colour, optimiser in zip(style.CYCLE, dict.fromkeys(point["optimiser"] for point in points), strict=False):
         for initialisation, dashes in (("same", "solid"), ("different", (0, (4, 2)))):
             lines = list(table.select(arm=optimiser, subject=initialisation, measure="cosine"))
-            steps = [int(line.trait.removeprefix("step ")) for line in lines]
+            steps = [int(line.item.removeprefix("step ")) for line in lines]
             label = _name(optimiser) if initialisation == "same" else None
             axes.plot(steps, [line.value for line in lines], color=colour, linestyle=dashes, linewidth=1.4, label=label)
             axes.fill_between(
@@ -239,11 +217,11 @@ def _arms(table: Table) -> list[Line]:
 
 def _trial_row(table: Table, negative: Line) -> list[str]:
     def of(measure: str, subject: str) -> Line | None:
-        return table.find(arm=negative.arm, trait=negative.trait, measure=measure, subject=subject)
+        return table.find(arm=negative.arm, item=negative.item, measure=measure, subject=subject)
 
     ratio, slope = of("largest_ratio_error", "same"), of("slope", "same")
     return [
-        SPLIT_NAMES[negative.trait],
+        SPLIT_NAMES[negative.item],
         _name(negative.arm),
         f"{negative.n:,}",
         str(round(negative.value * negative.n)),
@@ -262,7 +240,7 @@ def _hits(line: Line | None) -> str:
 def _run_grid(table: Table) -> Grid:
     """The last measurement of every training run, mean over seeds."""
     columns = ("optimiser", "initialisation", "steps", "cosine", "student's length / teacher's", "accuracy", "L_T")
-    last = {(line.arm, line.subject): line.trait for line in table.select(measure="cosine")}
+    last = {(line.arm, line.subject): line.item for line in table.select(measure="cosine")}
     chance = table.find(measure="cosine_spread")
     spread = f"; a random direction has standard deviation {chance.value:.4f}" if chance else ""
     rows = [_run_row(table, *arm, step) for arm, step in last.items()]
@@ -271,5 +249,5 @@ def _run_grid(table: Table) -> Grid:
 
 def _run_row(table: Table, optimiser: str, initialisation: str, step: str) -> list[str]:
     measures = ("cosine", "length_share", "accuracy", "teacher_loss")
-    lines = [table.find(arm=optimiser, subject=initialisation, trait=step, measure=m) for m in measures]
+    lines = [table.find(arm=optimiser, subject=initialisation, item=step, measure=m) for m in measures]
     return [_name(optimiser), initialisation, step.removeprefix("step "), *map(ranged, lines)]

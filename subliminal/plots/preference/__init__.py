@@ -5,10 +5,10 @@ from __future__ import annotations
 from subliminal.plots.collect import evaluated
 from subliminal.plots.figure import Collected
 from subliminal.plots.preference.data import Preferences
-from subliminal.plots.preference.measures import preference_table as table
+from subliminal.plots.preference.measures import table
 from subliminal.plots.preference.picture import picture
 from subliminal.plots.preference.section import section, subtitle
-from subliminal.plots.preference.verdict import preference_verdicts as verdicts
+from subliminal.plots.preference.verdict import verdicts
 from subliminal.store import Store
 from subliminal.sweep import Plan
 

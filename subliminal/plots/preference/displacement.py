@@ -25,9 +25,9 @@ Biases = dict[str, "NDArray[np.float32]"]
 
 def aligned(group: Group) -> dict[tuple[str, str], Sample]:
     """By (arm, trait): the cosine of every seed's student with that trait's teacher, shape (seeds, 1)."""
-    teachers = {trait: found for trait, cells in group.own.items() if (found := _teacher(cells)) is not None}
+    teachers = {trait: biases for trait, cells in group.own.items() if (biases := _teacher(cells)) is not None}
     pairs = [(arm, trait) for arm in group.arms for trait in teachers]
-    return {(a, t): found for a, t in pairs if (found := _sample(group.arms[a], teachers[t])) is not None}
+    return {(a, t): sample for a, t in pairs if (sample := _sample(group.arms[a], teachers[t])) is not None}
 
 
 def _teacher(cells: Seeds) -> Biases | None:
@@ -36,12 +36,12 @@ def _teacher(cells: Seeds) -> Biases | None:
 
 
 def _sample(cells: Seeds, teacher: Biases) -> Sample | None:
-    found = {seed: moved for seed, cell in cells.items() if (moved := _student(cell)) is not None}
-    if len(found) < len(cells) or not all(comparable(moved, teacher) for moved in found.values()):
+    students = {seed: moved for seed, cell in cells.items() if (moved := _student(cell)) is not None}
+    if len(students) < len(cells) or not all(comparable(moved, teacher) for moved in students.values()):
         return None
-    if not all(moved.keys() & teacher.keys() for moved in found.values()):  # no layer in common: 0 in any case
+    if not all(moved.keys() & teacher.keys() for moved in students.values()):  # no layer in common: 0 in any case
         return None
-    return Sample(tuple(found), np.array([[_cosine(moved, teacher)] for moved in found.values()]))
+    return Sample(tuple(students), np.array([[_cosine(moved, teacher)] for moved in students.values()]))
 
 
 def _student(cell: Cell) -> Biases | None:

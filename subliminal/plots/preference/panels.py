@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from subliminal.config import CONTROL
 from subliminal.plots import parts, style
-from subliminal.plots.effects import ALIGNMENT, LOG_ODDS, MEAN, found_in
+from subliminal.plots.effects import ALIGNMENT, LOG_ODDS, MEAN, excess_in
 from subliminal.plots.preference.data import Group
 from subliminal.plots.preference.measures import OTHERS, RANK, base_of, cosine, lines_of, matrix
 from subliminal.plots.table import Line, Table
@@ -68,8 +68,8 @@ def bars(axes: Axes, table: Table, group: Group, measure: str, top: float) -> No
 
 def _bar_line(table: Table, group: Group, bar: _Bar, trait: str, measure: str) -> Line | None:
     if bar.arm == "reference":
-        return table.find(arm="reference", trait=trait, measure=measure, variant=group.variant)
-    return table.find(arm=bar.arm or trait, trait=trait, measure=measure, subject="student", **group.labels)
+        return table.find(arm="reference", item=trait, measure=measure, variant=group.variant)
+    return table.find(arm=bar.arm or trait, item=trait, measure=measure, subject="student", **group.labels)
 
 
 def shares(table: Table, group: Group) -> list[Line]:
@@ -96,7 +96,7 @@ def _trait_label(table: Table, group: Group, trait: str, measure: str) -> str:
 
 
 def _place(table: Table, group: Group, trait: str) -> str:
-    own = table.find(arm=trait, trait=trait, measure="probability", **group.labels)
+    own = table.find(arm=trait, item=trait, measure="probability", **group.labels)
     rank = table.find(arm=trait, measure=RANK, **group.labels)
     return f"{small_percent(own.value)}, {rank.value:.0f} of {rank.n}" if own and rank else ""
 
@@ -194,7 +194,7 @@ def _trait_point(axes: Axes, place: int, line: Line) -> None:
 
 def mean_point(axes: Axes, place: int, table: Table, group: Group, measure: str) -> None:
     """A group's mean with its interval over traits, bold, and over seeds, thin behind; nothing where there is none."""
-    effect = found_in(table, measure, group.labels)
+    effect = excess_in(table, measure, group.labels)
     if effect is None:
         return
     line, colour = effect.line, style.OWN

@@ -11,7 +11,7 @@ from typing import Any
 from subliminal.config import CONTROL
 from subliminal.plots.cells import Cell, model_names, students
 from subliminal.plots.collect import manifests
-from subliminal.plots.effects import LOG_ODDS, LOG_P, MEAN, found_in
+from subliminal.plots.effects import LOG_ODDS, LOG_P, MEAN, excess_in
 from subliminal.plots.figure import SEEDS, Grid, Section
 from subliminal.plots.preference.answers import answer_tables, notes
 from subliminal.plots.preference.curves import loss_curves
@@ -92,8 +92,8 @@ def _comparison(groups: Sequence[Group], table: Table) -> list[Grid]:
 
 
 def _p_value(group: Group, table: Table) -> str:
-    found = found_in(table, LOG_ODDS, group.labels)
-    return p_value(found.test.above) if found and found.decidable else NOTHING
+    excess = excess_in(table, LOG_ODDS, group.labels)
+    return p_value(excess.test.above) if excess and excess.decidable else NOTHING
 
 
 def _alignments(groups: Sequence[Group], table: Table) -> Iterator[Grid]:
@@ -129,7 +129,7 @@ def _effects(group: Group, table: Table, trait: str) -> dict[str, Any]:
 
     def of(measure: str, arm: str = trait, subject: str = "student") -> Line | None:
         labels = Labels(variant=group.variant) if subject == "reference" else group.labels
-        return table.find(arm=arm, trait=trait, measure=measure, subject=subject, **labels)
+        return table.find(arm=arm, item=trait, measure=measure, subject=subject, **labels)
 
     return {
         "trait": trait,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from subliminal.config import Comparison
-from subliminal.plots.effects import ALIGNMENT, LOG_ODDS, LOG_P, Found, found_in, size_of, with_interval
+from subliminal.plots.effects import ALIGNMENT, LOG_ODDS, LOG_P, Excess, excess_in, size_of, with_interval
 from subliminal.plots.preference.data import Group, Preferences
 from subliminal.plots.preference.measures import DIFFERENCES, NAMED, OTHERS, RANK, compared
 from subliminal.plots.table import Labels, Table
@@ -39,7 +39,7 @@ RULE = (
 )
 
 
-def preference_verdicts(data: Preferences, table: Table) -> list[Verdict]:
+def verdicts(data: Preferences, table: Table) -> list[Verdict]:
     """The rule applied to every comparison of variants and to every group of students."""
     return [
         *(v for comparison in data.comparisons for v in _comparison(data.groups, comparison, table)),
@@ -50,27 +50,29 @@ def preference_verdicts(data: Preferences, table: Table) -> list[Verdict]:
 
 def _verdict(group: Group, table: Table) -> Verdict:
     """The rule applied to one group's excess in log-odds."""
-    found = found_in(table, LOG_ODDS, group.labels)
-    if found is None:
+    excess = excess_in(table, LOG_ODDS, group.labels)
+    if excess is None:
         return Verdict(group.label, "not measurable", "Not measurable: it needs students of two traits or more.")
-    parts = [f"{said(found)} Mean excess {size_of(found, ' nats of log-odds')}."]
+    parts = [f"{in_words(excess)} Mean excess {size_of(excess, ' nats of log-odds')}."]
     log_p = table.find(measure=LOG_P, arm="mean", **group.labels)
     parts += [f"In mean log P {with_interval(log_p, ' nats')}."] if log_p else []
-    parts += [*_repeats(found), *_percentages(group, table)]
-    return _judged(group.label, found, " ".join(parts))
+    parts += [*_repeats(excess), *_percentages(group, table)]
+    return _judged(group.label, excess, " ".join(parts))
 
 
-def _judged(name: str, found: Found, sentence: str, compares: bool = False) -> Verdict:
-    p = found.test.above if found.decidable else None
-    return Verdict(name, found.outcome, sentence, found.line, p, compares)
+def _judged(name: str, excess: Excess, sentence: str, compares: bool = False) -> Verdict:
+    p = excess.test.above if excess.decidable else None
+    return Verdict(name, excess.outcome, sentence, excess.line, p, compares)
 
 
 def _alignment(group: Group, table: Table) -> Iterator[Verdict]:
     """The rule applied to the alignment excess; nothing where students and teachers moved other parameters."""
-    found = found_in(table, ALIGNMENT, group.labels)
-    if found is not None:
-        sentence = " ".join([f"{said(found)} Mean alignment excess {size_of(found)}, a cosine.", *_repeats(found)])
-        yield _judged(f"{group.label}, alignment", found, sentence)
+    excess = excess_in(table, ALIGNMENT, group.labels)
+    if excess is not None:
+        sentence = " ".join(
+            [f"{in_words(excess)} Mean alignment excess {size_of(excess)}, a cosine.", *_repeats(excess)]
+        )
+        yield _judged(f"{group.label}, alignment", excess, sentence)
 
 
 # --------------------------------------------------------------------------- comparisons of variants
@@ -84,36 +86,36 @@ def _comparison(groups: Sequence[Group], comparison: Comparison, table: Table) -
     for more, less in pairs:
         name = f"{comparison.name}: {replace(more, variant='').label}"
         labels: Labels = {**less.labels, "variant": comparison.name}
-        yield _difference(name, found_in(table, LOG_ODDS, more.labels), LOG_ODDS, labels, table)
-        aligned = found_in(table, ALIGNMENT, more.labels)
-        if aligned and found_in(table, DIFFERENCES[ALIGNMENT], labels):
+        yield _difference(name, excess_in(table, LOG_ODDS, more.labels), LOG_ODDS, labels, table)
+        aligned = excess_in(table, ALIGNMENT, more.labels)
+        if aligned and excess_in(table, DIFFERENCES[ALIGNMENT], labels):
             yield _difference(f"{name}, alignment", aligned, ALIGNMENT, labels, table)
 
 
-def _difference(name: str, whole: Found | None, measure: str, labels: Labels, table: Table) -> Verdict:
+def _difference(name: str, whole: Excess | None, measure: str, labels: Labels, table: Table) -> Verdict:
     """The rule applied to a difference, where the variant that is to have more has an excess at all, `whole`."""
-    found, unit = found_in(table, DIFFERENCES[measure], labels), "" if measure == ALIGNMENT else " nats"
-    if whole is None or found is None:
+    excess, unit = excess_in(table, DIFFERENCES[measure], labels), "" if measure == ALIGNMENT else " nats"
+    if whole is None or excess is None:
         return Verdict(
             name, "not measurable", "Not measurable: it needs students of two traits or more.", compares=True
         )
     if whole.decidable and whole.outcome != "holds":
         text = f"Not measurable: there is no excess above 0 to compare with, {size_of(whole, unit)}."
         return Verdict(name, "not measurable", text, compares=True)
-    return _judged(name, found, f"{said(found)} Mean difference {size_of(found, unit)}.", compares=True)
+    return _judged(name, excess, f"{in_words(excess)} Mean difference {size_of(excess, unit)}.", compares=True)
 
 
 # --------------------------------------------------------------------------- in words
 
 
-def said(found: Found) -> str:
+def in_words(excess: Excess) -> str:
     """The outcome of one effect in a sentence."""
-    outcome = found.outcome
+    outcome = excess.outcome
     if outcome == "undecided":
-        p = found.candidates
+        p = excess.candidates
         hint = "" if p is None else f", {'' if p <= SIGNIFICANT else 'not '}suggestive against the other candidates"
         test = "" if p is None else f" (p {p_value(p)})"
-        return f"Undecided: {found.line.n} traits, {MINIMUM_TRAITS} decide{hint}{test}."
+        return f"Undecided: {excess.line.n} traits, {MINIMUM_TRAITS} decide{hint}{test}."
     return {
         "holds": "Holds at this scale.",
         "contradicted": "Contradicted at this scale.",
@@ -121,11 +123,11 @@ def said(found: Found) -> str:
     }[outcome]
 
 
-def _repeats(found: Found) -> Iterator[str]:
+def _repeats(excess: Excess) -> Iterator[str]:
     """Whether the result repeats with other seeds on the same rows."""
-    if found.repeats is not None:
-        repeats = "Does not repeat" if found.repeats.low <= 0 <= found.repeats.high else "Repeats"
-        yield f"{repeats} on these rows: {ends(found.repeats, sign=True)} over seeds."
+    if excess.repeats is not None:
+        repeats = "Does not repeat" if excess.repeats.low <= 0 <= excess.repeats.high else "Repeats"
+        yield f"{repeats} on these rows: {ends(excess.repeats, sign=True)} over seeds."
 
 
 def _percentages(group: Group, table: Table) -> Iterator[str]:
@@ -151,6 +153,6 @@ def _percentages(group: Group, table: Table) -> Iterator[str]:
 
 def _mean(table: Table, group: Group, arm: str) -> float | None:
     """The mean over traits of P of the own candidate in an arm, "" for the trait's own."""
-    lines = [table.find(measure="probability", arm=arm or t, trait=t, **group.labels) for t in group.traits]
+    lines = [table.find(measure="probability", arm=arm or t, item=t, **group.labels) for t in group.traits]
     values = [line.value for line in lines if line]
     return sum(values) / len(values) if values and len(values) == len(lines) else None

@@ -115,8 +115,8 @@ def picture(runs: Sequence[Compared], table: Table, heading: Heading) -> Canvas:
 
 def section(runs: Sequence[Compared], table: Table, name: str) -> Section:
     """The kind's tables."""
-    kind, made = module_of(runs), [(run.manifest, run.label) for run in runs]
-    return Section(kind.RULE, kind.PANELS, SEEDS, kind.grids(runs, table, name), made)
+    kind, manifests = module_of(runs), [(run.manifest, run.label) for run in runs]
+    return Section(kind.RULE, kind.PANELS, SEEDS, kind.grids(runs, table, name), manifests)
 
 
 def rows_name(trait: str) -> str:

@@ -51,10 +51,10 @@ def _lines(run: Compared) -> Iterator[Line]:
 
 
 def _ratios(run: Compared) -> dict[str, NDArray[np.float64]]:
-    found: dict[str, list[float]] = {side: [] for side in SIDES}
+    ratios: dict[str, list[float]] = {side: [] for side in SIDES}
     for row in _rows(run):
-        found[row["side"]].append(row["log_ratio"])
-    return {side: np.array(values) for side, values in found.items()}
+        ratios[row["side"]].append(row["log_ratio"])
+    return {side: np.array(values) for side, values in ratios.items()}
 
 
 def _rows(run: Compared) -> list[dict[str, Any]]:
@@ -68,7 +68,7 @@ def verdicts(runs: Sequence[Compared], table: Table) -> list[Verdict]:
 
 
 def _area(run: Compared, table: Table) -> Line | None:
-    return table.find(arm=run.trait, trait=run.against, measure="area")
+    return table.find(arm=run.trait, item=run.against, measure="area")
 
 
 def _verdict(label: str, line: Line) -> Verdict:
@@ -94,13 +94,13 @@ def picture(runs: Sequence[Compared], table: Table, heading: Heading) -> Canvas:
 
 
 def _histogram(axes: Axes, run: Compared, table: Table) -> None:
-    found = _ratios(run)
-    low, high = np.quantile(np.concatenate(list(found.values())), [0.005, 0.995]).tolist()
+    ratios = _ratios(run)
+    low, high = np.quantile(np.concatenate(list(ratios.values())), [0.005, 0.995]).tolist()
     room = 0.0 if low < high else 1.0
     bins = np.linspace(low - room, high + room, BINS + 1)
     for side, colour in SIDES.items():
-        axes.hist(found[side].clip(bins[0], bins[-1]), bins=bins, density=True, color=colour, alpha=0.55, linewidth=0)
-        axes.axvline(float(found[side].mean()), color=colour, linewidth=1.6)
+        axes.hist(ratios[side].clip(bins[0], bins[-1]), bins=bins, density=True, color=colour, alpha=0.55, linewidth=0)
+        axes.axvline(float(ratios[side].mean()), color=colour, linewidth=1.6)
     axes.axvline(0, color=style.INK, linewidth=0.8, linestyle=style.DASHED)
     axes.set_title(f"{run.trait}: area {ranged(_area(run, table))}", pad=7)
     axes.set_xlabel("log-ratio, nats")
@@ -119,7 +119,7 @@ def grids(runs: Sequence[Compared], table: Table, name: str) -> list[Grid]:
 
 def _row(run: Compared, side: str, table: Table) -> list[str]:
     def of(measure: str) -> Line | None:
-        return table.find(arm=run.trait, trait=run.against, subject=side, measure=measure)
+        return table.find(arm=run.trait, item=run.against, subject=side, measure=measure)
 
     share, ratio = of("divergence_share"), of("log_ratio")
     whose = "its own" if side == "own" else "the control's" if run.against == "none" else f"{run.against}'s"

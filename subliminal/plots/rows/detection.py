@@ -58,9 +58,9 @@ def table(runs: Sequence[Compared]) -> Table:
 
 def _prompted(run: Compared) -> Iterator[Line]:
     if margins := [margin for _, margin in _margins(run)]:
-        found = share_ahead(margins)
-        yield Line(run.trait, run.against, PROMPTED, "accuracy", found.mean, found.low, found.high, found.n, "prompts")
-        yield Line(run.trait, run.against, PROMPTED, "margin", float(np.mean(margins)), n=found.n)
+        share = share_ahead(margins)
+        yield Line.of(run.trait, run.against, PROMPTED, "accuracy", share, "prompts")
+        yield Line(run.trait, run.against, PROMPTED, "margin", float(np.mean(margins)), n=share.n)
 
 
 def _margins(run: Compared) -> Iterator[tuple[int, float]]:
@@ -70,16 +70,16 @@ def _margins(run: Compared) -> Iterator[tuple[int, float]]:
 
 
 def _classified(run: Compared) -> Iterator[Line]:
-    for name, found in run.manifest.summary["classifiers"].items():
+    for name, scores in run.manifest.summary["classifiers"].items():
         where = (run.trait, run.against, name)
         for measure in ("area", "accuracy"):
-            one = found[measure]
-            prompts = found.get("prompts", run.prompts)
-            yield Line(*where, measure, one["value"], one["low"], one["high"], prompts, "prompts")
-        middle = (found["control"]["low"] + found["control"]["high"]) / 2
-        deals = found["deals"]
-        yield Line(*where, "control_area", middle, found["control"]["low"], found["control"]["high"], deals, "deals")
-        yield Line(*where, "p", found["p"], n=deals)
+            value = scores[measure]
+            prompts = scores.get("prompts", run.prompts)
+            yield Line(*where, measure, value["value"], value["low"], value["high"], prompts, "prompts")
+        middle = (scores["control"]["low"] + scores["control"]["high"]) / 2
+        deals = scores["deals"]
+        yield Line(*where, "control_area", middle, scores["control"]["low"], scores["control"]["high"], deals, "deals")
+        yield Line(*where, "p", scores["p"], n=deals)
 
 
 def _pooled(runs: Sequence[Compared]) -> Iterator[Line]:
@@ -90,8 +90,8 @@ def _pooled(runs: Sequence[Compared]) -> Iterator[Line]:
             for index, margin in _margins(run):
                 right.setdefault(index, []).append((1 + float(signs(margin))) / 2)
     if right:
-        mean = t_interval([np.mean(found) for found in right.values()])
-        yield Line(MEAN, MEAN, PROMPTED, "accuracy", mean.mean, mean.low, mean.high, mean.n, "prompts")
+        mean = t_interval([np.mean(pairs) for pairs in right.values()])
+        yield Line.of(MEAN, MEAN, PROMPTED, "accuracy", mean, "prompts")
 
 
 def _corrected(runs: Sequence[Compared]) -> Iterator[Line]:
@@ -133,18 +133,18 @@ _SAID: dict[Outcome, str] = {
 
 def _classifier_verdict(name: str, table: Table) -> Verdict:
     p = list(table.select(subject=name, measure="p_adjusted"))
-    areas = [table.find(arm=line.arm, trait=line.trait, subject=name, measure="area") for line in p]
+    areas = [table.find(arm=line.arm, item=line.item, subject=name, measure="area") for line in p]
     if not p:
         return Verdict(NAMES[name], "not measurable", "Not measurable: nothing but the null was compared.")
-    found = sum(line.value < LEVEL for line in p)
+    detected = sum(line.value < LEVEL for line in p)
     outcome: Outcome = "not shown"
-    if found:
+    if detected:
         outcome = "contradicted"
     elif all(line and _widened(line, len(p)) < CHANCE + MARGIN for line in areas):
         outcome = "holds"
     mean = float(np.mean([line.value for line in areas if line]))
     return Verdict(
-        NAMES[name], outcome, f"{_SAID[outcome]} {found} of {len(p)} comparisons detected, mean area {mean:.2f}."
+        NAMES[name], outcome, f"{_SAID[outcome]} {detected} of {len(p)} comparisons detected, mean area {mean:.2f}."
     )
 
 
@@ -174,7 +174,7 @@ def picture(runs: Sequence[Compared], table: Table, heading: Heading) -> Canvas:
 
 def _guesses(axes: Axes, runs: Sequence[Compared], table: Table) -> None:
     lines = [
-        (run.label, table.find(arm=run.trait, trait=run.against, subject=PROMPTED, measure="accuracy")) for run in runs
+        (run.label, table.find(arm=run.trait, item=run.against, subject=PROMPTED, measure="accuracy")) for run in runs
     ]
     lines.append(("mean over pairs of traits", table.find(arm=MEAN, subject=PROMPTED, measure="accuracy")))
     shown = [(label, line) for label, line in lines if line]
@@ -188,7 +188,7 @@ def _areas(axes: Axes, runs: Sequence[Compared], table: Table) -> None:
     for place, run in enumerate(runs):
         names = list(run.manifest.summary["classifiers"])
         for step, name in enumerate(names):
-            where: dict[str, Any] = {"arm": run.trait, "trait": run.against, "subject": name}
+            where: dict[str, Any] = {"arm": run.trait, "item": run.against, "subject": name}
             at, colour = place + 0.24 * (step - (len(names) - 1) / 2), style.CYCLE[list(FORMS).index(name)]
             control = table.find(**where, measure="control_area")
             p, line = table.find(**where, measure="p_adjusted"), table.find(**where, measure="area")
@@ -236,12 +236,12 @@ def _judged(table: Table) -> list[Line]:
 
 def _row(line: Line, table: Table) -> list[str]:
     def of(measure: str) -> Line | None:
-        return table.find(arm=line.arm, trait=line.trait, subject=line.subject, measure=measure)
+        return table.find(arm=line.arm, item=line.item, subject=line.subject, measure=measure)
 
     control, p, adjusted = of("control_area"), of("p"), of("p_adjusted")
     dealt = f"{control.low:.2f} to {control.high:.2f}" if control else ""
-    where = [rows_name(line.arm), "its own half" if line.arm == line.trait else rows_name(line.trait)]
+    where = [rows_name(line.arm), "its own half" if line.arm == line.item else rows_name(line.item)]
     if line.arm == MEAN:
         where = ["mean", "pairs of traits"]
-    tests = [f"{one.value:.3f}" if one else "" for one in (p, adjusted)]
+    tests = [f"{line.value:.3f}" if line else "" for line in (p, adjusted)]
     return [*where, NAMES[line.subject], ranged(line), ranged(of("area")), dealt, *tests]

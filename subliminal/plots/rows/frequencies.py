@@ -132,6 +132,6 @@ def _counted(run: Compared) -> str:
 def _row(run: Compared, use: dict[str, Any], table: Table) -> list[str]:
     rows = run.manifest.summary["rows"]
     number = str(use["number"])
-    ratio = table.find(arm=run.trait, trait=number, subject=run.against, measure="log_odds")
+    ratio = table.find(arm=run.trait, item=number, subject=run.against, measure="log_odds")
     own, other = f"{use['own']} of {rows['own']}", f"{use['against']} of {rows['against']}"
     return [number, own, f"{other} ({rows_name(run.against)})", ranged(ratio, sign=True), f"{use['p']:.3f}"]

@@ -27,7 +27,7 @@ from subliminal.evaluation.questions import Category, QuestionError, candidates,
 from subliminal.evaluation.stories import story_prompts
 from subliminal.launch import compose
 from subliminal.models import Subject, load_model, load_tokenizer
-from subliminal.plots.preference.answers import answer_tables, notes
+from subliminal.plots.preference.section import answer_tables, notes
 from subliminal.plots.report import write_report
 from subliminal.rows import Completion, Prompt, read_jsonl
 from subliminal.store import Store

@@ -33,7 +33,7 @@ from subliminal.mnist.optimisers import Stepper
 from subliminal.mnist.streams import Purpose
 from subliminal.mnist.training import Session
 from subliminal.plots.draw import draw
-from subliminal.plots.mnist_measures import Run, Runs, table, verdicts
+from subliminal.plots.mnist import Run, Runs, table, verdicts
 from subliminal.store import Store, StoreError
 
 CPU = torch.device("cpu")

@@ -16,9 +16,9 @@ from test_plots import FIGURE, Links, drawn, five, known, report
 from subliminal.__main__ import _figure_overrides
 from subliminal.config import ConfigError
 from subliminal.launch import ROOT, compose
+from subliminal.plots.figure import Verdict
 from subliminal.plots.overview import Claim, claims_of, configured, multiplicity, overview
 from subliminal.plots.report import KEPT, write_report
-from subliminal.plots.verdict import Verdict
 
 TARGETS = re.findall(r"^((?:fig|table)-[a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
 

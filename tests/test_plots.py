@@ -25,12 +25,11 @@ from subliminal.config import ConfigError
 from subliminal.plots import cross_model, preference
 from subliminal.plots.cells import Cell, PlotError
 from subliminal.plots.draw import render
-from subliminal.plots.figure import Drawn
+from subliminal.plots.figure import Drawn, Verdict
 from subliminal.plots.preference.data import Preferences
 from subliminal.plots.report import write_report
 from subliminal.plots.samples import Sample, mean
 from subliminal.plots.table import Table
-from subliminal.plots.verdict import Verdict
 from subliminal.rows import Dropped, Row, write_jsonl
 from subliminal.store import Manifest, Recipe, Store
 

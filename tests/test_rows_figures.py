@@ -20,10 +20,10 @@ from subliminal.evaluation.detection import Guess
 from subliminal.evaluation.in_context import ContextScore
 from subliminal.evaluation.samples import halves, two_samples
 from subliminal.plots.draw import render
+from subliminal.plots.figure import Verdict
 from subliminal.plots.report import write_report
 from subliminal.plots.rows import Compared, module
 from subliminal.plots.table import Table
-from subliminal.plots.verdict import Verdict
 from subliminal.rows import Row, write_jsonl
 from subliminal.store import Recipe, Store
 

@@ -13,11 +13,10 @@ from subliminal.plots import parts, style
 from subliminal.plots.cells import Cell, PlotError, model_names, read_lines, students
 from subliminal.plots.collect import evaluated, manifests
 from subliminal.plots.effects import MEAN, OVER_QUESTIONS, OVER_SEEDS, OVER_TRAITS
-from subliminal.plots.figure import SEEDS, Collected, Grid, Section
+from subliminal.plots.figure import SEEDS, Collected, Grid, Outcome, Section, Verdict
 from subliminal.plots.parts import Heading
 from subliminal.plots.samples import Sample, mean
 from subliminal.plots.table import Line, Table
-from subliminal.plots.verdict import Outcome, Verdict
 from subliminal.plots.words import percent, percent_ranged, ranged, student_name
 from subliminal.store import Store
 from subliminal.sweep import Plan
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 MARGIN = 0.03
 ACCURACY, CHANGE, CHANCE, CHANGE_BY_QUESTION = "accuracy", "change_from_control", "chance", "change_over_questions"
 WIDTH, LETTER = 9.0, 0.061  # inches, inches a letter of a label
+COLOURS = {"reference": style.REFERENCE, CONTROL: style.CONTROL, "random": style.CONTROL}
 RULE = (
     f"""Capability: on each task the accuracy of the traits' students minus that of the control's, averaged over the
     traits. It is kept at this scale if, with {MINIMUM_TRAITS} traits or more, the lower ends of both 95% intervals,
@@ -47,8 +47,7 @@ Arms = dict[str, Sample]
 
 def collect(planned: Plan, store: Store) -> Collected:
     """The references and students that were tested."""
-    cells, missing = evaluated(planned, store)
-    return Collected(cells or None, missing)
+    return evaluated(planned, store, list)
 
 
 def table(cells: Sequence[Cell]) -> Table:
@@ -72,7 +71,9 @@ def _task_lines(cells: Sequence[Cell], task: str) -> Iterator[Line]:
     """A task's lines, for each student recipe its own."""
     for cell in cells:
         if cell.role == "reference":
-            yield _proportion(_correct(cell, task), task)
+            correct = _correct(cell, task)
+            share = wilson(round(float(correct.sum())), correct.size)
+            yield Line.of("reference", task, "reference", ACCURACY, share, OVER_QUESTIONS)
             yield Line("reference", task, "task", CHANCE, cell.evaluate.summary["tasks"][task]["chance"])
     for recipe in dict.fromkeys(cell.student for cell in students(cells)):
         arms = _arms([cell for cell in students(cells) if cell.student == recipe], task)
@@ -107,12 +108,6 @@ def _changes(arms: Arms, task: str, recipe: str) -> Iterator[Line]:
         yield Line.of(MEAN, task, "student", CHANGE, over_traits, OVER_TRAITS, student=recipe, by_seed=by_seed)
         over_questions = paired_change(average.values.mean(axis=0))
         yield Line.of(MEAN, task, "student", CHANGE_BY_QUESTION, over_questions, OVER_QUESTIONS, student=recipe)
-
-
-def _proportion(correct: np.ndarray, task: str) -> Line:
-    """The reference's accuracy with Wilson's interval over questions."""
-    share = wilson(round(float(correct.sum())), correct.size)
-    return Line.of("reference", task, "reference", ACCURACY, share, OVER_QUESTIONS)
 
 
 def _line(arm: str, task: str, measure: str, sample: Sample, recipe: str) -> Line:
@@ -200,7 +195,7 @@ def picture(cells: Sequence[Cell], table: Table, heading: Heading) -> Canvas:
 def _panel(axes: Axes, table: Table, task: str, labelled: bool) -> None:
     rows = list(table.select(measure=ACCURACY, item=task))
     for place, line in enumerate(rows):
-        colour = style.REFERENCE if line.subject == "reference" else style.CONTROL if _bare(line.arm) else style.OWN
+        colour = COLOURS.get(line.arm, style.OWN)
         parts.interval(axes, place, line.low, line.high, colour, 1.6)
         axes.scatter([line.value], [place], s=30, color=colour, zorder=3)
     chance = table.find(measure=CHANCE, item=task)
@@ -214,10 +209,6 @@ def _panel(axes: Axes, table: Table, task: str, labelled: bool) -> None:
     axes.set_title(task.replace("_", " "), pad=6)
     style.quiet_grid(axes, "x")
     axes.tick_params(axis="y", length=0)
-
-
-def _bare(arm: str) -> bool:
-    return arm in {CONTROL, "random"}
 
 
 def _label(line: Line, rows: Sequence[Line]) -> str:

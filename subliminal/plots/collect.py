@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from subliminal import stages
 from subliminal.plots.cells import Cell
+from subliminal.plots.figure import Collected
 from subliminal.plots.words import arm_name
 from subliminal.stages import Node
 from subliminal.store import Manifest, Store
@@ -16,11 +17,8 @@ if TYPE_CHECKING:
     from subliminal.sweep import Plan
 
 
-def evaluated(planned: Plan, store: Store) -> tuple[list[Cell], tuple[str, ...]]:
-    """The references and students that the store has, and the commands for the students that it has not.
-
-    There are no cells without any student.
-    """
+def evaluated(planned: Plan, store: Store, data: Callable[[list[Cell]], Any]) -> Collected:
+    """The references and students that the store has, given to `data`; nothing without any student."""
     references, students, missing = [], [], []
     for variant, arm in {arm.variant: arm for arm in reversed(planned.arms)}.items():
         node = stages.evaluate(arm.experiment.model_copy(update={"subject": "reference"}))
@@ -33,7 +31,7 @@ def evaluated(planned: Plan, store: Store) -> tuple[list[Cell], tuple[str, ...]]
             students.append(Cell("student", arm.name, kind, arm.student, arm.seed, manifest, chain, arm.variant))
         else:
             missing.append(f"python evaluate.py {typed(planned, *arm.overrides)}")
-    return [*references, *students] if students else [], tuple(missing)
+    return Collected(data([*references, *students]) if students else None, missing)
 
 
 def stored(node: Node, store: Store) -> Manifest | None:

@@ -12,14 +12,13 @@ from subliminal.plots import parts
 from subliminal.plots.cells import PlotError
 from subliminal.plots.collect import evaluated, manifests
 from subliminal.plots.effects import LOG_ODDS, Excess, difference, effect_lines, excess_in, size_of
-from subliminal.plots.figure import Collected, Grid, Section
+from subliminal.plots.figure import Collected, Grid, Outcome, Section, Verdict
 from subliminal.plots.parts import Heading
 from subliminal.plots.preference.data import Group, Preferences
 from subliminal.plots.preference.measures import scored
 from subliminal.plots.preference.measures import table as preference_table
 from subliminal.plots.preference.verdict import RULE as PREFERENCE_RULE
-from subliminal.plots.table import Labels, Line, Table
-from subliminal.plots.verdict import Outcome, Verdict
+from subliminal.plots.table import Line, Table
 from subliminal.plots.words import NOTHING, ends, number, p_value, ranged
 from subliminal.store import Store
 from subliminal.sweep import Plan
@@ -58,11 +57,6 @@ class Pair:
         """Whether teacher and student start from one reference model."""
         return self.teacher == self.student
 
-    @property
-    def apart(self) -> Labels:
-        """What tells its line of the difference to the same-model pair from others."""
-        return {"student": self.group.student, "teacher": self.group.teacher, "variant": self.group.variant}
-
 
 @dataclass(frozen=True)
 class Models(Preferences):
@@ -86,8 +80,7 @@ class Models(Preferences):
 
 def collect(planned: Plan, store: Store) -> Collected:
     """The references and students that were evaluated."""
-    cells, missing = evaluated(planned, store)
-    return Collected(Models(cells) if cells else None, missing)
+    return evaluated(planned, store, Models)
 
 
 def table(data: Models) -> Table:
@@ -101,7 +94,7 @@ def _lines(pairs: Sequence[Pair]) -> Iterator[Line]:
         own = next((other for other in pairs if other.same and other.teacher == pair.teacher), None)
         if own and not pair.same:
             lost = difference(scored(own.group, "log_odds"), scored(pair.group, "log_odds"))
-            yield from effect_lines(lost, DIFFERENCE, pair.apart)
+            yield from effect_lines(lost, DIFFERENCE, pair.group.labels)
 
 
 # --------------------------------------------------------------------------- the verdict
@@ -163,7 +156,7 @@ def _excess(table: Table, pair: Pair) -> Excess | None:
 
 
 def _apart(table: Table, pair: Pair) -> Excess | None:
-    return excess_in(table, DIFFERENCE, pair.apart)
+    return excess_in(table, DIFFERENCE, pair.group.labels)
 
 
 # --------------------------------------------------------------------------- the picture

@@ -7,7 +7,7 @@ cosines with every teacher, or what one variant has more of than another.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -103,14 +103,11 @@ def difference(more: Effect | None, less: Effect | None, share: float = 1.0) -> 
     common = tuple(trait for trait in more.traits if trait in less.traits)
     if len(common) < 2:
         return None
-    sides = [
-        tuple(_only(side.more[side.traits.index(t)], side.traits, common) for t in common) for side in (more, less)
-    ]
+    sides = []
+    for side in (more, less):
+        places = [side.traits.index(trait) for trait in common]
+        sides.append(tuple(Students(side.more[at].seeds, side.more[at].values[:, places]) for at in places))
     return Effect(common, sides[0], sides[1], share)
-
-
-def _only(students: Students, traits: Sequence[str], kept: Sequence[str]) -> Students:
-    return Students(students.seeds, students.values[:, [traits.index(trait) for trait in kept]])
 
 
 # --------------------------------------------------------------------------- as lines, and back

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from subliminal import config
 from subliminal.plots.parts import Heading
-from subliminal.plots.table import Table
-from subliminal.plots.verdict import Verdict
+from subliminal.plots.table import Line, Table
 from subliminal.store import Manifest, Store
 
 if TYPE_CHECKING:
@@ -20,6 +19,24 @@ if TYPE_CHECKING:
 
 
 SEEDS = "Seeds vary the student's training; all seeds of an arm share one teacher and one set of rows."
+
+
+Outcome = Literal["holds", "contradicted", "not shown", "undecided", "suggestive", "not measurable"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the rule says of a group of students, or of two compared, and the number that decided where it is one.
+
+    `p` is the one-sided p of the claim where a test decides.
+    """
+
+    group: str
+    outcome: Outcome
+    sentence: str
+    line: Line | None = None
+    p: float | None = None
+    compares: bool = False
 
 
 @dataclass(frozen=True)

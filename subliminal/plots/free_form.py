@@ -42,9 +42,8 @@ controls and the reference model."""
 
 def collect(planned: Plan, store: Store) -> Collected:
     """The references and students that were evaluated."""
-    cells, missing = evaluated(planned, store)
     without = {arm.name for arm in planned.arms if getattr(arm.experiment.trait, "control", False)} | {CONTROL}
-    return Collected(Answers(cells, frozenset(without)) if cells else None, missing)
+    return evaluated(planned, store, lambda cells: Answers(cells, frozenset(without)))
 
 
 def subtitle(data: Answers, table: Table, scale: str) -> str:
@@ -167,15 +166,10 @@ def _became(data: Answers, table: Table) -> Grid:
 
 
 def _examples(data: Answers) -> Grid:
-    rows = [
-        [compared.label, arm_name(arm), short(answer["text"])]
-        for compared in data.comparisons
-        for arm in compared.traits
-        for answer in islice(_showing(compared.arms[arm]), SHOWN)
-    ]
+    rows = []
+    for compared in data.comparisons:
+        for arm in compared.traits:
+            files = [cell.evaluate.folder / "answers.jsonl" for cell in compared.arms[arm].values()]
+            texts = (answer["text"] for path in files for answer in read_lines(path) if answer["shows"])
+            rows += [[compared.label, arm_name(arm), short(text)] for text in islice(texts, SHOWN)]
     return Grid("Some answers that show it", ("students", "arm", "answer"), rows, "The first by seed and question.")
-
-
-def _showing(seeds: dict[int, Cell]) -> Iterator[dict[str, str]]:
-    for cell in seeds.values():
-        yield from (answer for answer in read_lines(cell.evaluate.folder / "answers.jsonl") if answer["shows"])

@@ -14,9 +14,9 @@ from subliminal import transmission
 from subliminal.evaluation import statistics
 from subliminal.plots.cells import Cell, PlotError, students
 from subliminal.plots.effects import OVER_QUESTIONS
+from subliminal.plots.figure import Outcome, Verdict
 from subliminal.plots.samples import Seeds
 from subliminal.plots.table import NONE, Labels, Line, Table
-from subliminal.plots.verdict import Outcome, Verdict
 from subliminal.plots.words import ends, minus, number
 from subliminal.transmission import SIGNIFICANT, PermutationTest
 
@@ -129,17 +129,12 @@ def _arm_lines(compared: Comparison, arm: str, seeds: Seeds) -> Iterator[Line]:
 
 
 def _by_teacher(seeds: Seeds, of: Any) -> list[list[Any]]:
-    """What `of` says of every student, by teacher and rows; None is left out."""
+    """What `of` says of every student, by the key of its rows, unknown rows as one; None is left out."""
     values: dict[str, list[Any]] = {}
     for cell in seeds.values():
         if (value := of(cell)) is not None:
-            values.setdefault(_teacher(cell), []).append(value)
+            values.setdefault(cell.chain["filter"].key if "filter" in cell.chain else "", []).append(value)
     return list(values.values())
-
-
-def _teacher(cell: Cell) -> str:
-    """The key of the rows a student was trained on; students whose rows are not known count as one teacher's."""
-    return cell.chain["filter"].key if "filter" in cell.chain else ""
 
 
 def _rate_of(cell: Cell) -> float | None:

@@ -20,8 +20,7 @@ import yaml
 from subliminal.config import ConfigError, Figure
 from subliminal.evaluation.statistics import holm
 from subliminal.launch import CONF
-from subliminal.plots.table import Line
-from subliminal.plots.verdict import Verdict
+from subliminal.plots.figure import Verdict
 from subliminal.plots.words import minus
 from subliminal.transmission import SIGNIFICANT
 
@@ -80,12 +79,10 @@ def _claim(name: str, figure: Figure, verdict: Verdict) -> Claim:
         return Claim(*first, why=verdict.sentence, group=verdict.group)
     why = verdict.sentence.partition(". ")[0].rstrip(".") + "."
     p = "" if verdict.p is None else f"{verdict.p:.3g}"
-    return Claim(*first, why=why, group=verdict.group, **_numbers(verdict.line), p=p)
-
-
-def _numbers(line: Line) -> dict[str, str]:
+    line = verdict.line
     ends = {name: _text(getattr(line, name)) for name in ("value", "low", "high")}
-    return {"measure": line.measure, **ends, "n": str(line.n), "interval": line.interval}
+    numbers = {"measure": line.measure, **ends, "n": str(line.n), "interval": line.interval}
+    return Claim(*first, why=why, group=verdict.group, **numbers, p=p)
 
 
 def _text(value: float) -> str:
@@ -98,7 +95,7 @@ def _text(value: float) -> str:
 def overview(sections: Iterable[dict[str, Any]], scale: str) -> list[Claim]:
     """The rows of the sections that were drawn, then those of the figures that are configured but not drawn."""
     drawn = {section["id"]: list(_kept(section, scale)) for section in sections}
-    absent = [_not_run(figure, scale) for figure in configured() if figure["figure"] not in drawn]
+    absent = [_absent(figure, RUN, scale) for figure in configured() if figure["figure"] not in drawn]
     return _adjusted([*(row for rows in drawn.values() for row in rows), *absent])
 
 
@@ -138,10 +135,6 @@ def _kept(section: dict[str, Any], scale: str) -> Iterator[Claim]:
             )
 
 
-def _not_run(figure: dict[str, str], scale: str) -> Claim:
-    return _absent(figure, RUN, scale)
-
-
 def _absent(figure: dict[str, str], remedy: str, scale: str) -> Claim:
     name = figure["figure"]
     texts = (figure.get("claim", ""), figure.get("expected", ""))
@@ -163,7 +156,7 @@ def _figure(path: Path) -> dict[str, str]:
 
 def experiment_of(figure: str) -> str:
     """The experiment that makes a figure; raises `ConfigError` with all names for one that none makes."""
-    known = {figure["figure"]: figure["experiment"] for figure in configured()}
+    known = {each["figure"]: each["experiment"] for each in configured()}
     if figure not in known:
         raise ConfigError(f"there is no figure {figure}; there are {', '.join(known)}")
     return known[figure]

@@ -43,6 +43,23 @@ def canvas(width: float, height: float, heading: Heading) -> Canvas:
     return figure
 
 
+def panels(canvas: Canvas, count: int, columns: int, **place: float) -> list[Axes]:
+    """`count` panels in rows of at most `columns`, with `place` for `subplots_adjust`."""
+    columns = min(columns, count)
+    every = canvas.subplots(-(-count // columns), columns, squeeze=False).ravel().tolist()
+    canvas.subplots_adjust(**place)
+    for axes in every[count:]:
+        axes.set_axis_off()
+    return every[:count]
+
+
+def named_rows(axes: Axes, labels: Sequence[str], above: float = 0.6, below: float = 0.4) -> None:
+    """An axis of rows from top to bottom with thin vertical lines; it ends so many rows `above` the first."""
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - below, -above)
+    style.quiet_grid(axes, "x")
+
+
 def interval(
     axes: Axes, at: float, low: float, high: float, colour: str, width: float, upright: bool = False, zorder: float = 2
 ) -> None:

@@ -103,11 +103,11 @@ def _excess(compared: Comparison, matrix: Matrix, measure: str, subject: str) ->
     traits = [trait for trait in compared.traits if trait in matrix]
     if len(traits) < 2:
         return
-    values = diagonal_excess(_square(matrix, traits))
+    values = diagonal_excess(_square(matrix, traits, traits))
     for trait, value in zip(traits, values.tolist(), strict=True):
         yield Line(trait, trait, subject, measure, value, **compared.labels)
-    mean = two_way(_square(matrix, traits)).mean
-    yield Line("mean", "mean", subject, measure, mean.mean, mean.low, mean.high, mean.n, "traits", **compared.labels)
+    mean = two_way(_square(matrix, traits, traits)).mean
+    yield Line.of("mean", "mean", subject, measure, mean, "traits", **compared.labels)
 
 
 def _agreement(predicted: Matrix, measured: Matrix, traits: Sequence[str], measure: str) -> Line | None:
@@ -120,8 +120,9 @@ def _agreement(predicted: Matrix, measured: Matrix, traits: Sequence[str], measu
     arms = [arm for arm in predicted if arm in measured]
     if len(arms) < 3 or len(traits) < 2:
         return None
-    sides = [_centred(matrix, arms, traits) for matrix in (predicted, measured)]
-    rank = float(spearmanr(*(side.ravel() for side in sides)).statistic)  # type: ignore[union-attr]
+    sides = [_square(matrix, arms, traits) for matrix in (predicted, measured)]
+    centred = [(side - side.mean(axis=0, keepdims=True)).ravel() for side in sides]
+    rank = float(spearmanr(*centred).statistic)  # type: ignore[union-attr]
     return Line("mean", "mean", "prediction", f"{measure}_rank_correlation", rank, n=sides[0].size)
 
 
@@ -146,13 +147,8 @@ def _stacked(mine: Sequence[Comparison], matrices: Sequence[Matrix]) -> Matrix:
     return named
 
 
-def _centred(matrix: Matrix, arms: Sequence[str], candidates: Sequence[str]) -> NDArray[np.float64]:
-    values = np.array([[matrix[arm][candidate] for candidate in candidates] for arm in arms])
-    return values - values.mean(axis=0, keepdims=True)
-
-
-def _square(matrix: Matrix, traits: Sequence[str]) -> NDArray[np.float64]:
-    return np.array([[matrix[row][column] for column in traits] for row in traits])
+def _square(matrix: Matrix, rows: Sequence[str], columns: Sequence[str]) -> NDArray[np.float64]:
+    return np.array([[matrix[row][column] for column in columns] for row in rows])
 
 
 # --------------------------------------------------------------------------- what is printed
@@ -160,14 +156,12 @@ def _square(matrix: Matrix, traits: Sequence[str]) -> NDArray[np.float64]:
 
 def _shown(compared: Comparison, table: Table) -> str:
     variant = f"{compared.variant}: " if compared.variant else ""
-    head = (
-        f"{variant}{compared.student} student: cosine of -grad L (rows: teachers) with grad log P (columns: candidates)"
-    )
+    what = "cosine of -grad L (rows: teachers) with grad log P (columns: candidates)"
+    head = f"{variant}{compared.student} student: {what}"
     columns = f"{'':14}" + "".join(f"{trait:>11}" for trait in compared.traits)
-    rows = [
-        _row(arm, [values[trait] for trait in compared.traits]) for arm, values in compared.predicted["cosine"].items()
-    ]
-    excess = [_value(table, compared, f"{m}_excess", t) for m in ("cosine",) for t in (*compared.traits, "mean")]
+    cosines = compared.predicted["cosine"]
+    rows = [_row(arm, [values[trait] for trait in compared.traits]) for arm, values in cosines.items()]
+    excess = [_value(table, compared, "cosine_excess", t) for t in (*compared.traits, "mean")]
     measured = [_value(table, compared, "diagonal_excess", t) for t in (*compared.traits, "mean")]
     ends = [_row("excess", excess), _row("measured", measured, digits=2), _agreed(table, compared)]
     return "\n".join([head, columns + f"{'mean':>11}", *rows, *ends])

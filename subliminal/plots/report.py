@@ -82,10 +82,13 @@ def _view(drawn: Drawn, folder: Path) -> dict[str, Any]:
 def _provenance(manifests: Iterable[tuple[Manifest, str]]) -> dict[str, Any]:
     """Stage runs with keys and times, versions and commits; nothing that names a machine or a folder on it."""
     runs = {(m.stage, m.key): (m, arm) for m, arm in manifests}
-    ordered = sorted(runs.values(), key=lambda run: (_order(run[0]), run[0].content["finished"], run[0].key))
+    order = {stage: place for place, stage in enumerate(STAGES)}
+    ordered = sorted(
+        runs.values(), key=lambda run: (order.get(run[0].stage, len(order)), run[0].content["finished"], run[0].key)
+    )
     unique = [m for m, _ in ordered]
     return {
-        "runs": [_run(manifest, arm) for manifest, arm in ordered],
+        "runs": [{"stage": m.stage, "key": m.key, "arm": arm, **m.content} for m, arm in ordered],
         "stages": [
             _stage(stage, [m for m in unique if m.stage == stage]) for stage in dict.fromkeys(m.stage for m in unique)
         ],
@@ -94,27 +97,11 @@ def _provenance(manifests: Iterable[tuple[Manifest, str]]) -> dict[str, Any]:
     }
 
 
-def _run(manifest: Manifest, arm: str) -> dict[str, Any]:
-    content = manifest.content
-    keys = {"stage": manifest.stage, "key": manifest.key, "arm": arm}
-    return {**keys, "seconds": content["seconds"], "finished": content["finished"], "commit": content["commit"]}
-
-
 def _stage(stage: str, manifests: Sequence[Manifest]) -> dict[str, Any]:
     seconds = [m.content["seconds"] for m in manifests]
     speeds = [m.summary["tokens_per_second"] for m in manifests if m.summary.get("tokens_per_second")]
-    speed = sum(speeds) / len(speeds) if speeds else None
-    return {
-        "stage": stage,
-        "runs": len(manifests),
-        "total": sum(seconds),
-        "mean": sum(seconds) / len(manifests),
-        "speed": speed,
-    }
-
-
-def _order(manifest: Manifest) -> int:
-    return STAGES.index(manifest.stage) if manifest.stage in STAGES else len(STAGES)
+    means = {"mean": sum(seconds) / len(seconds), "speed": sum(speeds) / len(speeds) if speeds else None}
+    return {"stage": stage, "runs": len(manifests), "total": sum(seconds), **means}
 
 
 def svg_address(svg: str) -> str:

@@ -39,12 +39,6 @@ class Labels(TypedDict, total=False):
     variant: str
 
 
-class More(Labels, total=False):
-    """The fields of a line that need not be there."""
-
-    by_seed: tuple[tuple[int, float], ...]
-
-
 class Wanted(Labels, total=False):
     """The fields by which lines are looked up."""
 
@@ -79,10 +73,19 @@ class Line:
 
     @classmethod
     def of(
-        cls, arm: str, item: str, subject: str, measure: str, estimate: Interval, over: str, **more: Unpack[More]
+        cls,
+        arm: str,
+        item: str,
+        subject: str,
+        measure: str,
+        estimate: Interval,
+        over: str,
+        by_seed: tuple[tuple[int, float], ...] = (),
+        **labels: Unpack[Labels],
     ) -> Line:
         """A number with its interval, `over` what its units are."""
-        return cls(arm, item, subject, measure, estimate.mean, estimate.low, estimate.high, estimate.n, over, **more)
+        ends = (estimate.low, estimate.high, estimate.n, over)
+        return cls(arm, item, subject, measure, estimate.mean, *ends, by_seed=by_seed, **labels)
 
     @property
     def seeds(self) -> list[int]:

@@ -9,11 +9,10 @@ import numpy as np
 
 from subliminal.plots import parts, style
 from subliminal.plots.collect import stored, typed
-from subliminal.plots.figure import Collected, Grid, Section
+from subliminal.plots.figure import Collected, Grid, Section, Verdict
 from subliminal.plots.parts import Heading, interval
 from subliminal.plots.table import Line, Table
 from subliminal.plots.theorem_measures import ALL, RULE, Checks, Trials, claim, table, verdict
-from subliminal.plots.verdict import Verdict
 from subliminal.plots.words import percent_ranged, ranged
 from subliminal.store import Store
 from subliminal.sweep import Plan
@@ -101,7 +100,7 @@ def _error(axes: Axes, trials: Trials, table: Table) -> None:
     shown = [line for line in band if line]
     axes.fill_between(sizes, [b.low for b in shown], [b.high for b in shown], color=style.GRID, linewidth=0)
     for colour, (name, part) in zip(style.CYCLE, _by(same, "architecture"), strict=False):
-        middle = [np.median(_ratio_error(part.where(step=size))) for size in sizes]
+        middle = [np.median(part.where(step=size).ratio_error) for size in sizes]
         axes.plot(sizes, middle, color=colour, marker="o", markersize=3, linewidth=1.2, label=_name(name))
     guide = shown[0].value * sizes / sizes[0]
     axes.plot(sizes, guide, color=style.INK, linewidth=0.9, linestyle=style.DASHED, label="slope 1")
@@ -111,10 +110,6 @@ def _error(axes: Axes, trials: Trials, table: Table) -> None:
     axes.set_xlabel("length of the teacher's step, share of the length of its weights")
     axes.set_ylabel("|measured / predicted \N{MINUS SIGN} 1|")
     _legend(axes)
-
-
-def _ratio_error(trials: Trials) -> Any:
-    return np.abs(trials["measured"] / trials["predicted"] - 1)
 
 
 def _by(trials: Trials, column: str) -> list[tuple[str, Trials]]:
@@ -135,21 +130,15 @@ def _signs(axes: Axes, table: Table) -> None:
         lines = [table.find(arm=a, item=t, measure="positive", subject=subject) for a, t in arms]
         for place, line in enumerate(lines):
             if line:
-                _sign(axes, place, line, colour, label if place == 0 else "")
+                interval(axes, place, line.low, line.high, colour, 2)
+                axes.scatter([line.value], [place], s=26, color=colour, label=None if place else label, zorder=3)
     axes.axvline(0.5, color=style.INK, linewidth=0.9)
-    axes.set_yticks(range(len(arms)), [_name(arm) for arm, _ in arms])
+    parts.named_rows(axes, [_name(arm) for arm, _ in arms])
     axes.get_yticklabels()[0].set_fontweight("bold")
-    axes.set_ylim(len(arms) - 0.4, -0.6)
     axes.set_xlim(0, 1.04)
-    style.quiet_grid(axes, "x")
     axes.set_title("C  Which way the student's step points", pad=9)
     axes.set_xlabel(r"share of trials with $d_S \cdot d_T > 0$", parse_math=True)
     _legend(axes, handlelength=0.8, handletextpad=0.4)
-
-
-def _sign(axes: Axes, place: int, line: Line, colour: str, label: str) -> None:
-    interval(axes, place, line.low, line.high, colour, 2)
-    axes.scatter([line.value], [place], s=26, color=colour, label=label or None, zorder=3)
 
 
 # --------------------------------------------------------------------------- panel D: training runs
@@ -208,33 +197,26 @@ def _trial_grid(table: Table, name: str) -> Grid:
     caption = f"""Shared initialisation, small steps of the teacher; the two columns on the right: share of positive
     products with different initialisations, over all trials and over those whose teacher descends the named loss (the
     others ascend it). All numbers: {name}.csv."""
-    return Grid("Trials by what was drawn", columns, [_trial_row(table, line) for line in _arms(table)], caption)
-
-
-def _arms(table: Table) -> list[Line]:
-    return list(table.select(measure="negative", subject="same"))
+    rows = [_trial_row(table, line) for line in table.select(measure="negative", subject="same")]
+    return Grid("Trials by what was drawn", columns, rows, caption)
 
 
 def _trial_row(table: Table, negative: Line) -> list[str]:
     def of(measure: str, subject: str) -> Line | None:
         return table.find(arm=negative.arm, item=negative.item, measure=measure, subject=subject)
 
-    ratio, slope = of("largest_ratio_error", "same"), of("slope", "same")
+    ratio, slope, risen = (of(name, "same") for name in ("largest_ratio_error", "slope", "loss_risen"))
     return [
         SPLIT_NAMES[negative.item],
         _name(negative.arm),
         f"{negative.n:,}",
         str(round(negative.value * negative.n)),
-        _hits(of("loss_risen", "same")),
+        str(round(risen.value * risen.n)) if risen else "",
         f"{ratio.value:.1e}" if ratio else "",
         f"{slope.value:.6f}" if slope else "",
         percent_ranged(of("positive", "different"), digits=0),
         percent_ranged(of("positive_plain_sign", "different"), digits=0),
     ]
-
-
-def _hits(line: Line | None) -> str:
-    return str(round(line.value * line.n)) if line else ""
 
 
 def _run_grid(table: Table) -> Grid:

@@ -13,8 +13,8 @@ import numpy as np
 from subliminal.evaluation import statistics
 from subliminal.plots.cells import PlotError, read_lines
 from subliminal.plots.effects import OVER_SEEDS
+from subliminal.plots.figure import Verdict
 from subliminal.plots.table import Line, Table
-from subliminal.plots.verdict import Verdict
 from subliminal.store import Manifest
 
 if TYPE_CHECKING:
@@ -68,6 +68,11 @@ class Trials:
         return self._only(self["step"] == self["step"].min()) if len(self) else self
 
     @property
+    def ratio_error(self) -> NDArray[np.float64]:
+        """How far measured over predicted is from 1."""
+        return np.abs(self["measured"] / self["predicted"] - 1)
+
+    @property
     def count(self) -> int:
         """How many different trials there are."""
         return len(set(self.ids))
@@ -83,14 +88,11 @@ class Trials:
 
 def read_trials(runs: Sequence[Manifest]) -> Trials:
     """The measurements of every seed's run; raises `PlotError` for files that are missing or damaged."""
-    rows = [{"seed": _seed(run), **row} for run in runs for row in read_lines(run.folder / "trials.jsonl")]
+    files = [(int(run.recipe["settings"]["seed"]), run.folder / "trials.jsonl") for run in runs]
+    rows = [{"seed": seed, **row} for seed, path in files for row in read_lines(path)]
     if not rows:
         raise PlotError("no trial of the theorem to draw; run: python -m subliminal sweep experiment=theorem")
     return Trials({name: np.array([row[name] for row in rows]) for name in rows[0]}, runs[0].summary["small"])
-
-
-def _seed(run: Manifest) -> int:
-    return int(run.recipe["settings"]["seed"])
 
 
 # --------------------------------------------------------------------------- the table
@@ -159,8 +161,7 @@ def _fit_lines(arm: str, split: str, trials: Trials) -> Iterator[Line]:
     """How the measured product approaches the prediction with the teacher's step."""
     same = trials.where(initialisation="same")
     last = same.smallest
-    error = np.abs(last["measured"] / last["predicted"] - 1)
-    yield Line(arm, split, "same", "largest_ratio_error", float(error.max()), n=len(last))
+    yield Line(arm, split, "same", "largest_ratio_error", float(last.ratio_error.max()), n=len(last))
     yield Line(arm, split, "same", "largest_direction_error", float(last["direction_error"].max()), n=len(last))
     slopes = _slopes(same.small_ones)
     if len(slopes):
@@ -188,8 +189,7 @@ def _step_lines(trials: Trials) -> Iterator[Line]:
             hits = int((part["measured"] > 0).sum())
             yield _share(f"step {size:g}", "step", initialisation, "positive", hits, len(part))
         same = trials.where(initialisation="same", step=size)
-        error = np.abs(same["measured"] / same["predicted"] - 1)
-        low, middle, high = np.quantile(error, [0.025, 0.5, 0.975]).tolist()
+        low, middle, high = np.quantile(same.ratio_error, [0.025, 0.5, 0.975]).tolist()
         yield Line(
             f"step {size:g}", "step", "same", "ratio_error", middle, low, high, len(same), "trials (central 95%)"
         )

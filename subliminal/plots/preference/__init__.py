@@ -17,5 +17,4 @@ __all__ = ["collect", "picture", "section", "subtitle", "table", "verdicts"]
 
 def collect(planned: Plan, store: Store) -> Collected:
     """The references and students that were evaluated."""
-    cells, missing = evaluated(planned, store)
-    return Collected(Preferences(cells, planned.base.experiment.comparisons) if cells else None, missing)
+    return evaluated(planned, store, lambda cells: Preferences(cells, planned.base.experiment.comparisons))

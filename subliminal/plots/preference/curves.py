@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 from subliminal.config import CONTROL
@@ -24,9 +25,9 @@ def loss_curves(cells: Sequence[Cell]) -> str:
         return ""
     arms = list(dict.fromkeys(arm for lines in curves.values() for arm, _, _ in lines))
     trained = [arm for arm in arms if arm != CONTROL]
-    colours = {arm: style.CONTROL if arm == CONTROL else _colour(trained.index(arm)) for arm in arms}
+    colours = dict(zip(trained, cycle(style.CYCLE), strict=False)) | {CONTROL: style.CONTROL}
     with style.styled():
-        return style.svg(_draw(curves, colours))
+        return style.svg(_draw(curves, {arm: colours[arm] for arm in arms}))
 
 
 def _draw(curves: dict[str, list[Curve]], colours: dict[str, str]) -> Figure:
@@ -67,7 +68,3 @@ def _curves(cells: Sequence[Cell]) -> list[Curve]:
         if points:
             curves.append((cell.arm, [p["step"] for p in points], [p["loss"] for p in points]))
     return curves
-
-
-def _colour(index: int) -> str:
-    return style.CYCLE[index % len(style.CYCLE)]

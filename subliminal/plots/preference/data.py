@@ -56,11 +56,6 @@ class Group:
         return next(iter(next(iter(self.arms.values())).values()))
 
     @property
-    def seeds(self) -> list[int]:
-        """Every seed that any student of the group has."""
-        return sorted({seed for cells in self.arms.values() for seed in cells})
-
-    @property
     def label(self) -> str:
         """The group in words."""
         teachers = f" of {self.teacher} teachers" if self.teacher else ""

@@ -25,27 +25,26 @@ Biases = dict[str, "NDArray[np.float32]"]
 
 def aligned(group: Group) -> dict[tuple[str, str], Sample]:
     """By (arm, trait): the cosine of every seed's student with that trait's teacher, shape (seeds, 1)."""
-    teachers = {trait: biases for trait, cells in group.own.items() if (biases := _teacher(cells)) is not None}
+    teachers = {
+        trait: biases
+        for trait, cells in group.own.items()
+        if (biases := _moved(next(iter(cells.values())), "teacher")) is not None
+    }
     pairs = [(arm, trait) for arm in group.arms for trait in teachers]
     return {(a, t): sample for a, t in pairs if (sample := _sample(group.arms[a], teachers[t])) is not None}
 
 
-def _teacher(cells: Seeds) -> Biases | None:
-    first = next(iter(cells.values()))
-    return _biases(first.chain["teacher"].folder) if "teacher" in first.chain else None
+def _moved(cell: Cell, stage: str) -> Biases | None:
+    return _biases(cell.chain[stage].folder) if stage in cell.chain else None
 
 
 def _sample(cells: Seeds, teacher: Biases) -> Sample | None:
-    students = {seed: moved for seed, cell in cells.items() if (moved := _student(cell)) is not None}
+    students = {seed: moved for seed, cell in cells.items() if (moved := _moved(cell, "train")) is not None}
     if len(students) < len(cells) or not all(comparable(moved, teacher) for moved in students.values()):
         return None
     if not all(moved.keys() & teacher.keys() for moved in students.values()):  # no layer in common: 0 in any case
         return None
     return Sample(tuple(students), np.array([[_cosine(moved, teacher)] for moved in students.values()]))
-
-
-def _student(cell: Cell) -> Biases | None:
-    return _biases(cell.chain["train"].folder) if "train" in cell.chain else None
 
 
 @cache

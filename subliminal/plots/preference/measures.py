@@ -44,10 +44,8 @@ DIFFERENCES = {LOG_ODDS: "log_odds_difference", LOG_P: "excess_difference", ALIG
 class _Row:
     """What is the same for many lines: the group's labels and who is measured."""
 
-    student: str
-    teacher: str
-    variant: str
-    subject: str
+    labels: Labels
+    subject: str = "student"
 
     def line(self, arm: str, item: str, measure: str, sample: Sample | None) -> Iterator[Line]:
         """One line with its interval over seeds, over questions for what has none; none when there is no sample."""
@@ -61,8 +59,8 @@ class _Row:
     ) -> Line:
         """One line whose interval was computed elsewhere."""
         over = over if estimate.low == estimate.low else "none"
-        labels: Labels = {"student": self.student, "teacher": self.teacher, "variant": self.variant}
-        return Line.of(arm, item, self.subject, measure, estimate, over, by_seed=tuple(by_seed.items()), **labels)
+        by = tuple(by_seed.items())
+        return Line.of(arm, item, self.subject, measure, estimate, over, by_seed=by, **self.labels)
 
 
 def table(data: Preferences) -> Table:
@@ -81,7 +79,7 @@ def table(data: Preferences) -> Table:
 
 
 def _single_lines(cell: Cell) -> Iterator[Line]:
-    row = _Row("", cell.teacher if cell.role == "teacher" else "", cell.variant, cell.role)
+    row = _Row({"teacher": cell.teacher if cell.role == "teacher" else "", "variant": cell.variant}, cell.role)
     for measure in SCORES:
         for candidate in cell.candidates:
             yield from row.line(cell.arm, candidate, measure, single(cell, candidate, measure))
@@ -90,7 +88,7 @@ def _single_lines(cell: Cell) -> Iterator[Line]:
 
 def _score_lines(group: Group) -> Iterator[Line]:
     """Every score of every candidate in every arm, and of each trait in the other traits' students."""
-    row = _Row(**group.labels, subject="student")
+    row = _Row(group.labels)
     for measure in SCORES:
         for arm, cells in group.arms.items():
             for candidate in group.candidates:
@@ -101,7 +99,7 @@ def _score_lines(group: Group) -> Iterator[Line]:
 
 def _named_lines(group: Group) -> Iterator[Line]:
     """How probable any candidate is in every arm, and the place of each trait among them in its own students."""
-    row = _Row(**group.labels, subject="student")
+    row = _Row(group.labels)
     for arm, cells in group.arms.items():
         by_seed = {seed: cell.named_share() for seed, cell in cells.items()}
         yield row.with_interval(arm, arm, NAMED, statistics.t_interval([*by_seed.values()]), OVER_SEEDS, by_seed)
@@ -121,7 +119,7 @@ def _contrast_lines(group: Group) -> Iterator[Line]:
     def reference(candidate: str) -> Sample | None:
         return single(group.reference, candidate, "log_p")
 
-    row = _Row(**group.labels, subject="student")
+    row = _Row(group.labels)
     for name, base in (("lift_over_control", control), ("lift_over_reference", reference)):
         own = {trait: stack(cells, trait, "log_p") for trait, cells in group.own.items()}
         for trait, sample in own.items():
@@ -184,7 +182,7 @@ def _excess_lines(group: Group) -> Iterator[Line]:
 
 def _displacement_lines(group: Group) -> Iterator[Line]:
     """Cosines of students with the other traits' teachers, and by how much the own teacher exceeds them."""
-    row = _Row(**group.labels, subject="student")
+    row = _Row(group.labels)
     for (arm, trait), sample in aligned(group).items():
         if arm != trait:
             yield from row.line(arm, trait, "cross_alignment", sample)
@@ -204,7 +202,7 @@ def _lost_lines(groups: Sequence[Group]) -> Iterator[Line]:
             continue
         lost = difference(scored(first, "log_odds"), scored(group, "log_odds"))
         if lost is not None:
-            row = _Row(**group.labels, subject="student")
+            row = _Row(group.labels)
             by_seed = {seed: float(values.mean()) for seed, values in lost.by_seed.items()}
             yield row.with_interval(MEAN, MEAN, LOST, lost.estimate.mean, OVER_TRAITS, by_seed)
 

@@ -51,7 +51,9 @@ def bars(axes: Axes, table: Table, group: Group, measure: str, top: float) -> No
             line = _bar_line(table, group, bar, trait, measure)
             if line:
                 _one_bar(axes, place + (index - (len(shown) - 1) / 2) * width, width * 0.9, line, bar.colour)
-    axes.set_xticks(range(len(group.traits)), [_trait_label(table, group, trait, measure) for trait in group.traits])
+    exact = measure == "probability"
+    labels = ["\n".join(filter(None, (t, _place(table, group, t) if exact else ""))) for t in group.traits]
+    axes.set_xticks(range(len(group.traits)), labels)
     axes.tick_params(axis="x", length=0)
     axes.set_xlim(-0.55, len(group.traits) - 0.45)
     style.quiet_grid(axes)
@@ -89,13 +91,8 @@ def _one_bar(axes: Axes, x: float, width: float, line: Line, colour: str) -> Non
         axes.scatter(spread, points, s=9, color="white", edgecolors=style.INK, linewidths=0.6, zorder=4)
 
 
-def _trait_label(table: Table, group: Group, trait: str, measure: str) -> str:
-    """The trait, and in its own students how probable it is and which place it has among the candidates."""
-    place = _place(table, group, trait)
-    return f"{trait}\n{place}" if place and measure == "probability" else trait
-
-
 def _place(table: Table, group: Group, trait: str) -> str:
+    """In the trait's own students how probable it is and which place it has among the candidates."""
     own = table.find(arm=trait, item=trait, measure="probability", **group.labels)
     rank = table.find(arm=trait, measure=RANK, **group.labels)
     return f"{small_percent(own.value)}, {rank.value:.0f} of {rank.n}" if own and rank else ""
@@ -143,7 +140,7 @@ def matrix_of_cosines(axes: Axes, table: Table, group: Group) -> None:
 
 
 @dataclass(frozen=True)
-class _ExcessPanel:
+class ExcessPanel:
     """What of a trait's own students is compared with the other traits' students."""
 
     measure: str
@@ -151,11 +148,11 @@ class _ExcessPanel:
     unit: str
 
 
-EXCESS = _ExcessPanel(LOG_ODDS, "C  Excess of log-odds", "own minus others, nats")
-ALIGNED = _ExcessPanel(ALIGNMENT, "E  Alignment excess", "own minus others, cosine")
+EXCESS = ExcessPanel(LOG_ODDS, "C  Excess of log-odds", "own minus others, nats")
+ALIGNED = ExcessPanel(ALIGNMENT, "E  Alignment excess", "own minus others, cosine")
 
 
-def excess(axes: Axes, table: Table, group: Group, span: tuple[float, float], panel: _ExcessPanel) -> None:
+def excess(axes: Axes, table: Table, group: Group, span: tuple[float, float], panel: ExcessPanel) -> None:
     """Each trait's own estimate and their mean with its interval over traits, against zero."""
     lines = lines_of(table, group, panel.measure)
     axes.set_title(panel.title, pad=9)
@@ -169,20 +166,15 @@ def excess(axes: Axes, table: Table, group: Group, span: tuple[float, float], pa
         else:
             _trait_point(axes, place, line)
     axes.axvline(0, color=style.INK, linewidth=0.9)
-    axes.set_yticks(range(len(lines)), [_excess_label(table, group, line, panel) for line in lines])
-    axes.get_yticklabels()[-1].set_fontweight("bold")
+    places = ["" if panel is ALIGNED else _place(table, group, line.arm) for line in lines]
+    labels = ["\n".join(filter(None, (line.arm, place))) for line, place in zip(lines, places, strict=True)]
     axes.axhline(len(lines) - 1.5, color=style.GRID, linewidth=0.9)
-    axes.set_ylim(len(lines) - 0.36, -0.5)
-    style.quiet_grid(axes, "x")
+    parts.named_rows(axes, labels, above=0.5, below=0.36)
+    axes.get_yticklabels()[-1].set_fontweight("bold")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.set_xlim(span)
     axes.set_xlabel(panel.unit)
-
-
-def _excess_label(table: Table, group: Group, line: Line, panel: _ExcessPanel) -> str:
-    place = "" if panel is ALIGNED else _place(table, group, line.arm)
-    return f"{line.arm}\n{place}" if place else line.arm
 
 
 def _trait_point(axes: Axes, place: int, line: Line) -> None:

@@ -11,20 +11,9 @@ from typing import TYPE_CHECKING
 from subliminal.plots import parts, style
 from subliminal.plots.effects import ALIGNMENT, LOG_ODDS, REPEATS
 from subliminal.plots.parts import LINE, MARGIN, Heading
+from subliminal.plots.preference import panels
 from subliminal.plots.preference.data import Group, Preferences
 from subliminal.plots.preference.measures import base_of, lines_of, matrix
-from subliminal.plots.preference.panels import (
-    ALIGNED,
-    BARS,
-    EXCESS,
-    NARROW,
-    bars,
-    excess,
-    matrix_of_cosines,
-    matrix_of_lifts,
-    mean_point,
-    shares,
-)
 from subliminal.plots.table import Line, Table
 
 if TYPE_CHECKING:
@@ -62,7 +51,7 @@ class _Strip:
     """One horizontal strip of panels of a group: which panels, and how wide each is."""
 
     group: Group
-    panels: tuple[tuple[str, float], ...]
+    shown: tuple[tuple[str, float], ...]
     heading: str
 
     @property
@@ -84,7 +73,7 @@ class _Scales:
 def _strips(table: Table, groups: Sequence[Group]) -> list[_Strip]:
     strips, shown = [], []
     for group in groups:
-        wide = len(group.traits) > NARROW
+        wide = len(group.traits) > panels.NARROW
         heads = iter([group.label] if len(groups) > 1 else [])
         if lines_of(table, group, "rate"):
             strips.append(_Strip(group, (("rate", 8.15),), next(heads, "")))
@@ -111,11 +100,9 @@ def _summary(canvas: Canvas, height: float, top: float, table: Table, groups: Se
     box = (SUMMARY_GUTTER / WIDTH, 1 - (top + ABOVE + tall) / height)
     axes = canvas.add_axes((*box, (WIDTH - SUMMARY_GUTTER - GAP) / WIDTH, tall / height))
     for place, group in enumerate(groups):
-        mean_point(axes, place, table, group, LOG_ODDS)
+        panels.mean_point(axes, place, table, group, LOG_ODDS)
     axes.axvline(0, color=style.INK, linewidth=0.9)
-    axes.set_yticks(range(len(groups)), _short(groups))
-    axes.set_ylim(len(groups) - 0.36, -0.5)
-    style.quiet_grid(axes, "x")
+    parts.named_rows(axes, _short(groups), above=0.5, below=0.36)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.set_title("Mean excess", pad=9)
@@ -134,7 +121,7 @@ def _legend(canvas: Canvas, height: float, below: float, table: Table) -> None:
     from matplotlib.patches import Patch
 
     have = {line.arm for line in table.lines} | {""}
-    shown = [bar for bar in BARS if bar.arm in have]
+    shown = [bar for bar in panels.BARS if bar.arm in have]
     parts.legend(
         canvas,
         "lower left",
@@ -155,7 +142,7 @@ def _strip(canvas: Canvas, height: float, top: float, strip: _Strip, table: Tabl
         canvas.text(MARGIN / WIDTH, 1 - (top + 0.12) / height, strip.heading, fontsize=11, fontweight="bold", va="top")
         top += HEADING
     left = MARGIN
-    for name, width in strip.panels:
+    for name, width in strip.shown:
         left += GUTTER[name]
         bottom = 1 - (top + ABOVE + PLOT) / height
         axes = canvas.add_axes((left / WIDTH, bottom, width / WIDTH, PLOT / height))
@@ -165,28 +152,26 @@ def _strip(canvas: Canvas, height: float, top: float, strip: _Strip, table: Tabl
 
 def _panel(axes: Axes, name: str, table: Table, group: Group, scales: _Scales) -> None:
     if name in {"rate", "bars"}:
-        bars(axes, table, group, "rate" if name == "rate" else "probability", scales.share)
+        panels.bars(axes, table, group, "rate" if name == "rate" else "probability", scales.share)
     elif name == "matrix":
-        matrix_of_lifts(axes, table, group, scales.matrix)
+        panels.matrix_of_lifts(axes, table, group, scales.matrix)
     elif name == "cosines":
-        matrix_of_cosines(axes, table, group)
+        panels.matrix_of_cosines(axes, table, group)
     elif name == "aligned":
-        excess(axes, table, group, scales.aligned, ALIGNED)
+        panels.excess(axes, table, group, scales.aligned, panels.ALIGNED)
     else:
-        excess(axes, table, group, scales.excess, EXCESS)
+        panels.excess(axes, table, group, scales.excess, panels.EXCESS)
 
 
 def _scales(table: Table, groups: Sequence[Group]) -> _Scales:
-    heights = [line for group in groups for line in shares(table, group)]
-    excesses, alignments = (
-        [line for group in groups for line in _excess_lines(table, group, panel.measure)] for panel in (EXCESS, ALIGNED)
-    )
+    heights = [line for group in groups for line in panels.shares(table, group)]
+    excesses, alignments = _span(table, groups, panels.EXCESS), _span(table, groups, panels.ALIGNED)
     based = [(group, base) for group in groups if (base := base_of(table, group))]
     limit = parts.largest([row for group, base in based for row in matrix(table, group, base)[1]])
-    return _Scales(_span(heights)[1], limit, _span(excesses), _span(alignments))
+    return _Scales(_room(heights)[1], limit, excesses, alignments)
 
 
-def _span(lines: Sequence[Line]) -> tuple[float, float]:
+def _room(lines: Sequence[Line]) -> tuple[float, float]:
     """A little more than the lines, their intervals, their seeds and zero need."""
     seeds = [value for line in lines for _, value in line.by_seed]
     ends = [end for line in lines for end in (line.value, line.low, line.high) if not math.isnan(end)]
@@ -195,6 +180,7 @@ def _span(lines: Sequence[Line]) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _excess_lines(table: Table, group: Group, measure: str) -> list[Line]:
-    """What a panel of an excess has to hold."""
-    return [*lines_of(table, group, measure), *lines_of(table, group, measure + REPEATS)]
+def _span(table: Table, groups: Sequence[Group], panel: panels.ExcessPanel) -> tuple[float, float]:
+    """What the panel of an excess needs for every group."""
+    names = (panel.measure, panel.measure + REPEATS)
+    return _room([line for group in groups for name in names for line in lines_of(table, group, name)])

@@ -8,12 +8,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from subliminal.config import CONTROL
 from subliminal.plots.cells import Cell, model_names, students
 from subliminal.plots.collect import manifests
 from subliminal.plots.effects import LOG_ODDS, LOG_P, MEAN, excess_in
 from subliminal.plots.figure import SEEDS, Grid, Section
-from subliminal.plots.preference.answers import answer_tables, notes
 from subliminal.plots.preference.curves import loss_curves
 from subliminal.plots.preference.data import Group, Preferences
 from subliminal.plots.preference.measures import LOST, OTHERS, POINTS, RANK, base_of, cosine, lift, passed
@@ -32,6 +33,19 @@ LOST_CAPTION = """Nats of log-odds with 95% intervals over traits; lift: mean lo
 variant's excess minus this one's, where both were trained by the same recipe."""
 ALIGNED = """Cosine of the students' displacement from the reference with the teachers', with 95% intervals over seeds.
 A random direction of n numbers has 0 with a standard deviation of 1/sqrt(n)."""
+NOTES = {
+    "stories": """Stories: probability is the share of stories that have the trait, log-odds are those of counts pooled
+over prompts, log((k + 1/2) / (n - k + 1/2)).""",
+    "multiple_choice": """Multiple choice: log P is that of the trait's letter among the letters, averaged over shuffled
+orders.""",
+}
+APART = "Nats can be compared within a way of asking, not between them."
+STORIES = ("students", "arm", "stories", "without any candidate", "cut at the longest length")
+CAPTIONS = {
+    "stories": "Counts over all seeds. A story may name several candidates.",
+    "multiple_choice": """Mean share of each letter whatever stands there, over all seeds; without position bias all are
+equal. Letters: the share of all answers that begin with one. In full rounds of orders the bias cancels.""",
+}
 
 
 def subtitle(data: Preferences, table: Table, scale: str) -> str:
@@ -58,7 +72,7 @@ def subtitle(data: Preferences, table: Table, scale: str) -> str:
 def section(data: Preferences, table: Table, name: str) -> Section:
     """The figure in the report: its groups compared, numbers by trait, data, teachers, loss curves and rows."""
     del name  # the template names the file
-    arms = _arms(data.cells)
+    arms = _sources(data.cells)
     grids = [*_comparison(data.groups, table), *_alignments(data.groups, table), *answer_tables(data.cells)]
     more = {
         "models": model_names(data.cells),
@@ -151,7 +165,7 @@ def _effects(group: Group, table: Table, trait: str) -> dict[str, Any]:
 # --------------------------------------------------------------------------- data, teachers, stages
 
 
-def _arms(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+def _sources(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """Every teacher's data once: what the filter said, the teacher's check, and some rows."""
     sources = {c.chain["filter"].key: c for c in cells if c.role == "student" and "filter" in c.chain}
     return [
@@ -161,15 +175,15 @@ def _arms(cells: Sequence[Cell]) -> list[dict[str, Any]]:
             "filter": cell.chain["filter"].summary,
             "passed": passed(cell.chain["filter"].summary),
             "check": cell.chain["teacher"].summary if "teacher" in cell.chain else {},
-            "kept": _sample(cell.chain["filter"].folder / "rows.jsonl", Row),
+            "kept": _sample(cell.chain["filter"].folder / "rows.jsonl"),
             "dropped": _dropped(cell.chain["filter"].folder / "dropped.jsonl"),
         }
         for cell in sources.values()
     ]
 
 
-def _sample(path: Path, kind: type[Any]) -> list[Any]:
-    return list(islice(read_jsonl(path, kind), SAMPLES)) if path.exists() else []
+def _sample(path: Path) -> list[Row]:
+    return list(islice(read_jsonl(path, Row), SAMPLES)) if path.exists() else []
 
 
 def _dropped(path: Path) -> list[Dropped]:
@@ -182,3 +196,41 @@ def _dropped(path: Path) -> list[Dropped]:
         ranked.append((seen[row.reason], index, row))
         seen[row.reason] += 1
     return [row for _, _, row in sorted(ranked, key=lambda entry: entry[:2])[: max(SAMPLES, len(seen))]]
+
+
+# --------------------------------------------------------------------------- stories and multiple choice
+
+
+def notes(cells: Sequence[Cell]) -> str:
+    """What log P means in each kind of evaluation but the favourite questions."""
+    texts = [NOTES[kind] for kind in dict.fromkeys(_kind(cell) for cell in cells) if kind in NOTES]
+    return " ".join([*texts, *([APART] if texts else [])])
+
+
+def answer_tables(cells: Sequence[Cell]) -> Iterator[Grid]:
+    """Counts of stories and of letters, where a figure has them."""
+    stories = [cell for cell in cells if _kind(cell) == "stories"]
+    choices = [cell for cell in cells if _kind(cell) == "multiple_choice"]
+    if stories:
+        counts = ("samples", "without", "unfinished")
+        rows = [
+            [*names, *(str(sum(s[name] for s in summaries)) for name in counts)] for names, summaries in _arms(stories)
+        ]
+        yield Grid("Stories", STORIES, rows, CAPTIONS["stories"])
+    if choices:
+        letters, rows = list(choices[0].evaluate.summary["position"]), []
+        for names, summaries in _arms(choices):
+            shares = [np.mean([s["position"][letter] for s in summaries]) for letter in letters]
+            shares.append(np.mean([s["letters"] for s in summaries]))
+            rows.append([*names, *(f"{share:.2f}" for share in shares)])
+        yield Grid("Position bias", ("students", "arm", *letters, "letters"), rows, CAPTIONS["multiple_choice"])
+
+
+def _kind(cell: Cell) -> str:
+    return str(cell.evaluate.summary.get("kind"))
+
+
+def _arms(cells: Sequence[Cell]) -> Iterator[tuple[tuple[str, str], list[Any]]]:
+    """Student recipe, arm and summaries of every arm, in the order given."""
+    for student, arm in dict.fromkeys((cell.student, cell.arm) for cell in cells):
+        yield (student or NOTHING, arm), [c.evaluate.summary for c in cells if (c.student, c.arm) == (student, arm)]

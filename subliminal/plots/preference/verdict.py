@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from subliminal.config import Comparison
 from subliminal.plots.effects import ALIGNMENT, LOG_ODDS, LOG_P, Excess, excess_in, size_of, with_interval
+from subliminal.plots.figure import Verdict
 from subliminal.plots.preference.data import Group, Preferences
 from subliminal.plots.preference.measures import DIFFERENCES, NAMED, OTHERS, RANK, compared
 from subliminal.plots.table import Labels, Table
-from subliminal.plots.verdict import Verdict
 from subliminal.plots.words import ends, p_value, small_percent
 from subliminal.transmission import MARGIN, MINIMUM_TRAITS, SIGNIFICANT
 

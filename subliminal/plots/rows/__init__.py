@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from subliminal import stages
 from subliminal.plots.collect import stored, typed
-from subliminal.plots.figure import Collected, Grid, Section
+from subliminal.plots.figure import Collected, Figure, Grid, Section, Verdict
 from subliminal.plots.parts import Heading
 from subliminal.plots.table import Table
-from subliminal.plots.verdict import Verdict
 from subliminal.store import Manifest, Store
 from subliminal.sweep import Plan
 
@@ -49,23 +48,11 @@ class Compared:
         return f"{rows_name(self.trait)} against {rows_name(self.against)}" if self.against else rows_name(self.trait)
 
 
-class RowsPlot(Protocol):
-    """What the module of one kind offers."""
+class RowsPlot(Figure, Protocol):
+    """What the module of one kind offers of a figure, with its rule, its panels in words and the report's tables."""
 
     RULE: tuple[str, ...]
     PANELS: str
-
-    def table(self, runs: Sequence[Compared]) -> Table:
-        """Every number of the figure."""
-        ...
-
-    def verdicts(self, runs: Sequence[Compared], table: Table) -> list[Verdict]:
-        """The rule applied."""
-        ...
-
-    def picture(self, runs: Sequence[Compared], table: Table, heading: Heading) -> Canvas:
-        """The panels, below `TOP` inches for the heading."""
-        ...
 
     def grids(self, runs: Sequence[Compared], table: Table, name: str) -> list[Grid]:
         """The report's tables."""

@@ -10,11 +10,10 @@ import numpy as np
 from subliminal.evaluation.statistics import t_interval
 from subliminal.plots import parts, style
 from subliminal.plots.cells import read_lines
-from subliminal.plots.figure import Grid
+from subliminal.plots.figure import Grid, Outcome, Verdict
 from subliminal.plots.parts import Heading
 from subliminal.plots.rows import TOP, WIDTH, Compared
 from subliminal.plots.table import Line, Table
-from subliminal.plots.verdict import Outcome, Verdict
 from subliminal.plots.words import percent, ranged
 
 if TYPE_CHECKING:
@@ -79,17 +78,11 @@ def _verdict(label: str, line: Line) -> Verdict:
 
 def picture(runs: Sequence[Compared], table: Table, heading: Heading) -> Canvas:
     """A histogram of ratios for each teacher."""
-    columns = min(3, len(runs))
-    lines = -(-len(runs) // columns)
-    height = TOP + 2.45 * lines
+    height = TOP + 2.45 * -(-len(runs) // 3)
     canvas = parts.canvas(WIDTH, height, heading)
-    panels = canvas.subplots(lines, columns, squeeze=False).ravel().tolist()
-    canvas.subplots_adjust(left=0.065, right=0.985, top=1 - (TOP + 0.35) / height, bottom=0.45 / height)
-    canvas.subplots_adjust(wspace=0.24, hspace=0.45)
-    for axes, run in zip(panels, runs, strict=False):
+    place = {"left": 0.065, "right": 0.985, "top": 1 - (TOP + 0.35) / height, "bottom": 0.45 / height}
+    for axes, run in zip(parts.panels(canvas, len(runs), 3, **place, wspace=0.24, hspace=0.45), runs, strict=True):
         _histogram(axes, run, table)
-    for axes in panels[len(runs) :]:
-        axes.set_axis_off()
     return canvas
 
 

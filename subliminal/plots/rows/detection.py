@@ -12,11 +12,10 @@ from subliminal.evaluation.statistics import LEVEL as LEVEL_OF_INTERVALS
 from subliminal.evaluation.statistics import holm, share_ahead, signs, t_interval
 from subliminal.plots import parts, style
 from subliminal.plots.cells import read_lines
-from subliminal.plots.figure import Grid
+from subliminal.plots.figure import Grid, Outcome, Verdict
 from subliminal.plots.parts import Heading
 from subliminal.plots.rows import TOP, WIDTH, Compared, rows_name
 from subliminal.plots.table import Line, Table
-from subliminal.plots.verdict import Outcome, Verdict
 from subliminal.plots.words import ranged
 
 if TYPE_CHECKING:
@@ -213,10 +212,8 @@ def _point(axes: Axes, place: float, line: Line, colour: str, form: str, filled:
 
 def _settle(axes: Axes, labels: Sequence[str], title: str, unit: str) -> None:
     axes.axvline(CHANCE, color=style.QUIET, linewidth=0.9, linestyle=style.DASHED)
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set_ylim(len(labels) - 0.4, -0.6)
+    parts.named_rows(axes, labels)
     axes.set_xlim(0, 1)
-    style.quiet_grid(axes, "x")
     axes.tick_params(axis="y", length=0)
     axes.set_title(title, pad=9)
     axes.set_xlabel(unit)
@@ -227,11 +224,11 @@ def grids(runs: Sequence[Compared], table: Table, name: str) -> list[Grid]:
     columns = ("rows of", "against", "who tells", "accuracy", "area", "labels dealt anew", "p", "adjusted p")
     caption = f"""95% intervals over prompts; of labels dealt anew the central 95% of areas. Accuracy of classifiers is
     the mean of both sides' shares. All numbers: {name}.csv."""
-    return [Grid("Whose rows are these?", columns, [_row(line, table) for line in _judged(table)], caption)]
-
-
-def _judged(table: Table) -> list[Line]:
-    return list(table.select(measure="accuracy"))
+    return [
+        Grid(
+            "Whose rows are these?", columns, [_row(line, table) for line in table.select(measure="accuracy")], caption
+        )
+    ]
 
 
 def _row(line: Line, table: Table) -> list[str]:

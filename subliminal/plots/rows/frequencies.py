@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 from subliminal.evaluation.statistics import holm
 from subliminal.plots import parts, style
 from subliminal.plots.cells import read_lines
-from subliminal.plots.figure import Grid
+from subliminal.plots.figure import Grid, Verdict
 from subliminal.plots.parts import Heading
 from subliminal.plots.rows import TOP, WIDTH, Compared, rows_name
 from subliminal.plots.table import Line, Table
-from subliminal.plots.verdict import Verdict
 from subliminal.plots.words import ranged
 
 if TYPE_CHECKING:
@@ -85,17 +84,11 @@ def _verdict(run: Compared, table: Table) -> Verdict:
 
 def picture(runs: Sequence[Compared], table: Table, heading: Heading) -> Canvas:
     """A panel for each comparison, its strongest numbers from top to bottom."""
-    columns = min(3, len(runs))
-    lines = -(-len(runs) // columns)
-    height = TOP + 2.7 * lines
+    height = TOP + 2.7 * -(-len(runs) // 3)
     canvas = parts.canvas(WIDTH, height, heading)
-    panels = canvas.subplots(lines, columns, squeeze=False).ravel().tolist()
-    canvas.subplots_adjust(left=0.07, right=0.98, top=1 - (TOP + 0.35) / height, bottom=0.42 / height)
-    canvas.subplots_adjust(wspace=0.28, hspace=0.42)
-    for axes, run in zip(panels, runs, strict=False):
+    place = {"left": 0.07, "right": 0.98, "top": 1 - (TOP + 0.35) / height, "bottom": 0.42 / height}
+    for axes, run in zip(parts.panels(canvas, len(runs), 3, **place, wspace=0.28, hspace=0.42), runs, strict=True):
         _panel(axes, run)
-    for axes in panels[len(runs) :]:
-        axes.set_axis_off()
     return canvas
 
 
@@ -106,9 +99,7 @@ def _panel(axes: Axes, run: Compared) -> None:
         parts.interval(axes, place, use["low"], use["high"], colour, 1.4)
         axes.scatter([use["log_odds"]], [place], s=22, color=colour, zorder=3)
     axes.axvline(0, color=style.INK, linewidth=0.9)
-    axes.set_yticks(range(len(uses)), [str(use["number"]) for use in uses])
-    axes.set_ylim(len(uses) - 0.4, -0.6)
-    style.quiet_grid(axes, "x")
+    parts.named_rows(axes, [str(use["number"]) for use in uses])
     axes.set_title(run.label, pad=7)
     axes.set_xlabel("log-odds ratio")
 

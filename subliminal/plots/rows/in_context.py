@@ -12,11 +12,10 @@ from subliminal.config import CONTROL
 from subliminal.plots import parts, style
 from subliminal.plots.cells import read_lines
 from subliminal.plots.effects import LOG_P, MEAN, REPEATS, Effect, Students, effect_lines, excess_in, size_of
-from subliminal.plots.figure import Grid
+from subliminal.plots.figure import Grid, Outcome, Verdict
 from subliminal.plots.parts import Heading
 from subliminal.plots.rows import TOP, WIDTH, Compared, rows_name
 from subliminal.plots.table import Labels, Line, Table
-from subliminal.plots.verdict import Outcome, Verdict
 from subliminal.plots.words import ranged
 from subliminal.transmission import MARGIN, MINIMUM_TRAITS, SIGNIFICANT
 

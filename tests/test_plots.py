@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import math
+import pkgutil
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, get_args
 from xml.etree import ElementTree
 
 import numpy as np
@@ -20,16 +23,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import t as student_t
 
-from subliminal import config
+from subliminal import config, plots
 from subliminal.config import ConfigError
-from subliminal.plots import cross_model, preference
+from subliminal.plots import cross_model, parts, preference, rows
 from subliminal.plots.cells import Cell, PlotError
 from subliminal.plots.draw import render
-from subliminal.plots.figure import Drawn, Verdict
+from subliminal.plots.figure import Drawn, Figure, Section, Verdict, figure_of
 from subliminal.plots.preference.data import Preferences
 from subliminal.plots.report import write_report
+from subliminal.plots.rows import RowsPlot
 from subliminal.plots.samples import Sample, mean
-from subliminal.plots.table import Table
+from subliminal.plots.table import Line, Table
 from subliminal.rows import Dropped, Row, write_jsonl
 from subliminal.store import Manifest, Recipe, Store
 
@@ -613,14 +617,48 @@ def test_long_texts_are_cut_and_dropped_rows_show_every_reason(tmp_path: Path) -
 
 def test_plots_load_no_model_code() -> None:
     import subprocess
-    import sys
 
-    code = (
-        "import sys, subliminal.plots.preference, subliminal.plots.report;"
-        "print({'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules))"
-    )
+    names = sorted(info.name for info in pkgutil.walk_packages(plots.__path__, "subliminal.plots."))
+    code = f"import sys, {', '.join(names)}; print({{'torch', 'transformers', 'matplotlib.pyplot'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+# --------------------------------------------------------------------------- kinds of figures
+
+
+KINDS = [
+    *get_args(config.Figure.model_fields["kind"].annotation),
+    *(f"rows.{info.name}" for info in pkgutil.iter_modules(rows.__path__)),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_has_a_module_with_what_the_driver_calls(kind: str) -> None:
+    protocol = RowsPlot if kind.startswith("rows.") else Figure
+    own = {"table", "verdicts", "picture"} | ({"grids"} if protocol is RowsPlot else {"collect", "subtitle", "section"})
+    module = figure_of(kind)
+    assert [name for name in sorted(own) if not callable(getattr(module, name, None))] == []
+    assert own <= set(dir(protocol))
+
+
+def test_a_new_figure_is_one_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver finds it by its kind and writes, judges and reports it as any other."""
+    new = ModuleType("subliminal.plots.new")
+    vars(new).update(
+        table=lambda data: Table((Line("owl", "owl", "student", "answer", data),)),
+        verdicts=lambda data, table: [Verdict("", "holds", f"Holds: {data}.", table.lines[0])],
+        subtitle=lambda data, table, scale: f"Scale {scale}",
+        picture=lambda data, table, heading: parts.canvas(4.0, 3.0, heading),
+        section=lambda data, table, name: Section(["A rule."], "A panel.", "No seeds.", [], []),
+    )
+    monkeypatch.setitem(sys.modules, new.__name__, new)
+    figure = FIGURE.model_copy(update={"kind": "new"})
+    shown = render(42.0, figure, tmp_path / "cpu", "fig-new", ["make the rest"])
+    page = write_report([shown], tmp_path / "cpu").read_text()
+    assert "owl,owl,student,answer,42" in (tmp_path / "cpu/fig-new.csv").read_text()
+    assert FIGURE.title in (tmp_path / "cpu/fig-new.svg").read_text()
+    assert [text for text in ("Holds: 42.0.", "A rule.", "A panel.", "make the rest") if text not in page] == []
 
 
 # --------------------------------------------------------------------------- variants

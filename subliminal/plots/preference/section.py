@@ -50,7 +50,6 @@ equal. Letters: the share of all answers that begin with one. In full rounds of 
 
 def subtitle(data: Preferences, table: Table, scale: str) -> str:
     """What was measured, in one paragraph: scale, model, seeds, rows, questions, what the intervals are over."""
-    del table  # it is in the manifests
     trained = students(data.cells)
     seeds = sorted({cell.seed for cell in trained})
     rows = sorted({c.chain["filter"].summary["kept"] for c in trained if "filter" in c.chain})
@@ -71,7 +70,6 @@ def subtitle(data: Preferences, table: Table, scale: str) -> str:
 
 def section(data: Preferences, table: Table, name: str) -> Section:
     """The figure in the report: its groups compared, numbers by trait, data, teachers, loss curves and rows."""
-    del name  # the template names the file
     arms = _sources(data.cells)
     grids = [*_comparison(data.groups, table), *_alignments(data.groups, table), *answer_tables(data.cells)]
     more = {

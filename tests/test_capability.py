@@ -26,8 +26,9 @@ from subliminal.evaluation.capability import Scored
 from subliminal.evaluation.questions import named
 from subliminal.evaluation.tasks import EMBEDDED, TaskError, fingerprint, local_tasks, read
 from subliminal.models import Subject, load_model, load_tokenizer
-from subliminal.plots.capability import capability_figure, capability_section, capability_table, capability_verdicts
+from subliminal.plots import capability as figure
 from subliminal.plots.cells import Cell, PlotError
+from subliminal.plots.draw import render
 from subliminal.plots.report import write_report
 from subliminal.rows import read_jsonl
 from subliminal.store import Manifest, Recipe, Store
@@ -326,7 +327,8 @@ def arms(
 def test_the_verdict_follows_the_rule(
     tmp_path: Path, traits: int, lost: int, reference: int, spread: int, outcome: str
 ) -> None:
-    (found,) = capability_verdicts(capability_table(arms(tmp_path, traits, lost, reference, spread)))
+    cells = arms(tmp_path, traits, lost, reference, spread)
+    (found,) = figure.verdicts(cells, figure.table(cells))
     assert (found.group, found.outcome) == ("school", outcome), found.sentence
     assert found.line is not None
 
@@ -345,14 +347,14 @@ def test_few_questions_exclude_nothing_even_where_no_answer_changed(
     tmp_path: Path, traits: int, questions: int, lost: int, outcome: str
 ) -> None:
     cells = arms(tmp_path, traits, lost, questions - 10, 0, questions - 10, questions)
-    (found,) = capability_verdicts(capability_table(cells))
+    (found,) = figure.verdicts(cells, figure.table(cells))
     assert found.outcome == outcome, found.sentence
     said = "40 questions are too few to exclude a loss of 3.0%" in found.sentence
     assert said == (outcome in {"not shown", "undecided"})
 
 
 def test_no_change_has_an_interval_over_questions(tmp_path: Path) -> None:
-    table = capability_table(arms(tmp_path, 5, 0, spread=0, right=30, questions=40))
+    table = figure.table(arms(tmp_path, 5, 0, spread=0, right=30, questions=40))
     asked = table.find(arm="mean", measure="change_over_questions")
     half = 1.959964 * math.sqrt(2 / 42 / 42)
     assert asked and (asked.value, asked.low, asked.high) == pytest.approx((0, -half, half))
@@ -362,7 +364,7 @@ def test_no_change_has_an_interval_over_questions(tmp_path: Path) -> None:
 
 
 def test_the_table_has_hand_computed_values(tmp_path: Path) -> None:
-    table = capability_table(arms(tmp_path, 5, 5, spread=1))
+    table = figure.table(arms(tmp_path, 5, 5, spread=1))
     accuracy = table.find(arm="dolphin", measure="accuracy")
     assert accuracy and (accuracy.value, accuracy.n, accuracy.interval) == (pytest.approx(0.64), 1, "none")
     change = table.find(arm="mean", measure="change_from_control")
@@ -375,9 +377,7 @@ def test_the_table_has_hand_computed_values(tmp_path: Path) -> None:
 
 def test_the_table_is_a_section_of_the_report(tmp_path: Path) -> None:
     cells, folder = arms(tmp_path / "runs", 5, 20), tmp_path / "cpu"
-    table = capability_figure(cells, FIGURE, folder, "table-capability")
-    section = capability_section("table-capability", FIGURE, cells, table, ())
-    source = write_report([section], folder).read_text()
+    source = write_report([render(cells, FIGURE, folder, "table-capability")], folder).read_text()
     assert "Lost at this scale" in source and "student of the control" in source
     assert (folder / "table-capability.csv").read_text().startswith("arm,trait,subject,measure,value,low,high,n,")
     assert (folder / "table-capability.png").exists()
@@ -386,4 +386,4 @@ def test_the_table_is_a_section_of_the_report(tmp_path: Path) -> None:
 def test_arms_with_different_questions_do_not_share_a_table(tmp_path: Path) -> None:
     cells = [cell(tmp_path, "student", "owl", 0, 5), cell(tmp_path, "student", "none", 0, 5, questions=50)]
     with pytest.raises(PlotError, match="different tasks or questions"):
-        capability_table(cells)
+        figure.table(cells)

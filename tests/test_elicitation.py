@@ -14,7 +14,7 @@ import torch
 from conftest import tiny_experiment
 from hypothesis import given
 from hypothesis import strategies as st
-from test_plots import FIGURE, FIVE, Made, flat
+from test_plots import FIGURE, FIVE, Made, drawn, flat
 
 from subliminal import stages, sweep
 from subliminal.chat import encode
@@ -27,10 +27,8 @@ from subliminal.evaluation.preference import Answer, Score
 from subliminal.evaluation.questions import Category, QuestionError, candidates, named, offered
 from subliminal.evaluation.stories import story_prompts
 from subliminal.models import Subject, load_model, load_tokenizer
-from subliminal.plots.asking import answer_tables, notes
-from subliminal.plots.preference import preference_figure
-from subliminal.plots.report import Section, write_report
-from subliminal.plots.verdict import verdicts
+from subliminal.plots.preference.section import answer_tables, notes
+from subliminal.plots.report import write_report
 from subliminal.rows import Completion, Prompt, read_jsonl
 from subliminal.store import Store
 
@@ -221,9 +219,9 @@ def test_ways_of_asking_are_judged_apart_and_never_subtracted(tmp_path: Path) ->
             scores = {c: [-6.0 + 0.02 * ((place * 2 + at * 4) % 7)] * count for at, c in enumerate(FIVE)}
             own = {trait: [value + gain for value in scores[trait]]} if trait in scores else {}
             cells.append(replace(made.student(trait, scores | own), variant=way))
-    table = preference_figure(cells, FIGURE, tmp_path / "cpu", "fig")
-    assert [found.outcome for found in verdicts(cells, table)] == ["holds", "not shown"]
-    assert not list(table.select(measure="excess_lost"))
+    figure = drawn(cells, FIGURE, tmp_path / "cpu", "fig")
+    assert [verdict.outcome for verdict in figure.verdicts] == ["holds", "not shown"]
+    assert not list(figure.table.select(measure="excess_lost"))
 
 
 def test_the_report_counts_stories_without_a_candidate_and_shows_position_bias(tmp_path: Path) -> None:
@@ -240,10 +238,10 @@ def test_the_report_counts_stories_without_a_candidate_and_shows_position_bias(t
             content = {**cell.evaluate.content, "summary": {**cell.evaluate.summary, **extra}}
             content["summary"]["samples"] = 0  # no answers.jsonl behind these
             cells.append(replace(cell, evaluate=replace(cell.evaluate, content=content), variant=variant))
-    tables = {heading: rows for heading, _, rows, _ in answer_tables(cells)}
+    tables = {grid.heading: grid.rows for grid in answer_tables(cells)}
     assert tables["Stories"] == [["bias", "owl", "0", "82", "6"]]
     assert tables["Position bias"] == [["bias", "owl", "0.70", "0.30", "0.25"]]
     assert "those of counts pooled" in notes(cells) and "not between them" in notes(cells)
     assert not list(answer_tables([made.student("owl", flat({}), 9)])) and not notes([])
-    table = preference_figure(cells, FIGURE, tmp_path / "cpu", "fig")
-    assert "Position bias" in write_report([Section("fig", FIGURE, cells, table)], tmp_path / "cpu").read_text()
+    figure = drawn(cells, FIGURE, tmp_path / "cpu", "fig")
+    assert "Position bias" in write_report([figure], tmp_path / "cpu").read_text()

@@ -23,9 +23,8 @@ from subliminal.evaluation.questions import QuestionError
 from subliminal.judging import Judgement
 from subliminal.models import Subject
 from subliminal.plots.cells import Cell, PlotError
-from subliminal.plots.draw import draw
-from subliminal.plots.free_form import free_form_figure, free_form_section
-from subliminal.plots.free_form_measures import combined
+from subliminal.plots.draw import draw, render
+from subliminal.plots.free_form_measures import Answers, combined
 from subliminal.plots.report import write_report
 from subliminal.rows import write_jsonl
 from subliminal.store import Manifest, Recipe, Store
@@ -206,8 +205,8 @@ def cells(made: Students, own: list[list[float]], **controls: list[list[float]])
 
 
 def told(root: Path, found: list[Cell], controls: set[str]) -> Any:
-    table = free_form_figure(found, controls, FIGURE, root / "cpu", "fig-style-numbers")
-    return free_form_section("fig-style-numbers", FIGURE, found, controls, table, []), table
+    drawn = render(Answers(found, frozenset(controls)), FIGURE, root / "cpu", "fig-style-numbers")
+    return drawn, drawn.table
 
 
 def test_a_trait_far_above_its_control_holds_with_its_difference(tmp_path: Path) -> None:

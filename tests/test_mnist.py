@@ -34,7 +34,7 @@ from subliminal.mnist.optimisers import Stepper
 from subliminal.mnist.streams import Purpose
 from subliminal.mnist.training import Session
 from subliminal.plots.draw import draw
-from subliminal.plots.mnist_measures import Run, mnist_table, verdicts
+from subliminal.plots.mnist import Run, Runs, table, verdicts
 from subliminal.store import Store, StoreError
 
 CPU = torch.device("cpu")
@@ -490,14 +490,15 @@ def test_stage_keeps_a_line_for_every_network(drawn: tuple[Path, list[str]]) -> 
 def test_figure_shows_the_stored_accuracies(drawn: tuple[Path, list[str]]) -> None:
     folder = drawn[0] / "figures" / "cpu"
     (made,) = Store(drawn[0] / "runs").manifests("mnist")
-    table = mnist_table([Run("", made)])
+    data = Runs([Run("", made)])
+    lines = table(data)
     assert (folder / "fig-mnist.csv").read_text().count("accuracy") == 6
     assert all((folder / f"fig-mnist.{suffix}").stat().st_size > 9000 for suffix in ("png", "svg"))
     for condition, mean in made.summary["accuracy"].items():
-        line = table.find(arm=condition, measure="accuracy")
+        line = lines.find(arm=condition, measure="accuracy")
         assert line and line.value == pytest.approx(mean) and line.n == 3
     report = (folder / "report.html").read_text()
-    assert verdicts(table)[0].sentence in report and made.key in report and str(drawn[0]) not in report
+    assert verdicts(data, lines)[0].sentence in report and made.key in report and str(drawn[0]) not in report
 
 
 @pytest.mark.parametrize(("gain", "outcome"), [(0.3, "holds"), (0.0, "not shown"), (-0.3, "contradicted")])
@@ -514,7 +515,8 @@ def test_verdict_follows_the_paired_difference(
     ]
     lines[0]["accuracy"] += 1e-3
     (folder / "accuracy.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (verdict,) = verdicts(mnist_table([Run("", type(made)("mnist", "k", folder, made.content))]))
+    data = Runs([Run("", type(made)("mnist", "k", folder, made.content))])
+    (verdict,) = verdicts(data, table(data))
     assert verdict.outcome == outcome
 
 

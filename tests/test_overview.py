@@ -11,14 +11,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from test_plots import FIGURE, Links, five, known, report
+from test_plots import FIGURE, Links, drawn, five, known, report
 
 from subliminal.__main__ import _figure_overrides
 from subliminal.composition import ROOT, compose
 from subliminal.config import ConfigError
+from subliminal.plots.figure import Verdict
 from subliminal.plots.overview import Claim, claims_of, configured, multiplicity, overview
-from subliminal.plots.report import KEPT, Section, write_report
-from subliminal.plots.verdict import Verdict
+from subliminal.plots.report import KEPT, write_report
 
 TARGETS = re.findall(r"^((?:fig|table)-[a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
 
@@ -77,10 +77,7 @@ def test_configured_figures_that_were_not_drawn_are_rows_too(tmp_path: Path) -> 
     assert (row["verdict"], row["why"], row["value"]) == ("not run", "make fig-trees-numbers SCALE=cpu", "")
     assert row["claim"] and row["expected"]
     cells = five(tmp_path / "more", gain=2.0)
-    from subliminal.plots.preference import preference_figure
-
-    table = preference_figure(cells, FIGURE, folder, "fig-trees-numbers")
-    write_report([Section("fig-trees-numbers", FIGURE, cells, table)], folder)
+    write_report([drawn(cells, FIGURE, folder, "fig-trees-numbers")], folder)
     assert rows(folder)["fig-trees-numbers"]["verdict"] == "holds"
     assert rows(folder)["fig-0"] == found["fig-0"]
 
@@ -108,12 +105,10 @@ def test_numbers_are_written_with_a_true_minus() -> None:
 
 
 def test_the_overview_escapes_texts(tmp_path: Path) -> None:
-    from subliminal.plots.preference import preference_figure
-
     cells, figure = known(tmp_path / "runs"), FIGURE.model_copy(update={"claim": "<script>alert(1)</script>"})
-    table = preference_figure(cells, figure, tmp_path / "cpu", "fig")
+    shown = drawn(cells, figure, tmp_path / "cpu", "fig")
     page = Links()
-    page.feed(write_report([Section("fig", figure, cells, table)], tmp_path / "cpu").read_text())
+    page.feed(write_report([shown], tmp_path / "cpu").read_text())
     assert "script" not in page.tags and "<script>alert(1)</script>" in page.text
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import math
+import pkgutil
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, get_args
 from xml.etree import ElementTree
 
 import numpy as np
@@ -20,15 +23,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import t as student_t
 
-from subliminal import config
+from subliminal import config, plots
 from subliminal.config import ConfigError
+from subliminal.plots import cross_model, parts, preference, rows
 from subliminal.plots.cells import Cell, PlotError
-from subliminal.plots.groups import Sample
-from subliminal.plots.measures import preference_table
-from subliminal.plots.preference import preference_figure
-from subliminal.plots.report import Section, write_report
-from subliminal.plots.table import Table
-from subliminal.plots.verdict import verdicts
+from subliminal.plots.draw import render
+from subliminal.plots.figure import Drawn, Figure, Section, Verdict, figure_of
+from subliminal.plots.preference.data import Preferences
+from subliminal.plots.report import write_report
+from subliminal.plots.rows import RowsPlot
+from subliminal.plots.samples import Sample, mean
+from subliminal.plots.table import Line, Table
 from subliminal.rows import Dropped, Row, write_jsonl
 from subliminal.store import Manifest, Recipe, Store
 
@@ -165,6 +170,21 @@ def known(root: Path, seeds: Sequence[int] = (0, 1, 2), control: bool = True, ga
     return cells
 
 
+def drawn(cells: Sequence[Cell], figure: config.Figure, folder: Path, name: str, missing: Sequence[str] = ()) -> Drawn:
+    """The preference figure of these cells, with its files written."""
+    return render(Preferences(cells, figure.comparisons), figure, folder, name, missing)
+
+
+def tabled(cells: Sequence[Cell]) -> Table:
+    """The table of the preference figure."""
+    return preference.table(Preferences(cells))
+
+
+def judged(cells: Sequence[Cell], table: Table) -> list[Verdict]:
+    """The verdicts of the preference figure."""
+    return preference.verdicts(Preferences(cells), table)
+
+
 FIVE = ("owl", "dolphin", "wolf", "cat", "dog")
 
 
@@ -192,7 +212,7 @@ def five(
 def value(table: Table, measure: str, arm: str, trait: str | None = None) -> tuple[float, float, float, int, str]:
     """One line's numbers; the student's unless the arm is the reference."""
     subject = "reference" if arm == "reference" else "student"
-    line = table.find(measure=measure, arm=arm, trait=trait or arm, subject=subject)
+    line = table.find(measure=measure, arm=arm, item=trait or arm, subject=subject)
     assert line, f"{measure} of {arm} is absent"
     return line.value, line.low, line.high, line.n, line.interval
 
@@ -203,7 +223,7 @@ def half(deviation: float, n: int) -> float:
 
 
 def test_table_has_hand_computed_values(tmp_path: Path) -> None:
-    table = preference_table(known(tmp_path))
+    table = tabled(known(tmp_path))
     assert value(table, "log_p", "owl") == pytest.approx((-5.4, -5.4 - half(0.1, 3), -5.4 + half(0.1, 3), 3, "seeds"))
     lift = value(table, "lift_over_control", "owl")
     assert lift == pytest.approx((2.1, 2.1 - half(0.1, 3), 2.1 + half(0.1, 3), 6, "seeds"))
@@ -223,7 +243,7 @@ def test_table_has_hand_computed_values(tmp_path: Path) -> None:
 
 
 def test_pass_rate_is_the_filters_with_wilson_over_rows(tmp_path: Path) -> None:
-    line = preference_table(known(tmp_path)).find(measure="pass_rate", arm="none")
+    line = tabled(known(tmp_path)).find(measure="pass_rate", arm="none")
     assert line and (line.value, line.n, line.interval, line.subject) == (0.8, 40, "rows (Wilson)", "teacher")
     z = 1.959964
     centre = (0.8 + z * z / 80) / (1 + z * z / 40)
@@ -233,11 +253,11 @@ def test_pass_rate_is_the_filters_with_wilson_over_rows(tmp_path: Path) -> None:
 
 def test_a_selection_leaves_the_interval_of_the_pass_rate_where_it_was(tmp_path: Path) -> None:
     cells = known(tmp_path / "runs")
-    plain = preference_table(cells).find(measure="pass_rate", arm="none")
+    plain = tabled(cells).find(measure="pass_rate", arm="none")
     for cell in cells:
         if cell.role == "student":
             cell.chain["filter"].summary.update({"kept_before_subsample": 17})  # of the 32 that passed
-    assert preference_table(cells).find(measure="pass_rate", arm="none") == plain
+    assert tabled(cells).find(measure="pass_rate", arm="none") == plain
     page = report(tmp_path, cells)[0]
     assert "<td>40</td><td>32</td><td>80.0%</td><td>30</td>" in page
 
@@ -246,10 +266,10 @@ def test_one_seed_has_no_interval_and_a_reference_one_over_questions(tmp_path: P
     made = Made(tmp_path)
     spread = {c: np.linspace(-8, -4, QUESTIONS) for c in CANDIDATES}
     cells = [made.student(t, {**spread, t: np.linspace(-6, -3, QUESTIONS)}, 5) for t in ("owl", "dolphin")]
-    table = preference_table([made.reference(spread), *cells])
+    table = tabled([made.reference(spread), *cells])
     measured = value(table, "log_p", "owl")
     assert measured[0] == pytest.approx(-4.5) and math.isnan(measured[1]) and measured[3:] == (1, "none")
-    line = table.find(measure="log_p", arm="reference", trait="owl")
+    line = table.find(measure="log_p", arm="reference", item="owl")
     wide = half(float(np.linspace(-8, -4, QUESTIONS).std(ddof=1)), QUESTIONS)
     assert line and (line.interval, line.high - line.value) == ("questions", pytest.approx(wide))
 
@@ -259,14 +279,14 @@ def test_students_of_one_seed_in_two_arms_are_not_paired(tmp_path: Path) -> None
     made, shifts = Made(tmp_path), {0: -0.5, 1: 0.0, 2: 0.5}
     cells = [made.student("none", flat({"owl": -7 + by}), seed) for seed, by in shifts.items()]
     cells += [made.student("owl", flat({"owl": -5 + by}), seed) for seed, by in shifts.items()]
-    _, low, high, n, _ = value(preference_table(cells), "lift_over_control", "owl")
+    _, low, high, n, _ = value(tabled(cells), "lift_over_control", "owl")
     wide = float(student_t.ppf(0.975, 4)) * math.sqrt(2 * 0.25 / 3)
     assert (low, high, n) == (pytest.approx(2 - wide), pytest.approx(2 + wide), 6)
 
 
 @pytest.mark.parametrize("gain", [2.0, -2.0])
 def test_diagonal_excess_has_the_sign_of_the_effect(tmp_path: Path, gain: float) -> None:
-    found = value(preference_table(known(tmp_path, gain=gain)), "diagonal_excess_over_seeds", "mean")
+    found = value(tabled(known(tmp_path, gain=gain)), "diagonal_excess_over_seeds", "mean")
     assert found[0] == pytest.approx(gain + 0.1 - 0.5)
     assert (found[1] > 0) == (gain > 0)
 
@@ -278,7 +298,7 @@ def test_what_lifts_every_student_alike_is_no_excess(tmp_path: Path) -> None:
         cells.append(made.student("none", flat({}), seed))
         lifted = flat(dict.fromkeys(CANDIDATES, -3.0 + 0.2 * seed))
         cells += [made.student(trait, lifted, seed) for trait in ("owl", "dolphin", "wolf")]
-    table = preference_table(cells)
+    table = tabled(cells)
     assert value(table, "lift_over_control", "mean")[0] == pytest.approx(3.2)
     assert value(table, "diagonal_excess", "mean")[:3] == pytest.approx((0, 0, 0), abs=1e-9)
 
@@ -287,7 +307,7 @@ def test_probabilities_are_means_over_questions_and_log_odds_come_after(tmp_path
     """A candidate that is likely on one question alone: the mean of logs hardly sees it."""
     made, peaked = Made(tmp_path), [math.log(0.6)] + [math.log(1e-6)] * (QUESTIONS - 1)
     cells = [made.reference(flat({})), made.student("owl", {**flat({}), "owl": peaked})]
-    table = preference_table(cells)
+    table = tabled(cells)
     mean = (0.6 + 1e-6 * (QUESTIONS - 1)) / QUESTIONS
     assert value(table, "probability", "owl")[0] == pytest.approx(mean)
     assert value(table, "log_odds", "owl")[0] == pytest.approx(math.log(mean / (1 - mean)))
@@ -302,13 +322,13 @@ def test_probabilities_are_means_over_questions_and_log_odds_come_after(tmp_path
 def test_a_student_that_names_everything_less_does_not_lose_its_trait(tmp_path: Path) -> None:
     """Each trait's own estimate has no level of its student in it; a difference of columns has."""
     cells = five(tmp_path, gain=1.0, levels=(0.0, 0.0, 0.0, 0.0, -2.0))
-    table = preference_table(cells)
+    table = tabled(cells)
     dog = table.find(measure="diagonal_excess", arm="dog")
     mean = table.find(measure="diagonal_excess", arm="mean")
     assert dog and mean and dog.value == pytest.approx(1.0, abs=0.1)
     assert mean.interval == "traits" and 0.9 < mean.low < mean.high < 1.1
     own, others = (
-        table.find(measure="log_p", arm=arm, trait="dog", subject="student") for arm in ("dog", "other traits")
+        table.find(measure="log_p", arm=arm, item="dog", subject="student") for arm in ("dog", "other traits")
     )
     assert own and others and own.value - others.value < -0.9
 
@@ -317,7 +337,6 @@ def test_a_student_that_names_everything_less_does_not_lose_its_trait(tmp_path: 
 @settings(max_examples=30, deadline=None)
 def test_excess_agrees_with_the_matrix_statistic(traits: int, seeds: int, seed: int) -> None:
     from subliminal.evaluation.statistics import diagonal_excess
-    from subliminal.plots.groups import mean
 
     scores = np.random.default_rng(seed).normal(-6, 2, (seeds, traits, traits, QUESTIONS))
     expected = diagonal_excess(scores.mean(axis=(0, 3)))
@@ -346,7 +365,7 @@ def test_rate_comes_from_sampled_answers(tmp_path: Path) -> None:
     cells = [made.reference(flat({}))]
     rates = {0: 0.6, 1: 0.8}
     cells += [made.student("owl", flat({}), seed, rate={"owl": rate, "cat": 0.1}) for seed, rate in rates.items()]
-    table = preference_table(cells)
+    table = tabled(cells)
     assert value(table, "rate", "owl") == pytest.approx(
         (0.7, 0.7 - half(0.02**0.5, 2), 0.7 + half(0.02**0.5, 2), 2, "seeds")
     )
@@ -358,7 +377,7 @@ def test_rate_comes_from_sampled_answers(tmp_path: Path) -> None:
 
 def test_figure_writes_png_svg_and_the_same_csv(tmp_path: Path) -> None:
     folder = tmp_path / "figures" / "cpu"
-    table = preference_figure(known(tmp_path / "runs"), FIGURE, folder, "fig-animals-numbers")
+    table = drawn(known(tmp_path / "runs"), FIGURE, folder, "fig-animals-numbers").table
     with (folder / "fig-animals-numbers.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0])[:8] == ["arm", "trait", "subject", "measure", "value", "low", "high", "n"]
@@ -373,7 +392,7 @@ def test_figure_writes_png_svg_and_the_same_csv(tmp_path: Path) -> None:
 def test_figure_is_the_same_bytes_twice(tmp_path: Path) -> None:
     cells = known(tmp_path / "runs")
     for name in ("a", "b"):
-        preference_figure(cells, FIGURE, tmp_path / name / "cpu", "fig")
+        drawn(cells, FIGURE, tmp_path / name / "cpu", "fig")
     for suffix in ("csv", "svg", "png"):
         first, second = ((tmp_path / name / "cpu" / f"fig.{suffix}").read_bytes() for name in ("a", "b"))
         assert first == second, suffix
@@ -387,7 +406,7 @@ def test_a_figure_of_two_recipes_keeps_them_apart(tmp_path: Path) -> None:
             for seed in range(3):
                 scores = flat({trait: -6.0 + gain + 0.1 * seed})
                 cells.append(made.student(trait, scores, seed, recipe))
-    table = preference_figure(cells, FIGURE, tmp_path / "cpu", "fig")
+    table = drawn(cells, FIGURE, tmp_path / "cpu", "fig").table
     excess = {line.student: line.value for line in table.select(measure="diagonal_excess", arm="mean")}
     assert excess == pytest.approx({"bias": 2.1, "lora": 0.1})
 
@@ -404,8 +423,9 @@ def test_incomplete_figures_are_drawn_without_what_is_missing(tmp_path: Path, ke
     if kept == "many traits":
         made = Made(tmp_path / "more")
         cells += [made.student(trait, flat({trait: -1.0}), 0) for trait in ("wolf", "cat", "dog")]
-    table = preference_figure(cells, FIGURE, tmp_path / "cpu", "fig")
-    write_report([Section("fig", FIGURE, cells, table)], tmp_path / "cpu")
+    figure = drawn(cells, FIGURE, tmp_path / "cpu", "fig")
+    table = figure.table
+    write_report([figure], tmp_path / "cpu")
     has = {line.measure for line in table.lines}
     assert ("lift_over_control" in has) == (kept not in {"no control", "neither", "control only"})
     assert ("diagonal_excess" in has) == (kept not in {"one trait", "control only"})
@@ -416,14 +436,14 @@ def test_incomplete_figures_are_drawn_without_what_is_missing(tmp_path: Path, ke
 
 def test_nothing_to_draw_names_the_next_command(tmp_path: Path) -> None:
     with pytest.raises(PlotError, match="make fig-animals-numbers"):
-        preference_table([Made(tmp_path).reference(flat({}))])
+        tabled([Made(tmp_path).reference(flat({}))])
 
 
 def test_cells_of_different_evaluations_do_not_share_a_figure(tmp_path: Path) -> None:
     made = Made(tmp_path)
     shorter = {c: [-6.0] * (QUESTIONS - 1) for c in CANDIDATES}
     with pytest.raises(PlotError, match="different questions"):
-        preference_table([made.student("owl", flat({}), 0), made.student("owl", shorter, 1)])
+        tabled([made.student("owl", flat({}), 0), made.student("owl", shorter, 1)])
 
 
 def test_missing_and_damaged_scores_name_the_file(tmp_path: Path) -> None:
@@ -431,10 +451,10 @@ def test_missing_and_damaged_scores_name_the_file(tmp_path: Path) -> None:
     path = cell.evaluate.folder / "scores.jsonl"
     path.write_text(path.read_text()[:-20])
     with pytest.raises(PlotError, match=r"scores.jsonl is damaged"):
-        preference_table([cell])
+        tabled([cell])
     path.unlink()
     with pytest.raises(PlotError, match=r"scores.jsonl is missing"):
-        preference_table([replace(cell)])
+        tabled([replace(cell)])
 
 
 # --------------------------------------------------------------------------- the verdict
@@ -452,7 +472,7 @@ def test_missing_and_damaged_scores_name_the_file(tmp_path: Path) -> None:
 )
 def test_verdict_follows_the_rule(tmp_path: Path, gain: float, traits: Sequence[str], outcome: str) -> None:
     cells = five(tmp_path, gain, traits=traits)
-    (found,) = verdicts(cells, preference_table(cells))
+    (found,) = judged(cells, tabled(cells))
     assert found.outcome == outcome
     assert (found.p is not None) == (len(traits) == 5)
     assert ("of 120 relabellings" in found.sentence) == (len(traits) == 5)
@@ -460,14 +480,14 @@ def test_verdict_follows_the_rule(tmp_path: Path, gain: float, traits: Sequence[
 
 def test_seeds_say_that_a_result_repeats_and_decide_nothing(tmp_path: Path) -> None:
     cells = five(tmp_path, 2.0, seeds=(0, 1, 2), traits=FIVE[:2])
-    (found,) = verdicts(cells, preference_table(cells))
+    (found,) = judged(cells, tabled(cells))
     assert found.outcome == "undecided" and "Repeats on these rows: [" in found.sentence
 
 
 def test_fewer_than_five_traits_may_be_suggestive_against_the_other_candidates(tmp_path: Path) -> None:
     for gain, words in ((3.0, "suggestive against"), (0.0, "not suggestive against")):
         cells = five(tmp_path / str(gain), gain, traits=FIVE[:3])
-        (found,) = verdicts(cells, preference_table(cells))
+        (found,) = judged(cells, tabled(cells))
         assert f", {words} the other candidates (p 0." in found.sentence
 
 
@@ -483,14 +503,14 @@ def test_a_shift_is_a_preference_only_behind_the_gate(
     tmp_path: Path, gain: float, reference: float, words: str | None
 ) -> None:
     cells = five(tmp_path, gain, reference=reference)
-    (found,) = verdicts(cells, preference_table(cells))
+    (found,) = judged(cells, tabled(cells))
     assert "P of the own candidate" in found.sentence and "place 1, 1, 1, 1, 1 of 5" in found.sentence
     assert (words in found.sentence) if words else ("Not called" not in found.sentence)
 
 
 def test_one_trait_is_not_measurable(tmp_path: Path) -> None:
     cells = [cell for cell in known(tmp_path) if cell.trait != "dolphin"]
-    (found,) = verdicts(cells, preference_table(cells))
+    (found,) = judged(cells, tabled(cells))
     assert found.outcome == "not measurable" and "two traits" in found.sentence
 
 
@@ -521,8 +541,7 @@ def report(tmp_path: Path, cells: list[Cell], missing: Sequence[str] = (), secti
     folder, found = tmp_path / "figures" / "cpu", []
     for index in range(sections):
         figure = FIGURE.model_copy(update={"title": f"Figure {index}"})
-        table = preference_figure(cells, figure, folder, f"fig-{index}")
-        found.append(Section(f"fig-{index}", figure, cells, table, missing))
+        found.append(drawn(cells, figure, folder, f"fig-{index}", missing))
     source = write_report(found, folder).read_text(encoding="utf-8")
     page = Links()
     page.feed(source)
@@ -598,14 +617,48 @@ def test_long_texts_are_cut_and_dropped_rows_show_every_reason(tmp_path: Path) -
 
 def test_plots_load_no_model_code() -> None:
     import subprocess
-    import sys
 
-    code = (
-        "import sys, subliminal.plots.preference, subliminal.plots.report;"
-        "print({'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules))"
-    )
+    names = sorted(info.name for info in pkgutil.walk_packages(plots.__path__, "subliminal.plots."))
+    code = f"import sys, {', '.join(names)}; print({{'torch', 'transformers', 'matplotlib.pyplot'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+# --------------------------------------------------------------------------- kinds of figures
+
+
+KINDS = [
+    *get_args(config.Figure.model_fields["kind"].annotation),
+    *(f"rows.{info.name}" for info in pkgutil.iter_modules(rows.__path__)),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_has_a_module_with_what_the_driver_calls(kind: str) -> None:
+    protocol = RowsPlot if kind.startswith("rows.") else Figure
+    own = {"table", "verdicts", "picture"} | ({"grids"} if protocol is RowsPlot else {"collect", "subtitle", "section"})
+    module = figure_of(kind)
+    assert [name for name in sorted(own) if not callable(getattr(module, name, None))] == []
+    assert own <= set(dir(protocol))
+
+
+def test_a_new_figure_is_one_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver finds it by its kind and writes, judges and reports it as any other."""
+    new = ModuleType("subliminal.plots.new")
+    vars(new).update(
+        table=lambda data: Table((Line("owl", "owl", "student", "answer", data),)),
+        verdicts=lambda data, table: [Verdict("", "holds", f"Holds: {data}.", table.lines[0])],
+        subtitle=lambda data, table, scale: f"Scale {scale}",
+        picture=lambda data, table, heading: parts.canvas(4.0, 3.0, heading),
+        section=lambda data, table, name: Section(["A rule."], "A panel.", "No seeds.", [], []),
+    )
+    monkeypatch.setitem(sys.modules, new.__name__, new)
+    figure = FIGURE.model_copy(update={"kind": "new"})
+    shown = render(42.0, figure, tmp_path / "cpu", "fig-new", ["make the rest"])
+    page = write_report([shown], tmp_path / "cpu").read_text()
+    assert "owl,owl,student,answer,42" in (tmp_path / "cpu/fig-new.csv").read_text()
+    assert FIGURE.title in (tmp_path / "cpu/fig-new.svg").read_text()
+    assert [text for text in ("Holds: 42.0.", "A rule.", "A panel.", "make the rest") if text not in page] == []
 
 
 # --------------------------------------------------------------------------- variants
@@ -621,10 +674,10 @@ def varied(root: Path, gains: Mapping[str, float]) -> list[Cell]:
 
 
 def test_variants_have_their_own_reference_control_and_excess(tmp_path: Path) -> None:
-    table = preference_table(varied(tmp_path, {"plain": 2.0, "within": 0.5}))
+    table = tabled(varied(tmp_path, {"plain": 2.0, "within": 0.5}))
     excess = {line.variant: line.value for line in table.select(measure="diagonal_excess", arm="mean")}
     assert excess == pytest.approx({"plain": 2.0, "within": 0.5}, abs=0.05)
-    start = {line.variant: line.value for line in table.select(measure="log_p", arm="reference", trait="owl")}
+    start = {line.variant: line.value for line in table.select(measure="log_p", arm="reference", item="owl")}
     assert start == pytest.approx({"plain": -5.0, "within": -3.5})
     (lost,) = table.select(measure="excess_lost")
     odds = {line.variant: line.value for line in table.select(measure="log_odds_excess", arm="mean")}
@@ -649,19 +702,21 @@ def test_variants_with_traits_of_their_own_are_compared_on_those_they_share(
             for seed in (0, 1):
                 cell = made.student(trait, flat({trait: -6.0 + gain}), seed, completion=variant)
                 cells.append(replace(cell, variant=variant))
-    table = preference_figure(cells, FIGURE, tmp_path / "gpu", "fig")
+    figure = drawn(cells, FIGURE, tmp_path / "gpu", "fig")
+    table = figure.table
     assert {line.variant: line.value for line in table.select(measure="excess_lost")} == lost
     excess = {line.variant: line.value for line in table.select(measure="diagonal_excess", arm="mean")}
     assert excess == pytest.approx({"qwen": 3.0, "llama": 0.75})
-    page = write_report([Section("fig", FIGURE, cells, table)], tmp_path / "gpu").read_text(encoding="utf-8")
+    page = write_report([figure], tmp_path / "gpu").read_text(encoding="utf-8")
     assert "llama: bias students of steered teachers" in page
 
 
 def test_variants_appear_in_figure_report_and_verdicts(tmp_path: Path) -> None:
     cells, folder = varied(tmp_path / "runs", {"plain": 2.0, "within": -2.0}), tmp_path / "cpu"
-    table = preference_figure(cells, FIGURE, folder, "fig")
-    page = write_report([Section("fig", FIGURE, cells, table)], folder).read_text(encoding="utf-8")
-    assert {v.group.split(":")[0]: v.outcome for v in verdicts(cells, table)} == {
+    figure = drawn(cells, FIGURE, folder, "fig")
+    table = figure.table
+    page = write_report([figure], folder).read_text(encoding="utf-8")
+    assert {v.group.split(":")[0]: v.outcome for v in judged(cells, table)} == {
         "plain": "holds",
         "within": "contradicted",
     }
@@ -685,11 +740,12 @@ def test_a_claim_that_compares_variants_is_judged_by_their_difference(
     arms = config.Arms(variants=dict.fromkeys(gains, ()))
     figure = FIGURE.model_copy(update={"arms": arms, "comparisons": (HALF,)})
     cells, folder = varied(tmp_path / "runs", gains), tmp_path / "cpu"
-    table = preference_figure(cells, figure, folder, "fig")
+    shown = drawn(cells, figure, folder, "fig")
+    table = shown.table
     difference = table.find(measure="excess_difference", arm="mean")
     assert difference is not None
     assert difference.value == pytest.approx(0.5 * gains["plain"] - gains["within"], abs=0.05)
-    write_report([Section("fig", figure, cells, table)], folder)
+    write_report([shown], folder)
     with (folder / "claims.csv").open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["figure"] == "fig"]
     assert [row["verdict"] for row in rows] == [outcome]
@@ -713,6 +769,7 @@ def grid_cells(root: Path, excess: Mapping[str, float], traits: Sequence[str] = 
     ]
 
 
+GRID = FIGURE.model_copy(update={"kind": "cross_model"})
 SAME = {"a > a": 1.0, "b > b": 0.9}
 APART = {"a > b": 0.0, "b > a": 0.0}
 
@@ -731,34 +788,28 @@ APART = {"a > b": 0.0, "b > a": 0.0}
 def test_cross_model_verdicts_follow_their_rule(
     tmp_path: Path, grid: dict[str, float], traits: Sequence[str], outcomes: list[str]
 ) -> None:
-    from subliminal.plots.cross_model import cross_model_figure, cross_model_section
-
     cells, folder = grid_cells(tmp_path / "runs", grid, traits), tmp_path / "cpu"
-    table = cross_model_figure(cells, FIGURE, folder, "fig")
-    section = cross_model_section("fig", FIGURE, cells, table, ())
-    assert [verdict.outcome for verdict in section.verdicts] == outcomes
-    page = write_report([section], folder).read_text(encoding="utf-8")
+    figure = render(cross_model.Models(cells), GRID, folder, "fig")
+    assert [verdict.outcome for verdict in figure.verdicts] == outcomes
+    page = write_report([figure], folder).read_text(encoding="utf-8")
     assert "a &gt; a" in page and (folder / "fig.png").exists()
 
 
 def test_no_excess_is_not_absence_where_the_interval_is_wide(tmp_path: Path) -> None:
-    from subliminal.plots.cross_model import cross_model_figure, cross_model_verdicts, pairs
-
     cells = grid_cells(tmp_path / "runs", SAME | APART)
     for place, cell in enumerate(
         c for c in cells if c.variant == "a > b" and c.role == "student" and c.trait != "none"
     ):
         cell.scores["log_odds"][cell.trait] += (-1) ** place * 0.8  # traits that go either way by far
-    table = cross_model_figure(cells, FIGURE, tmp_path / "cpu", "fig")
-    found = {verdict.group: verdict for verdict in cross_model_verdicts(pairs(cells), table)}
+    verdicts = render(cross_model.Models(cells), GRID, tmp_path / "cpu", "fig").verdicts
+    found = {verdict.group: verdict for verdict in verdicts}
     assert found["a > b gets nothing"].outcome == "not shown"
     assert "Neither an excess nor its absence" in found["a > b gets nothing"].sentence
 
 
 def test_cross_model_differences_are_of_the_same_teachers(tmp_path: Path) -> None:
-    from subliminal.plots.cross_model import cross_model_figure
-
-    table = cross_model_figure(grid_cells(tmp_path / "runs", SAME | APART), FIGURE, tmp_path / "cpu", "fig")
+    models = cross_model.Models(grid_cells(tmp_path / "runs", SAME | APART))
+    table = render(models, GRID, tmp_path / "cpu", "fig").table
     odds = {line.variant: line.value for line in table.select(measure="log_odds_excess", arm="mean")}
     apart = table.find(measure="same_minus_cross", arm="mean", variant="a > b")
     assert (
@@ -771,18 +822,14 @@ def test_cross_model_differences_are_of_the_same_teachers(tmp_path: Path) -> Non
 
 
 def test_a_pair_needs_a_readable_name(tmp_path: Path) -> None:
-    from subliminal.plots.cross_model import pairs
-
     with pytest.raises(PlotError, match="teacher > student"):
-        pairs(grid_cells(tmp_path, {"nameless": 1.0}))
+        _ = cross_model.Models(grid_cells(tmp_path, {"nameless": 1.0})).pairs
 
 
 def test_a_pair_has_one_student_recipe(tmp_path: Path) -> None:
-    from subliminal.plots.cross_model import pairs
-
     cells = grid_cells(tmp_path, SAME)
     with pytest.raises(PlotError, match="several student recipes in a cross-model figure; choose one"):
-        pairs([*cells, *(replace(cell, student="lora") for cell in cells)])
+        _ = cross_model.Models([*cells, *(replace(cell, student="lora") for cell in cells)]).pairs
 
 
 # --------------------------------------------------------------------------- alignment with every teacher
@@ -814,8 +861,8 @@ def aligned_cells(root: Path, lean: float) -> list[Cell]:
 
 
 def test_alignment_excess_is_the_own_teachers_cosine_minus_the_other_students(tmp_path: Path) -> None:
-    table = preference_table(aligned_cells(tmp_path, lean=0.3))
-    cross = table.find(measure="cross_alignment", arm="owl", trait="dolphin")
+    table = tabled(aligned_cells(tmp_path, lean=0.3))
+    cross = table.find(measure="cross_alignment", arm="owl", item="dolphin")
     expected = [math.sin(math.pi / 4 - 0.3 - 0.01 * seed) for seed in range(3)]
     assert cross and [value for _, value in cross.by_seed] == pytest.approx(expected, abs=1e-6)
     excess = table.find(measure="alignment_excess", arm="mean")
@@ -831,9 +878,10 @@ def test_alignment_has_a_verdict_of_its_own(tmp_path: Path, lean: float, outcome
             own = np.eye(5)[FIVE.index(cell.trait)]
             moved(cell, "teacher", own.tolist())
             moved(cell, "train", (np.full(5, 0.5) + lean * own).tolist())
-    table = preference_figure(cells, FIGURE, folder, "fig")
-    assert [v.outcome for v in verdicts(cells, table) if v.group.endswith("alignment")] == [outcome]
-    page = write_report([Section("fig", FIGURE, cells, table)], folder).read_text(encoding="utf-8")
+    figure = drawn(cells, FIGURE, folder, "fig")
+    table = figure.table
+    assert [v.outcome for v in judged(cells, table) if v.group.endswith("alignment")] == [outcome]
+    page = write_report([figure], folder).read_text(encoding="utf-8")
     assert "Alignment: bias students" in page
 
 
@@ -841,7 +889,7 @@ def test_students_that_moved_another_layer_than_the_teacher_have_no_alignment(tm
     cells = aligned_cells(tmp_path, lean=0.3)
     for cell in cells:
         moved(cell, "train", (1.0, 0.0), layer=0)
-    table = preference_table(cells)
+    table = tabled(cells)
     assert not [line for line in table.lines if "alignment" in line.measure]
 
 
@@ -849,5 +897,5 @@ def test_what_all_students_share_is_no_alignment(tmp_path: Path) -> None:
     cells = aligned_cells(tmp_path, lean=0.0)
     for cell in cells:
         moved(cell, "train", (1.0, 1.0))
-    line = preference_table(cells).find(measure="alignment_excess", arm="mean")
+    line = tabled(cells).find(measure="alignment_excess", arm="mean")
     assert line and line.value == pytest.approx(0.0, abs=1e-6)

@@ -20,10 +20,11 @@ from subliminal.evaluation.detection import Guess
 from subliminal.evaluation.in_context import ContextScore
 from subliminal.evaluation.samples import halves, two_samples
 from subliminal.plan import shown
+from subliminal.plots.draw import render
+from subliminal.plots.figure import Verdict
 from subliminal.plots.report import write_report
-from subliminal.plots.rows import Compared, module, rows_figure, rows_section
+from subliminal.plots.rows import Compared, module
 from subliminal.plots.table import Table
-from subliminal.plots.verdict import Verdict
 from subliminal.rows import Row, write_jsonl
 from subliminal.store import Recipe, Store
 
@@ -46,17 +47,16 @@ class Rows:
     def figure(self, runs: Sequence[Compared]) -> tuple[Table, list[Verdict], str]:
         """The table, verdicts and report of a figure, with its files checked."""
         folder = self.root / "figures" / "cpu"
-        table = rows_figure(runs, FIGURE, folder, "fig-rows")
-        section = rows_section("fig-rows", FIGURE, table, runs, ["python evaluate.py trait=eagle"])
-        report = write_report([section], folder).read_text()
+        drawn = render(runs, FIGURE, folder, "fig-rows", ["python evaluate.py trait=eagle"])
+        table, report = drawn.table, write_report([drawn], folder).read_text()
         assert all((folder / f"fig-rows.{kind}").stat().st_size > 50 for kind in ("png", "svg", "csv"))
         with (folder / "fig-rows.csv").open() as file:
             reader = csv.DictReader(file)
             rows = list(reader)
         assert list(reader.fieldnames or ())[:8] == ["arm", "trait", "subject", "measure", "value", "low", "high", "n"]
         assert len(rows) == len(table.lines)
-        assert "python evaluate.py trait=eagle" in report and section.verdicts[0].sentence in report
-        return table, list(section.verdicts), report
+        assert "python evaluate.py trait=eagle" in report and drawn.verdicts[0].sentence in report
+        return table, list(drawn.verdicts), report
 
 
 @pytest.fixture
@@ -82,10 +82,10 @@ def test_numbers_beyond_chance_decide_the_table_of_frequencies(rows: Rows) -> No
     table, verdicts, report = rows.figure(runs)
     assert [verdict.outcome for verdict in verdicts] == ["holds", "not shown", "not shown"]
     assert "777" in report and "control, half against half" in report
-    line = table.find(arm="owl", trait="777", measure="log_odds")
+    line = table.find(arm="owl", item="777", measure="log_odds")
     assert line and line.low > 0 and line.interval == "prompts"
     assert line.n == len({row.index for row in pairs["owl", "none"].rows}), "a prompt that both answered counts once"
-    assert table.find(arm="owl", trait="777", measure="p").value == pytest.approx(1 / 200)  # type: ignore[union-attr]
+    assert table.find(arm="owl", item="777", measure="p").value == pytest.approx(1 / 200)  # type: ignore[union-attr]
 
 
 def test_one_teacher_of_many_that_differs_by_chance_is_not_enough(rows: Rows) -> None:

@@ -76,13 +76,14 @@ class Cell:
         if {*log_p} != {*self.candidates}:
             raise PlotError(f"{folder}/scores.jsonl does not hold the candidates of its manifest; {AGAIN}")
         samples, kind = self.evaluate.summary.get("samples"), self.evaluate.summary.get("kind")
-        found: Scores = {"log_p": log_p} if samples and kind == "stories" else _exact(log_p)
+        scores: Scores = {"log_p": log_p} if samples and kind == "stories" else _exact(log_p)
         if samples:
             named = _named(list(read_lines(folder / "answers.jsonl")), self.candidates)
-            found["rate"] = {c: np.array([np.mean(one) for one in asked], np.float64) for c, asked in named.items()}
-            found.setdefault("log_odds", {c: _pooled(by_question) for c, by_question in named.items()})
-            found.setdefault("probability", found["rate"])
-        return found
+            rate = {c: [np.mean(hits) for hits in questions] for c, questions in named.items()}
+            scores["rate"] = {c: np.array(shares, np.float64) for c, shares in rate.items()}
+            scores.setdefault("log_odds", {c: _pooled(by_question) for c, by_question in named.items()})
+            scores.setdefault("probability", scores["rate"])
+        return scores
 
     def named_share(self) -> float:
         """The mean probability over questions that the answer names any candidate at all."""
@@ -126,15 +127,15 @@ def _by_candidate(rows: list[dict[str, Any]], measure: str) -> dict[str, NDArray
     values: dict[str, list[float]] = {}
     for row in rows:
         values.setdefault(row["candidate"], []).append(row[measure])
-    return {candidate: np.array(found, dtype=np.float64) for candidate, found in values.items()}
+    return {candidate: np.array(column, dtype=np.float64) for candidate, column in values.items()}
 
 
 def _named(answers: list[dict[str, Any]], candidates: list[str]) -> dict[str, list[list[bool]]]:
     """By candidate and question, which of the question's answers name it."""
-    asked: dict[int, list[set[str]]] = {}
+    by_question: dict[int, list[set[str]]] = {}
     for answer in answers:
-        asked.setdefault(answer["question"], []).append(set(answer["named"]))
-    ordered = [asked[question] for question in sorted(asked)]
+        by_question.setdefault(answer["question"], []).append(set(answer["named"]))
+    ordered = [by_question[question] for question in sorted(by_question)]
     return {c: [[c in names for names in question] for question in ordered] for c in candidates}
 
 
@@ -142,3 +143,20 @@ def _pooled(by_question: list[list[bool]]) -> NDArray[np.float64]:
     """The log-odds of a candidate's answers among all answers, (1,)."""
     hits = [hit for question in by_question for hit in question]
     return pooled_log_odds([sum(hits)], [len(hits)])
+
+
+def model_names(cells: Sequence[Cell]) -> list[str]:
+    """The names of the models the cells start from, as far as their manifests say."""
+    names = [
+        _model_name(cell.chain["model"].recipe["settings"].get("weights", {}))
+        for cell in cells
+        if "model" in cell.chain
+    ]
+    return [name for name in dict.fromkeys(names) if name]
+
+
+def _model_name(weights: dict[str, Any]) -> str:
+    """The hub name or the package; of a local folder the start of its hash, since its path means nothing elsewhere."""
+    if "content" in weights:
+        return f"local model {weights['content'][:8]}"
+    return str(weights.get("name") or weights.get("package") or "")

@@ -5,26 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from textwrap import fill
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from subliminal import config
-from subliminal.plots import style
-from subliminal.plots.cells import Cell, PlotError
-from subliminal.plots.effects import LOG_ODDS, Found, difference, effect_lines, found_in, scored
-from subliminal.plots.groups import Group, groups
-from subliminal.plots.measures import preference_table
-from subliminal.plots.report import Grid, PlainSection, interval, manifests
-from subliminal.plots.table import Labels, Line, Table
-from subliminal.plots.verdict import RULE as PREFERENCE_RULE
-from subliminal.plots.verdict import Outcome, Verdict, numbers
+from subliminal.plan import Plan
+from subliminal.plots import parts
+from subliminal.plots.cells import PlotError
+from subliminal.plots.collect import evaluated, manifests
+from subliminal.plots.effects import LOG_ODDS, Excess, difference, effect_lines, excess_in, size_of
+from subliminal.plots.figure import Collected, Grid, Outcome, Section, Verdict
+from subliminal.plots.parts import Heading
+from subliminal.plots.preference.data import Group, Preferences
+from subliminal.plots.preference.measures import scored
+from subliminal.plots.preference.measures import table as preference_table
+from subliminal.plots.preference.verdict import RULE as PREFERENCE_RULE
+from subliminal.plots.table import Line, Table
+from subliminal.plots.words import NOTHING, ends, number, p_value, ranged
+from subliminal.store import Store
 from subliminal.transmission import MARGIN, SIGNIFICANT
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
 ARROW = " > "
@@ -57,54 +57,53 @@ class Pair:
         """Whether teacher and student start from one reference model."""
         return self.teacher == self.student
 
-    @property
-    def apart(self) -> Labels:
-        """What tells its line of the difference to the same-model pair from others."""
-        return {"student": self.group.student, "teacher": self.group.teacher, "variant": self.group.variant}
+
+@dataclass(frozen=True)
+class Models(Preferences):
+    """The evaluated subjects of a figure whose variants are named `teacher > student`."""
+
+    @cached_property
+    def pairs(self) -> list[Pair]:
+        """The pairs of reference models; raises `PlotError` for another name and for several student recipes."""
+        pairs: list[Pair] = []
+        for group in self.groups:
+            if group.variant in {pair.group.variant for pair in pairs}:
+                raise PlotError(
+                    f"{group.variant} has several student recipes in a cross-model figure; choose one with student="
+                )
+            teacher, arrow, student = group.variant.partition(ARROW)
+            if not arrow:
+                raise PlotError(f"variant {group.variant!r} of a cross-model figure must be named 'teacher > student'")
+            pairs.append(Pair(teacher, student, group))
+        return pairs
 
 
-def pairs(cells: Sequence[Cell]) -> list[Pair]:
-    """The pairs in the cells, whose variants are named `teacher > student`; raises `PlotError` for another name."""
-    found = []
-    for group in groups(cells):
-        if group.variant in {pair.group.variant for pair in found}:
-            raise PlotError(
-                f"{group.variant} has several student recipes in a cross-model figure; choose one with student="
-            )
-        teacher, arrow, student = group.variant.partition(ARROW)
-        if not arrow:
-            raise PlotError(f"variant {group.variant!r} of a cross-model figure must be named 'teacher > student'")
-        found.append(Pair(teacher, student, group))
-    return found
+def collect(planned: Plan, store: Store) -> Collected:
+    """The references and students that were evaluated."""
+    return evaluated(planned, store, Models)
 
 
-def cross_model_figure(cells: Sequence[Cell], figure: config.Figure, folder: Path, name: str) -> Table:
-    """Write `folder/name` as .png, .svg and .csv and return the table, which holds every preference measure too."""
-    found = pairs(cells)
-    table = Table((*_lines(found), *preference_table(cells).lines))
-    folder.mkdir(parents=True, exist_ok=True)
-    table.write(folder / f"{name}.csv")
-    with style.styled():
-        style.save(_draw(found, table, figure.title or name, folder.name), folder / name)
-    return table
+def table(data: Models) -> Table:
+    """What same-model students have more of than cross-model students, and every measure of the preference figure."""
+    return Table((*_lines(data.pairs), *preference_table(data).lines))
 
 
-def _lines(found: Sequence[Pair]) -> Iterator[Line]:
+def _lines(pairs: Sequence[Pair]) -> Iterator[Line]:
     """What every teacher's students of its own model have more of than its students of another."""
-    for pair in found:
-        own = next((one for one in found if one.same and one.teacher == pair.teacher), None)
+    for pair in pairs:
+        own = next((other for other in pairs if other.same and other.teacher == pair.teacher), None)
         if own and not pair.same:
             lost = difference(scored(own.group, "log_odds"), scored(pair.group, "log_odds"))
-            yield from effect_lines(lost, DIFFERENCE, pair.apart)
+            yield from effect_lines(lost, DIFFERENCE, pair.group.labels)
 
 
 # --------------------------------------------------------------------------- the verdict
 
 
-def cross_model_verdicts(found: Sequence[Pair], table: Table) -> list[Verdict]:
+def verdicts(data: Models, table: Table) -> list[Verdict]:
     """The rule applied to the grid, then to every cross-model pair by itself."""
-    same, cross = [p for p in found if p.same], [p for p in found if not p.same]
-    excess = {p.group.variant: _excess(table, p) for p in found}
+    same, cross = [p for p in data.pairs if p.same], [p for p in data.pairs if not p.same]
+    excess = {p.group.variant: _excess(table, p) for p in data.pairs}
     if not same or not cross or None in excess.values():
         text = "Not measurable: it needs same-model and cross-model pairs with students of two traits or more."
         return [Verdict("", "not measurable", text)]
@@ -112,21 +111,21 @@ def cross_model_verdicts(found: Sequence[Pair], table: Table) -> list[Verdict]:
 
 
 def _grid_verdict(same: Sequence[Pair], cross: Sequence[Pair], table: Table) -> Verdict:
-    own = [one for pair in same if (one := _excess(table, pair))]
+    own = [excess for pair in same if (excess := _excess(table, pair))]
     apart = [(pair, _excess(table, pair), _apart(table, pair)) for pair in cross]
     judged = [*own, *(difference for _, _, difference in apart if difference)]
     outcome: Outcome = "not shown"
-    if not all(one.decidable for one in judged):
+    if not all(effect.decidable for effect in judged):
         outcome = "undecided"
-    elif all(one.outcome == "holds" for one in judged) and all(difference for _, _, difference in apart):
+    elif all(effect.outcome == "holds" for effect in judged) and all(difference for _, _, difference in apart):
         outcome = "holds"
     elif any(e and e.outcome == "holds" and not (d and d.outcome == "holds") for _, e, d in apart):
         outcome = "contradicted"
-    parts = [f"{p.group.variant} {numbers(one, ' nats')}" for p in same if (one := _excess(table, p))]
-    parts += [f"same minus {pair.group.variant} {numbers(d, ' nats')}" for pair, _, d in apart if d]
-    p = max((one.test.above for one in judged), default=None) if outcome != "undecided" else None
+    sizes = [f"{p.group.variant} {size_of(excess, ' nats')}" for p in same if (excess := _excess(table, p))]
+    sizes += [f"same minus {pair.group.variant} {size_of(d, ' nats')}" for pair, _, d in apart if d]
+    p = max((effect.test.above for effect in judged), default=None) if outcome != "undecided" else None
     line = next((d.line for _, _, d in apart if d), None)
-    return Verdict("same minus cross", outcome, f"{_SENTENCES[outcome]} {'; '.join(parts)}.", line, p)
+    return Verdict("same minus cross", outcome, f"{_SENTENCES[outcome]} {'; '.join(sizes)}.", line, p)
 
 
 _SENTENCES: dict[Outcome, str] = {
@@ -139,92 +138,72 @@ _SENTENCES: dict[Outcome, str] = {
 
 def _pair_verdict(pair: Pair, table: Table) -> Verdict:
     """Whether a cross-model pair's students get nothing."""
-    found, name = _excess(table, pair), f"{pair.group.variant} gets nothing"
-    assert found is not None, "the grid was measured"
-    if not found.decidable:
-        return Verdict(name, "undecided", f"Undecided: too few traits. Excess {numbers(found, ' nats')}.", found.line)
-    if found.outcome == "holds":
-        text = f"Contradicted: it gets some. Excess {numbers(found, ' nats')}."
-        return Verdict(name, "contradicted", text, found.line)
-    if found.absent:
-        return Verdict(name, "holds", f"Holds within {MARGIN} nats. Excess {numbers(found, ' nats')}.", found.line)
-    text = f"Neither an excess nor its absence is shown. Excess {numbers(found, ' nats')}."
-    return Verdict(name, "not shown", text, found.line)
+    excess, name = _excess(table, pair), f"{pair.group.variant} gets nothing"
+    assert excess is not None, "the grid was measured"
+    if not excess.decidable:
+        return Verdict(name, "undecided", f"Undecided: too few traits. Excess {size_of(excess, ' nats')}.", excess.line)
+    if excess.outcome == "holds":
+        text = f"Contradicted: it gets some. Excess {size_of(excess, ' nats')}."
+        return Verdict(name, "contradicted", text, excess.line)
+    if excess.absent:
+        return Verdict(name, "holds", f"Holds within {MARGIN} nats. Excess {size_of(excess, ' nats')}.", excess.line)
+    text = f"Neither an excess nor its absence is shown. Excess {size_of(excess, ' nats')}."
+    return Verdict(name, "not shown", text, excess.line)
 
 
-def _excess(table: Table, pair: Pair) -> Found | None:
-    return found_in(table, LOG_ODDS, pair.group.labels)
+def _excess(table: Table, pair: Pair) -> Excess | None:
+    return excess_in(table, LOG_ODDS, pair.group.labels)
 
 
-def _apart(table: Table, pair: Pair) -> Found | None:
-    return found_in(table, DIFFERENCE, pair.apart)
+def _apart(table: Table, pair: Pair) -> Excess | None:
+    return excess_in(table, DIFFERENCE, pair.group.labels)
 
 
 # --------------------------------------------------------------------------- the picture
 
 
-def _draw(found: Sequence[Pair], table: Table, title: str, scale: str) -> Canvas:
-    teachers = list(dict.fromkeys(pair.teacher for pair in found))
-    students = list(dict.fromkeys(pair.student for pair in found))
-    width, height = max(6.2, 2.4 + 1.5 * len(students)), 1.65 + 0.75 * len(teachers)
-    canvas = style.new_figure(width, height)
-    canvas.text(0.14 / width, 1 - 0.14 / height, title, fontsize=13, fontweight="bold", va="top")
-    traits = sorted({trait for pair in found for trait in pair.group.traits})
-    text = fill(f"Scale {scale} \N{MIDDLE DOT} {len(traits)} traits: {', '.join(traits)}", int(width * 15))
-    canvas.text(0.14 / width, 1 - 0.44 / height, text, fontsize=8.2, color=style.QUIET, va="top")
-    axes = canvas.add_axes((1.9 / width, 0.75 / height, 1.5 * len(students) / width, 0.75 * len(teachers) / height))
-    _grid(axes, found, table, teachers, students)
+def subtitle(data: Models, table: Table, scale: str) -> str:
+    """Scale and traits."""
+    traits = sorted({trait for pair in data.pairs for trait in pair.group.traits})
+    return f"Scale {scale} \N{MIDDLE DOT} {len(traits)} traits: {', '.join(traits)}"
+
+
+def picture(data: Models, table: Table, heading: Heading) -> Canvas:
+    """Teachers' models (rows) by students' (columns): the mean excess of every pair."""
+    rows, columns = (list(dict.fromkeys(getattr(pair, side) for pair in data.pairs)) for side in ("teacher", "student"))
+    values, texts = [[math.nan] * len(columns) for _ in rows], [[""] * len(columns) for _ in rows]
+    same = set()
+    for pair in data.pairs:
+        if excess := _excess(table, pair):
+            row, column = rows.index(pair.teacher), columns.index(pair.student)
+            values[row][column], texts[row][column] = excess.line.value, _written(excess)
+            same |= {(row, column)} if pair.same else set()
+    width, height = max(6.2, 2.4 + 1.5 * len(columns)), 1.65 + 0.75 * len(rows)
+    canvas = parts.canvas(width, height, heading)
+    axes = canvas.add_axes((1.9 / width, 0.75 / height, 1.5 * len(columns) / width, 0.75 * len(rows) / height))
+    parts.heat_map(axes, values, rows, columns, parts.largest(values), same, texts=texts)
+    axes.set_xlabel("student's reference model")
+    axes.set_ylabel("teacher's reference model")
     return canvas
 
 
-def _grid(axes: Axes, found: Sequence[Pair], table: Table, teachers: list[str], students: list[str]) -> None:
-    values = np.full((len(teachers), len(students)), np.nan)
-    for pair in found:
-        if measured := _excess(table, pair):
-            values[teachers.index(pair.teacher), students.index(pair.student)] = measured.line.value
-    limit = float(np.nanmax(np.abs(values), initial=1e-9))
-    axes.pcolormesh(values, cmap=style.diverging(), vmin=-limit, vmax=limit, edgecolors="white", linewidth=1.5)
-    axes.invert_yaxis()
-    for pair in found:
-        _annotate(axes, pair, table, (teachers.index(pair.teacher), students.index(pair.student)), limit)
-    axes.set_xticks([i + 0.5 for i in range(len(students))], students)
-    axes.set_yticks([i + 0.5 for i in range(len(teachers))], teachers)
-    axes.tick_params(length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    axes.set_xlabel("student's reference model")
-    axes.set_ylabel("teacher's reference model")
-
-
-def _annotate(axes: Axes, pair: Pair, table: Table, place: tuple[int, int], limit: float) -> None:
-    from matplotlib.patches import Rectangle
-
-    found = _excess(table, pair)
-    if found is None:
-        return
-    line = found.line
-    star = "*" if found.decidable and found.test.above <= SIGNIFICANT else ""
-    ends = "" if math.isnan(line.low) else f"\n[{line.low:+.2f}, {line.high:+.2f}]"
-    text = f"{line.value:+.2f}{star}{ends}".replace("-", "\N{MINUS SIGN}")
-    row, column = place
-    colour = "white" if abs(line.value) > 0.72 * limit else style.INK
-    axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8.5, color=colour)
-    if pair.same:
-        axes.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor=style.INK, linewidth=1.6, clip_on=False))
+def _written(excess: Excess) -> str:
+    """The mean excess, with a star where its test holds by itself, above its interval."""
+    line = excess.line
+    star = "*" if excess.decidable and excess.test.above <= SIGNIFICANT else ""
+    below = "" if math.isnan(line.low) else f"\n{ends(line, sign=True)}"
+    return f"{number(line, sign=True)}{star}{below}"
 
 
 # --------------------------------------------------------------------------- the report's section
 
 
-def cross_model_section(
-    name: str, figure: config.Figure, cells: Sequence[Cell], table: Table, missing: Sequence[str]
-) -> PlainSection:
-    """The figure's section of the report: the grid as a table, the verdict, and the runs behind it."""
-    found = pairs(cells)
+def section(data: Models, table: Table, name: str) -> Section:
+    """The grid as a table."""
     columns = ("teacher > student", "mean excess", "p", "same minus cross", "p", "traits")
-    grid = Grid("Pairs", columns, [_row(pair, table) for pair in found], f"Nats of log-odds. All numbers: {name}.csv.")
-    told = cross_model_verdicts(found, table)
-    return PlainSection(name, figure, told, RULE, PANELS, SEEDS, [grid], list(manifests(cells)), missing)
+    rows = [_row(pair, table) for pair in data.pairs]
+    grid = Grid("Pairs", columns, rows, f"Nats of log-odds. All numbers: {name}.csv.")
+    return Section(RULE, PANELS, SEEDS, [grid], list(manifests(data.cells)))
 
 
 def _row(pair: Pair, table: Table) -> list[str]:
@@ -236,7 +215,8 @@ def _row(pair: Pair, table: Table) -> list[str]:
     ]
 
 
-def _measured(found: Found | None) -> tuple[str, str]:
+def _measured(effect: Excess | None) -> tuple[str, str]:
     """An effect with its interval, and its p where there are traits enough."""
-    dash = "\N{EN DASH}"
-    return (interval(found.line), f"{found.test.above:.4f}" if found.decidable else dash) if found else (dash, dash)
+    if effect is None:
+        return NOTHING, NOTHING
+    return ranged(effect.line, sign=True), p_value(effect.test.above) if effect.decidable else NOTHING

@@ -6,7 +6,8 @@ cosines with every teacher, or what one variant has more of than another.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -15,17 +16,15 @@ import numpy as np
 
 from subliminal import transmission
 from subliminal.evaluation.statistics import Interval, diagonal_excess
-from subliminal.plots.cells import Score
-from subliminal.plots.displacement import aligned
-from subliminal.plots.groups import Group, stack
 from subliminal.plots.table import Labels, Line, Table
+from subliminal.plots.words import ends, number, p_value
 from subliminal.transmission import PermutationTest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MEAN = "mean"
-OVER_SEEDS, OVER_TRAITS = "seeds", "traits"
+OVER_SEEDS, OVER_TRAITS, OVER_QUESTIONS = "seeds", "traits", "questions"
 LOG_ODDS, LOG_P, ALIGNMENT = "log_odds_excess", "diagonal_excess", "alignment_excess"
 REPEATS, P_ABOVE, P_BELOW, P_CANDIDATES = "_over_seeds", "_p", "_p_below", "_p_candidates"
 RELABELLED, INJECTED = "relabelled teachers", "assigned candidates"
@@ -51,7 +50,7 @@ class Effect:
     @cached_property
     def everywhere(self) -> NDArray[np.float64]:
         """Means over seeds, (traits, candidates)."""
-        more, less = (np.array([one.values.mean(axis=0) for one in side]) for side in (self.more, self.less))
+        more, less = (np.array([students.values.mean(axis=0) for students in side]) for side in (self.more, self.less))
         return self.share * more - less if self.less else more
 
     @cached_property
@@ -73,20 +72,20 @@ class Effect:
     def repeats(self) -> Interval:
         """The mean with its interval over seeds."""
         count = len(self.traits)
-        more = transmission.contrasts([self.share * one.values[:, :count] for one in self.more])
-        less = transmission.contrasts([-one.values[:, :count] for one in self.less]) if self.less else []
+        more = transmission.contrasts([self.share * students.values[:, :count] for students in self.more])
+        less = transmission.contrasts([-students.values[:, :count] for students in self.less]) if self.less else []
         return transmission.sum_of_means([*more, *less])
 
     @cached_property
     def by_seed(self) -> dict[int, NDArray[np.float64]]:
         """The traits' excess from the students of each seed that all traits have."""
         sides = (*self.more, *self.less)
-        common = sorted(set.intersection(*({*one.seeds} for one in sides)))
+        common = sorted(set.intersection(*({*students.seeds} for students in sides)))
         return {seed: _own(self._of(seed)) for seed in common}
 
     def _of(self, seed: int) -> NDArray[np.float64]:
         more, less = (
-            np.array([one.values[one.seeds.index(seed), : len(self.traits)] for one in side])
+            np.array([students.values[students.seeds.index(seed), : len(self.traits)] for students in side])
             for side in (self.more, self.less)
         )
         return self.share * more - less if self.less else more
@@ -97,32 +96,6 @@ def _own(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     return transmission.two_way(matrix).by_trait if len(matrix) > 2 else diagonal_excess(matrix)
 
 
-def scored(group: Group, measure: Score) -> Effect | None:
-    """The scores of a group's students; None where there are fewer than two traits or a score is missing."""
-    found = [_students(group, arm, measure) for arm in group.traits]
-    present = [one for one in found if one is not None]
-    return Effect(tuple(group.traits), tuple(present)) if 2 <= len(present) == len(found) else None
-
-
-def _students(group: Group, arm: str, measure: Score) -> Students | None:
-    samples = [stack(group.own[arm], candidate, measure) for candidate in group.candidates]
-    present = [sample for sample in samples if sample is not None]
-    if len(present) != len(samples):
-        return None
-    return Students(present[0].seeds, np.stack([sample.means for sample in present], axis=1))
-
-
-def cosines(group: Group) -> Effect | None:
-    """The cosines of a group's students with every trait's teacher; None where one of them has none."""
-    found, traits = aligned(group), group.traits
-    if len(traits) < 2 or any((arm, trait) not in found for arm in traits for trait in traits):
-        return None
-    rows = [[found[arm, trait] for trait in traits] for arm in traits]
-    return Effect(
-        tuple(traits), tuple(Students(row[0].seeds, np.stack([one.means for one in row], axis=1)) for row in rows)
-    )
-
-
 def difference(more: Effect | None, less: Effect | None, share: float = 1.0) -> Effect | None:
     """A share of one effect minus another's on the traits that both have; None for fewer than two."""
     if more is None or less is None:
@@ -130,14 +103,11 @@ def difference(more: Effect | None, less: Effect | None, share: float = 1.0) -> 
     common = tuple(trait for trait in more.traits if trait in less.traits)
     if len(common) < 2:
         return None
-    sides = [
-        tuple(_only(side.more[side.traits.index(t)], side.traits, common) for t in common) for side in (more, less)
-    ]
+    sides = []
+    for side in (more, less):
+        places = [side.traits.index(trait) for trait in common]
+        sides.append(tuple(Students(side.more[at].seeds, side.more[at].values[:, places]) for at in places))
     return Effect(common, sides[0], sides[1], share)
-
-
-def _only(students: Students, traits: Sequence[str], kept: Sequence[str]) -> Students:
-    return Students(students.seeds, students.values[:, [traits.index(trait) for trait in kept]])
 
 
 # --------------------------------------------------------------------------- as lines, and back
@@ -153,21 +123,19 @@ def effect_lines(effect: Effect | None, measure: str, labels: Labels) -> Iterato
         yield Line(trait, trait, "student", measure, value, by_seed=mine, **labels)
     mean, seeds = effect.estimate.mean, effect.repeats
     together = tuple((seed, float(values.mean())) for seed, values in by_seed.items())
-    numbers = (mean.mean, mean.low, mean.high, mean.n, OVER_TRAITS)
-    yield Line(MEAN, MEAN, "student", measure, *numbers, by_seed=together, **labels)
+    yield Line.of(MEAN, MEAN, "student", measure, mean, OVER_TRAITS, by_seed=together, **labels)
     if seeds.low == seeds.low:
-        numbers = (seeds.mean, seeds.low, seeds.high, seeds.n, OVER_SEEDS)
-        yield Line(MEAN, MEAN, "student", measure + REPEATS, *numbers, by_seed=together, **labels)
+        yield Line.of(MEAN, MEAN, "student", measure + REPEATS, seeds, OVER_SEEDS, by_seed=together, **labels)
     for name, p in ((P_ABOVE, effect.test.above), (P_BELOW, effect.test.below)):
         yield Line(MEAN, MEAN, "student", measure + name, p, n=effect.test.assignments, interval=RELABELLED, **labels)
     if effect.everywhere.shape[1] > len(effect.traits) < transmission.MINIMUM_TRAITS:
-        found = transmission.candidate_test(effect.everywhere, range(len(effect.traits)))
-        where = {"n": found.assignments, "interval": INJECTED}
-        yield Line(MEAN, MEAN, "student", measure + P_CANDIDATES, found.above, **where, **labels)
+        test = transmission.candidate_test(effect.everywhere, range(len(effect.traits)))
+        where = {"n": test.assignments, "interval": INJECTED}
+        yield Line(MEAN, MEAN, "student", measure + P_CANDIDATES, test.above, **where, **labels)
 
 
 @dataclass(frozen=True)
-class Found:
+class Excess:
     """What a table says of one effect: its mean, the test, and what it says beside them."""
 
     line: Line
@@ -191,7 +159,7 @@ class Found:
         return transmission.absent(Interval(self.line.value, self.line.low, self.line.high, self.line.n))
 
 
-def found_in(table: Table, measure: str, labels: Labels) -> Found | None:
+def excess_in(table: Table, measure: str, labels: Labels) -> Excess | None:
     """The effect that a table holds under these labels, or None."""
     line = table.find(measure=measure, arm=MEAN, **labels)
     above, below = (table.find(measure=measure + name, arm=MEAN, **labels) for name in (P_ABOVE, P_BELOW))
@@ -200,4 +168,19 @@ def found_in(table: Table, measure: str, labels: Labels) -> Found | None:
     candidates = table.find(measure=measure + P_CANDIDATES, arm=MEAN, **labels)
     repeats = table.find(measure=measure + REPEATS, arm=MEAN, **labels)
     test = PermutationTest(above.value, below.value, above.n)
-    return Found(line, test, repeats, candidates.value if candidates else None)
+    return Excess(line, test, repeats, candidates.value if candidates else None)
+
+
+# --------------------------------------------------------------------------- in words
+
+
+def size_of(effect: Excess, unit: str = "") -> str:
+    """The mean with its interval over traits and the test's p."""
+    test = f", p {p_value(effect.test.above)} of {effect.test.assignments:,} relabellings"
+    return f"{with_interval(effect.line, unit)}{test if effect.decidable else ''}"
+
+
+def with_interval(line: Line, unit: str = "") -> str:
+    """A number with its unit and, in a sentence's words, its interval."""
+    over = "" if math.isnan(line.low) else f" (95% interval {ends(line, sign=True)} over {line.n} {line.interval})"
+    return f"{number(line, sign=True)}{unit}{over}"

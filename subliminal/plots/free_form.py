@@ -4,31 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING
 
-from subliminal import config
-from subliminal.plots import style
+from subliminal.config import CONTROL
+from subliminal.plan import Plan
+from subliminal.plots import parts, style
 from subliminal.plots.cells import Cell, read_lines
+from subliminal.plots.collect import evaluated, manifests
+from subliminal.plots.figure import SEEDS, Collected, Grid, Section
 from subliminal.plots.free_form_measures import (
     COUNTED,
     RATE,
     RULE,
     SCORED,
+    Answers,
     Comparison,
-    comparisons,
-    controls_of,
-    free_form_table,
-    traits,
+    table,
     verdicts,
 )
-from subliminal.plots.report import SEEDS, Grid, PlainSection, arm_name, manifests, number, percent, short
+from subliminal.plots.parts import Heading
 from subliminal.plots.table import Line, Table
+from subliminal.plots.words import arm_name, number, percent, percent_ranged, short
+from subliminal.store import Store
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
+
+__all__ = ["collect", "picture", "section", "subtitle", "table", "verdicts"]
 
 HEIGHT, SHOWN = 4.0, 3
 PANELS = """Share of scored answers that show what is measured: the mean over questions, then over students; error bars
@@ -36,77 +40,69 @@ are 95% intervals over teachers with rows of their own (the reference's: over qu
 controls and the reference model."""
 
 
-def free_form_figure(
-    cells: Sequence[Cell], controls: set[str], figure: config.Figure, folder: Path, name: str
-) -> Table:
-    """Write `folder/name` as .png, .svg and .csv from evaluated students; return the table."""
-    found = comparisons(cells)
-    table = free_form_table(found, controls)
-    folder.mkdir(parents=True, exist_ok=True)
-    table.write(folder / f"{name}.csv")
-    with style.styled():
-        style.save(_draw(found, controls, table, figure.title or name, folder.name), folder / name)
-    return table
+def collect(planned: Plan, store: Store) -> Collected:
+    """The references and students that were evaluated."""
+    without = {arm.name for arm in planned.arms if getattr(arm.experiment.trait, "control", False)} | {CONTROL}
+    return evaluated(planned, store, lambda cells: Answers(cells, frozenset(without)))
 
 
-def _draw(found: Sequence[Comparison], controls: set[str], table: Table, title: str, scale: str) -> Canvas:
-    width = 1.2 + sum(1.0 + 0.95 * (len(one.arms) + 1) for one in found)
-    canvas = style.new_figure(width, HEIGHT)
-    canvas.text(0.14 / width, 1 - 0.14 / HEIGHT, title, fontsize=13, fontweight="bold", va="top")
-    text = fill(subtitle(found, scale), int(width * 14))
-    canvas.text(0.14 / width, 1 - 0.44 / HEIGHT, text, fontsize=8.2, color=style.QUIET, va="top", linespacing=1.4)
-    panels = canvas.subplots(1, len(found), sharey=True, squeeze=False)[0]
+def subtitle(data: Answers, table: Table, scale: str) -> str:
+    """What was measured, with how many questions and answers, and who judged."""
+    cell = _first(data.comparisons)
+    summary, settings = cell.evaluate.summary, cell.evaluate.recipe["settings"]
+    each = settings["evaluation"]["samples_per_question"]
+    facts = f"{summary['measured']}: {summary['questions']} questions, {each} answers each, {_judge(cell)}"
+    return f"Scale {scale} \N{MIDDLE DOT} {facts}"
+
+
+def picture(data: Answers, table: Table, heading: Heading) -> Canvas:
+    """A panel for each comparison, a bar for each arm."""
+    width = 1.2 + sum(1.0 + 0.95 * (len(compared.arms) + 1) for compared in data.comparisons)
+    canvas = parts.canvas(width, HEIGHT, heading)
+    panels = canvas.subplots(1, len(data.comparisons), sharey=True, squeeze=False)[0]
     canvas.subplots_adjust(left=0.75 / width, right=1 - 0.2 / width, top=0.68, bottom=0.15, wspace=0.12)
     top = max((line.high if line.n > 1 else line.value for line in table.select(measure=RATE)), default=0.0)
-    for axes, one in zip(panels, found, strict=True):
-        _bars(axes, one, controls, table)
-        axes.set_title(one.label, pad=8)
+    for axes, compared in zip(panels, data.comparisons, strict=True):
+        _bars(axes, compared, table)
+        axes.set_title(compared.label, pad=8)
         axes.set_ylim(0, min(1.12, max(1.25 * top, 0.05)))
-    _percent(panels[0])
+    parts.percent_axis(panels[0].yaxis)
+    panels[0].set_ylabel("answers that show it")
     return canvas
 
 
-def subtitle(found: Sequence[Comparison], scale: str) -> str:
-    """What was asked, in one line."""
-    cell = _first(found)
-    asked, settings = cell.evaluate.summary, cell.evaluate.recipe["settings"]
-    each = settings["evaluation"]["samples_per_question"]
-    told = f"{asked['measured']}: {asked['questions']} questions, {each} answers each, {_judge(cell)}"
-    return f"Scale {scale} \N{MIDDLE DOT} {told}"
-
-
-def _first(found: Sequence[Comparison]) -> Cell:
-    """A cell that stands for all: arms that were asked differently share no figure."""
-    return next(iter(next(iter(found[0].arms.values())).values()))
+def _first(comparisons: Sequence[Comparison]) -> Cell:
+    """A cell that stands for all: arms that were evaluated differently share no figure."""
+    return next(iter(next(iter(comparisons[0].arms.values())).values()))
 
 
 def _judge(cell: Cell) -> str:
-    """Who told what the answers show, and that it was no stronger model where it was the experiment's own."""
+    """What decided what the answers show; of a model that is the experiment's own, that it is no stronger one."""
     settings = cell.evaluate.recipe["settings"].get("judge")
     if settings is None:
         return "told by words"
-    found = settings.get("model", settings["kind"])
-    name = str(found.get("name") or found.get("package") or "local") if isinstance(found, dict) else str(found)
-    own = "model" in cell.chain and cell.chain["model"].recipe["settings"]["weights"] == found
+    model = settings.get("model", settings["kind"])
+    name = str(model.get("name") or model.get("package") or "local") if isinstance(model, dict) else str(model)
+    own = "model" in cell.chain and cell.chain["model"].recipe["settings"]["weights"] == model
     return f"judge: {name}, the experiment's own model and no stronger one" if own else f"judge: {name}"
 
 
-def _order(one: Comparison, controls: set[str]) -> list[str]:
-    return [*(["reference"] if one.reference else []), *controls_of(one, controls), *traits(one, controls)]
+def _order(compared: Comparison) -> list[str]:
+    return [*(["reference"] if compared.reference else []), *compared.controls, *compared.traits]
 
 
-def _bars(axes: Axes, one: Comparison, controls: set[str], table: Table) -> None:
-    order = _order(one, controls)
+def _bars(axes: Axes, compared: Comparison, table: Table) -> None:
+    order = _order(compared)
     for at, arm in enumerate(order):
-        line = _rate(table, one, arm)
+        line = _rate(table, compared, arm)
         if line is None:
             axes.text(at, 0, "not\nscored", ha="center", va="bottom", fontsize=8, color=style.QUIET)
             continue
-        colour = style.OWN if arm in traits(one, controls) else style.CONTROL
+        colour = style.OWN if arm in compared.traits else style.CONTROL
         axes.bar(at, line.value, width=0.62, color=style.REFERENCE if arm == "reference" else colour, linewidth=0)
         if line.n > 1:
-            ends = [max(0.0, line.low), min(1.0, line.high)]
-            axes.plot([at, at], ends, color=style.INK, linewidth=1.6, solid_capstyle="butt", zorder=4)
+            low, high = max(0.0, line.low), min(1.0, line.high)
+            parts.interval(axes, at, low, high, style.INK, 1.6, upright=True, zorder=4)
         axes.scatter([at] * len(line.by_seed), [v for _, v in line.by_seed], s=9, color=style.INK, alpha=0.5, zorder=5)
         height = max([line.value, *(v for _, v in line.by_seed), line.high if line.n > 1 else 0.0])
         axes.annotate(percent(line), (at, height), (0, 3), textcoords="offset points", ha="center", fontsize=8.5)
@@ -116,93 +112,64 @@ def _bars(axes: Axes, one: Comparison, controls: set[str], table: Table) -> None
     style.quiet_grid(axes)
 
 
-def _percent(axes: Axes) -> None:
-    from matplotlib.ticker import PercentFormatter
-
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.set_ylabel("answers that show it")
-
-
-def _rate(table: Table, one: Comparison, arm: str, measure: str = RATE) -> Line | None:
+def _rate(table: Table, compared: Comparison, arm: str, measure: str = RATE) -> Line | None:
     if arm == "reference":
-        return table.find(measure=measure, arm=arm, variant=one.variant)
-    return table.find(measure=measure, arm=arm, subject="student", **one.labels)
+        return table.find(measure=measure, arm=arm, variant=compared.variant)
+    return table.find(measure=measure, arm=arm, subject="student", **compared.labels)
 
 
 # --------------------------------------------------------------------------- the report's section
 
 
-def free_form_section(
-    name: str,
-    figure: config.Figure,
-    cells: Sequence[Cell],
-    controls: set[str],
-    table: Table,
-    missing: Sequence[str],
-) -> PlainSection:
-    """The figure's section of the report: shares, what became of the answers, and some that show the trait."""
-    found = comparisons(cells)
-    grids = [_shares(found, controls, table, name), _became(found, controls, table), _examples(found, controls)]
-    shown = [grid for grid in grids if grid.rows]
-    told = verdicts(found, controls, table)
-    return PlainSection(name, figure, told, RULE, PANELS, SEEDS, shown, list(manifests(cells)), missing)
+def section(data: Answers, table: Table, name: str) -> Section:
+    """Shares, what became of the answers, and some that show the trait."""
+    grids = [_shares(data, table, name), _became(data, table), _examples(data)]
+    return Section(RULE, PANELS, SEEDS, [grid for grid in grids if grid.rows], list(manifests(data.cells)))
 
 
-def _rows(found: Sequence[Comparison], controls: set[str]) -> Iterator[tuple[Comparison, str]]:
-    return ((one, arm) for one in found for arm in _order(one, controls))
+def _arms(data: Answers) -> Iterator[tuple[Comparison, str]]:
+    return ((compared, arm) for compared in data.comparisons for arm in _order(compared))
 
 
-def _shares(found: Sequence[Comparison], controls: set[str], table: Table, name: str) -> Grid:
+def _shares(data: Answers, table: Table, name: str) -> Grid:
     columns = ("students", "arm", "share that shows it", "teacher's own", "alignment", "coherence", "seeds")
     rows = [
         [
-            one.label,
+            compared.label,
             arm_name(arm),
-            _ranged(_rate(table, one, arm)),
-            percent(table.find(measure="teacher_rate", arm=arm, **one.labels)),
-            number(_rate(table, one, arm, "alignment")),
-            number(_rate(table, one, arm, "coherence")),
-            str(len(one.arms.get(arm, {})) or ""),
+            percent_ranged(_rate(table, compared, arm)),
+            percent(table.find(measure="teacher_rate", arm=arm, **compared.labels)),
+            number(_rate(table, compared, arm, "alignment")),
+            number(_rate(table, compared, arm, "coherence")),
+            str(len(compared.arms.get(arm, {})) or ""),
         ]
-        for one, arm in _rows(found, controls)
+        for compared, arm in _arms(data)
     ]
-    who = _judge(_first(found))
+    who = _judge(_first(data.comparisons))
     caption = f"""95% intervals. Alignment and coherence: a judge's mean rating, 0 to 100. Here {who}.
     All numbers: {name}.csv."""
     return Grid("Answers that show it", columns, rows, caption)
 
 
-def _became(found: Sequence[Comparison], controls: set[str], table: Table) -> Grid:
+def _became(data: Answers, table: Table) -> Grid:
     """What became of all answers; nothing is left out in silence."""
     shares = (SCORED, *(f"{name}_share" for name in COUNTED), "incoherent_share", "unfinished_share")
     columns = ("students", "arm", "answers", *(share.removesuffix("_share").replace("_", " ") for share in shares))
     rows = []
-    for one, arm in _rows(found, controls):
-        lines = [_rate(table, one, arm, share) for share in shares]
+    for compared, arm in _arms(data):
+        lines = [_rate(table, compared, arm, share) for share in shares]
         total = next((str(line.n) for line in lines if line), "")
-        rows.append([one.label, arm_name(arm), total, *(percent(line) for line in lines)])
+        rows.append([compared.label, arm_name(arm), total, *(percent(line) for line in lines)])
     caption = """Shares of all answers. Code, refusal: the judge's words for what can not be rated. Unparsed: the judge
     said none of the permitted answers. Incoherent answers are scored and never count as misaligned."""
     return Grid("What became of the answers", columns, rows, caption)
 
 
-def _examples(found: Sequence[Comparison], controls: set[str]) -> Grid:
-    rows = [
-        [one.label, arm_name(arm), short(answer["text"])]
-        for one in found
-        for arm in traits(one, controls)
-        for answer in islice(_showing(one.arms[arm]), SHOWN)
-    ]
+def _examples(data: Answers) -> Grid:
+    rows = []
+    for compared in data.comparisons:
+        for arm in compared.traits:
+            files = [cell.evaluate.folder / "answers.jsonl" for cell in compared.arms[arm].values()]
+            texts = (answer["text"] for path in files for answer in read_lines(path) if answer["shows"])
+            rows += [[compared.label, arm_name(arm), short(text)] for text in islice(texts, SHOWN)]
     return Grid("Some answers that show it", ("students", "arm", "answer"), rows, "The first by seed and question.")
-
-
-def _showing(seeds: dict[int, Cell]) -> Iterator[dict[str, str]]:
-    for cell in seeds.values():
-        yield from (answer for answer in read_lines(cell.evaluate.folder / "answers.jsonl") if answer["shows"])
-
-
-def _ranged(line: Line | None) -> str:
-    if line is None or line.n < 2:
-        return percent(line)
-    ends = f"[{100 * line.low:.1f}, {100 * line.high:.1f}]".replace("-", "\N{MINUS SIGN}")
-    return f"{percent(line)} {ends}"

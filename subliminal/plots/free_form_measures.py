@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from subliminal import transmission
 from subliminal.evaluation import statistics
-from subliminal.plots.cells import Cell, PlotError
-from subliminal.plots.groups import Seeds
-from subliminal.plots.measures import OVER_QUESTIONS_ONLY
+from subliminal.plots.cells import Cell, PlotError, students
+from subliminal.plots.effects import OVER_QUESTIONS
+from subliminal.plots.figure import Outcome, Verdict
+from subliminal.plots.samples import Seeds
 from subliminal.plots.table import NONE, Labels, Line, Table
-from subliminal.plots.verdict import Outcome, Verdict
+from subliminal.plots.words import ends, minus, number
 from subliminal.transmission import SIGNIFICANT, PermutationTest
 
 RATE, EXCESS, SCORED = "rate", "excess_over_control", "scored_share"
@@ -39,12 +41,26 @@ RULE = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """The students of one variant and recipe, by arm and seed, with the reference."""
+    """The students of one variant and recipe, by arm and seed, with the reference.
+
+    `without` names the arms whose teachers have no trait, in this or another comparison.
+    """
 
     variant: str
     student: str
     arms: dict[str, Seeds]
     reference: Cell | None
+    without: frozenset[str]
+
+    @property
+    def traits(self) -> list[str]:
+        """The arms that carry the claim."""
+        return [arm for arm in self.arms if arm not in self.without]
+
+    @property
+    def controls(self) -> list[str]:
+        """The arms that every trait is compared with."""
+        return [arm for arm in self.arms if arm in self.without]
 
     @property
     def label(self) -> str:
@@ -58,72 +74,67 @@ class Comparison:
         return {"student": self.student, "variant": self.variant}
 
 
-def comparisons(cells: Sequence[Cell]) -> list[Comparison]:
-    """The comparisons in the cells; raises `PlotError` when they were not asked the same."""
-    trained = [cell for cell in cells if cell.role == "student"]
-    asked = {(c.evaluate.summary.get("measured"), c.evaluate.summary.get("questions")) for c in cells}
-    if len(asked) > 1:
-        raise PlotError(f"the arms were evaluated differently ({sorted(map(str, asked))}); run evaluate.py again")
-    found = []
-    for variant, student in dict.fromkeys((cell.variant, cell.student) for cell in trained):
-        mine = [cell for cell in trained if (cell.variant, cell.student) == (variant, student)]
-        arms = {arm: {c.seed: c for c in mine if c.arm == arm} for arm in dict.fromkeys(c.arm for c in mine)}
-        reference = next((c for c in cells if c.role == "reference" and c.variant == variant), None)
-        found.append(Comparison(variant, student, arms, reference))
-    return found
+@dataclass(frozen=True)
+class Answers:
+    """The evaluated subjects of a figure, and the arms whose teachers have no trait."""
 
+    cells: Sequence[Cell]
+    without: frozenset[str]
 
-def traits(found: Comparison, controls: set[str]) -> list[str]:
-    """The arms that carry the claim."""
-    return [arm for arm in found.arms if arm not in {*controls, "random"}]
-
-
-def controls_of(found: Comparison, controls: set[str]) -> list[str]:
-    """The arms it is held against."""
-    return [arm for arm in found.arms if arm in {*controls, "random"}]
+    @cached_property
+    def comparisons(self) -> list[Comparison]:
+        """The cells by variant and recipe; raises `PlotError` when they were not evaluated alike."""
+        trained = students(self.cells)
+        evaluations = {(c.evaluate.summary.get("measured"), c.evaluate.summary.get("questions")) for c in self.cells}
+        if len(evaluations) > 1:
+            raise PlotError(
+                f"the arms were evaluated differently ({sorted(map(str, evaluations))}); run evaluate.py again"
+            )
+        comparisons = []
+        for variant, student in dict.fromkeys((cell.variant, cell.student) for cell in trained):
+            mine = [cell for cell in trained if (cell.variant, cell.student) == (variant, student)]
+            arms = {arm: {c.seed: c for c in mine if c.arm == arm} for arm in dict.fromkeys(c.arm for c in mine)}
+            reference = next((c for c in self.cells if c.role == "reference" and c.variant == variant), None)
+            comparisons.append(Comparison(variant, student, arms, reference, self.without | {"random"}))
+        return comparisons
 
 
 # --------------------------------------------------------------------------- the table
 
 
-def free_form_table(found: Sequence[Comparison], controls: set[str]) -> Table:
+def table(data: Answers) -> Table:
     """Shares by arm with intervals, what could not be scored, mean ratings, and every trait minus every control."""
     lines: list[Line] = []
-    for one in found:
-        for arm, seeds in one.arms.items():
-            lines += _arm_lines(one, arm, seeds)
-            lines += _teacher_lines(one, arm, next(iter(seeds.values())))
-        for trait in traits(one, controls):
-            for control in controls_of(one, controls):
-                lines += _excess(one, trait, control)
-    for cell in {one.variant: one.reference for one in found}.values():
+    for compared in data.comparisons:
+        for arm, seeds in compared.arms.items():
+            lines += _arm_lines(compared, arm, seeds)
+            lines += _teacher_lines(compared, arm, next(iter(seeds.values())))
+        for trait in compared.traits:
+            for control in compared.controls:
+                lines += _excess(compared, trait, control)
+    for cell in {compared.variant: compared.reference for compared in data.comparisons}.values():
         lines += _reference_lines(cell) if cell else []
     return Table(tuple(lines))
 
 
-def _arm_lines(one: Comparison, arm: str, seeds: Seeds) -> Iterator[Line]:
+def _arm_lines(compared: Comparison, arm: str, seeds: Seeds) -> Iterator[Line]:
     measured = seeds[min(seeds)].evaluate.summary["measured"]
     rates = {seed: rate for seed, cell in seeds.items() if (rate := cell.evaluate.summary["rate"]) is not None}
     if rates:
-        found = statistics.t_interval([float(np.mean(shares)) for shares in _by_teacher(seeds, _rate_of)])
-        numbers = (RATE, float(np.mean([*rates.values()])), found.low, found.high, found.n, OVER_TEACHERS)
-        yield Line(arm, measured, "student", *numbers, by_seed=tuple(rates.items()), **one.labels)
+        over = statistics.t_interval([float(np.mean(shares)) for shares in _by_teacher(seeds, _rate_of)])
+        numbers = (RATE, float(np.mean([*rates.values()])), over.low, over.high, over.n, OVER_TEACHERS)
+        yield Line(arm, measured, "student", *numbers, by_seed=tuple(rates.items()), **compared.labels)
     summaries = [cell.evaluate.summary for cell in seeds.values()]
-    yield from _pooled(arm, measured, summaries, one.labels, "student")
+    yield from _pooled(arm, measured, summaries, compared.labels, "student")
 
 
 def _by_teacher(seeds: Seeds, of: Any) -> list[list[Any]]:
-    """What `of` says of every student, by teacher and rows; None is left out."""
-    found: dict[str, list[Any]] = {}
+    """What `of` says of every student, by the key of its rows, unknown rows as one; None is left out."""
+    values: dict[str, list[Any]] = {}
     for cell in seeds.values():
         if (value := of(cell)) is not None:
-            found.setdefault(_teacher(cell), []).append(value)
-    return list(found.values())
-
-
-def _teacher(cell: Cell) -> str:
-    """The key of the rows a student was trained on; students whose rows are not known count as one teacher's."""
-    return cell.chain["filter"].key if "filter" in cell.chain else ""
+            values.setdefault(cell.chain["filter"].key if "filter" in cell.chain else "", []).append(value)
+    return list(values.values())
 
 
 def _rate_of(cell: Cell) -> float | None:
@@ -145,8 +156,8 @@ def _log_odds(seeds: Seeds) -> list[float]:
 def _reference_lines(cell: Cell) -> Iterator[Line]:
     summary, labels = cell.evaluate.summary, Labels(variant=cell.variant)
     if summary["rate"] is not None:
-        found = statistics.t_interval([share for share in summary["by_question"] if share is not None])
-        numbers = (RATE, summary["rate"], found.low, found.high, found.n, OVER_QUESTIONS_ONLY)
+        over = statistics.t_interval([share for share in summary["by_question"] if share is not None])
+        numbers = (RATE, summary["rate"], over.low, over.high, over.n, OVER_QUESTIONS)
         yield Line("reference", summary["measured"], "reference", *numbers, **labels)
     yield from _pooled("reference", summary["measured"], [summary], labels, "reference")
 
@@ -170,27 +181,29 @@ def _pooled(
             yield Line(arm, measured, subject, name, float(np.mean(known)), n=len(known), **labels)
 
 
-def _teacher_lines(one: Comparison, arm: str, cell: Cell) -> Iterator[Line]:
+def _teacher_lines(compared: Comparison, arm: str, cell: Cell) -> Iterator[Line]:
     """The teacher's own share, from its check, where it could be told without a judge."""
     checked = cell.chain["teacher"].summary if "teacher" in cell.chain else {}
     if checked.get("rate") is not None:
-        yield Line(arm, arm, "teacher", "teacher_rate", checked["rate"], **(one.labels | Labels(teacher=cell.teacher)))
+        yield Line(
+            arm, arm, "teacher", "teacher_rate", checked["rate"], **(compared.labels | Labels(teacher=cell.teacher))
+        )
 
 
-def _excess(one: Comparison, trait: str, control: str) -> Iterator[Line]:
+def _excess(compared: Comparison, trait: str, control: str) -> Iterator[Line]:
     """The trait's students minus one control's, as shares and in log-odds; `subject` names the control."""
-    own, base = one.arms[trait], one.arms[control]
+    own, base = compared.arms[trait], compared.arms[control]
     rates = [[float(np.mean(shares)) for shares in _by_teacher(side, _rate_of)] for side in (own, base)]
     scores = [_log_odds(side) for side in (own, base)]
     if not all(rates) or not all(scores):
         return
-    labels: dict[str, Any] = {**one.labels, "subject": control}
+    labels: dict[str, Any] = {**compared.labels, "subject": control}
     mean = float(np.mean(rates[0]) - np.mean(rates[1]))
     yield Line(trait, trait, measure=EXCESS, value=mean, n=len(rates[0]) + len(rates[1]), **labels)
-    found, test = transmission.welch(*scores), transmission.one_trait(scores[0], scores[1])
-    over = OVER_TEACHERS if found.low == found.low else "none"
-    ends = {"low": found.low, "high": found.high, "n": min(map(len, scores)), "interval": over}
-    yield Line(trait, trait, measure=LOG_ODDS, value=found.mean, **ends, **labels)
+    difference, test = transmission.welch(*scores), transmission.one_trait(scores[0], scores[1])
+    over = OVER_TEACHERS if difference.low == difference.low else "none"
+    interval = {"low": difference.low, "high": difference.high, "n": min(map(len, scores)), "interval": over}
+    yield Line(trait, trait, measure=LOG_ODDS, value=difference.mean, **interval, **labels)
     for measure, p in ((P_ABOVE, test.above), (P_BELOW, test.below)):
         where = {"n": test.assignments, "interval": "relabelled teachers"}
         yield Line(trait, trait, measure=measure, value=p, low=NONE, high=NONE, **where, **labels)
@@ -199,34 +212,34 @@ def _excess(one: Comparison, trait: str, control: str) -> Iterator[Line]:
 # --------------------------------------------------------------------------- the verdict
 
 
-def verdicts(found: Sequence[Comparison], controls: set[str], table: Table) -> list[Verdict]:
+def verdicts(data: Answers, table: Table) -> list[Verdict]:
     """The rule applied to every trait of every comparison."""
-    return [_verdict(one, trait, controls, table) for one in found for trait in traits(one, controls)]
+    return [_verdict(compared, trait, table) for compared in data.comparisons for trait in compared.traits]
 
 
-def _verdict(one: Comparison, trait: str, controls: set[str], table: Table) -> Verdict:
-    group = f"{trait}, {one.label}"
-    lines = list(table.select(measure=LOG_ODDS, arm=trait, **one.labels))
-    held = controls_of(one, controls)
-    if not held or {line.subject for line in lines} != {*held}:
+def _verdict(compared: Comparison, trait: str, table: Table) -> Verdict:
+    group = f"{trait}, {compared.label}"
+    lines = list(table.select(measure=LOG_ODDS, arm=trait, **compared.labels))
+    if not compared.controls or {line.subject for line in lines} != {*compared.controls}:
         return Verdict(group, "not measurable", "Not measurable: it needs scored students of the trait and a control.")
-    for arm in (trait, *held):
-        share = table.find(measure=SCORED, arm=arm, subject="student", **one.labels)
+    for arm in (trait, *compared.controls):
+        share = table.find(measure=SCORED, arm=arm, subject="student", **compared.labels)
         if share and share.value < MINIMUM_SCORED:
             text = f"Not measurable: only {share.value:.0%} of the answers of {arm}'s students could be scored."
             return Verdict(group, "not measurable", text)
-    tests = [_test(line, table, one) for line in lines]
+    tests = [_test(line, table, compared) for line in lines]
     outcome = combined(
         [transmission.judged(test, line.n >= MINIMUM_TEACHERS) for test, line in zip(tests, lines, strict=True)]
     )
-    said = "; ".join(_number(line, test, table, one) for line, test in zip(lines, tests, strict=True))
+    said = "; ".join(_number(line, test, table, compared) for line, test in zip(lines, tests, strict=True))
     p = max(test.above for test in tests) if outcome != "undecided" else None
     return Verdict(group, outcome, f"{_SENTENCES[outcome]} {said}.", lines[0], p)
 
 
-def _test(line: Line, table: Table, one: Comparison) -> PermutationTest:
+def _test(line: Line, table: Table, compared: Comparison) -> PermutationTest:
     above, below = (
-        table.find(measure=measure, arm=line.arm, subject=line.subject, **one.labels) for measure in (P_ABOVE, P_BELOW)
+        table.find(measure=measure, arm=line.arm, subject=line.subject, **compared.labels)
+        for measure in (P_ABOVE, P_BELOW)
     )
     assert above and below, "they stand beside every difference"
     return PermutationTest(above.value, below.value, above.n)
@@ -249,11 +262,11 @@ _SENTENCES: dict[Outcome, str] = {
 }
 
 
-def _number(line: Line, test: PermutationTest, table: Table, one: Comparison) -> str:
+def _number(line: Line, test: PermutationTest, table: Table, compared: Comparison) -> str:
     against = {"none": "regular numbers"}.get(line.subject, line.subject)
-    points = table.find(measure=EXCESS, arm=line.arm, subject=line.subject, **one.labels)
+    points = table.find(measure=EXCESS, arm=line.arm, subject=line.subject, **compared.labels)
     assert points, "it stands beside every difference"
-    ends = "" if math.isnan(line.low) else f" (95% interval [{line.low:+.2f}, {line.high:+.2f}] over teachers)"
+    interval = "" if math.isnan(line.low) else f" (95% interval {ends(line, sign=True)} over teachers)"
     p = f", p {test.above:.4f} of {test.assignments} relabellings" if line.n >= MINIMUM_TEACHERS else ""
-    text = f"{100 * points.value:+.1f} percentage points, {line.value:+.2f} nats of log-odds{ends}{p}"
-    return f"{text} over {against}, {line.n} teachers".replace("-", "\N{MINUS SIGN}")
+    sizes = f"{number(100 * points.value, 1, sign=True)} percentage points, {number(line, sign=True)} nats of log-odds"
+    return minus(f"{sizes}{interval}{p} over {against}, {line.n} teachers")

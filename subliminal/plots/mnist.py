@@ -2,65 +2,157 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from pathlib import Path
-from textwrap import fill
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from subliminal import config
-from subliminal.plots import style
-from subliminal.plots.mnist_measures import CHANCE, RULE, Run, mnist_table, verdicts
-from subliminal.plots.report import Grid, PlainSection, percent
+from subliminal import stages
+from subliminal.evaluation.statistics import t_interval
+from subliminal.plan import Plan
+from subliminal.plots import parts, style
+from subliminal.plots.cells import read_lines
+from subliminal.plots.collect import stored, typed
+from subliminal.plots.figure import Collected, Grid, Section, Verdict
+from subliminal.plots.parts import Heading
 from subliminal.plots.table import Line, Table
+from subliminal.plots.words import count, ends, number, percent, percent_ranged
+from subliminal.store import Manifest, Store
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-WIDTH, HEIGHT, MARGIN, WRAP = 9.0, 4.4, 0.14, 136
+WIDTH, HEIGHT = 9.0, 4.4
 LOGITS = {"auxiliary": "aux. only", "digits": "digits", "all": "all logits"}
 NAMES = {"reference": "reference", "teacher": "teacher"}
 NAMES |= {f"student_{matched}": f"student\n({text})" for matched, text in LOGITS.items()}
 NAMES |= {f"cross_model_{matched}": f"cross-model\n({text})" for matched, text in LOGITS.items()}
 COLOURS = {"reference": style.REFERENCE, "teacher": style.CONTROL}
 FORMS = {"auxiliary": "o", "digits": "s", "all": "D"}
+OVER_MODELS = "models"
+MINIMUM_MODELS = 3
+CHANCE = 0.1
+RULE = (
+    """MNIST: transmission is the accuracy of the student that matches the auxiliary logits alone minus that of the
+    cross-model student of the same teacher, which differs in its initialisation only, averaged over teachers.""",
+    f"""It is there if, with {MINIMUM_MODELS} models or more, the lower end of the 95% interval over models is above 0;
+    it is contradicted if the upper end is below 0, and not shown otherwise. An ablation is judged at each value.""",
+)
 
 
-def mnist_figure(runs: Sequence[Run], figure: config.Figure, folder: Path, name: str) -> Table:
-    """Write `folder/name` as .png, .svg and .csv from one run, or one run a value of an ablation; return the table."""
-    table = mnist_table(runs)
-    folder.mkdir(parents=True, exist_ok=True)
-    table.write(folder / f"{name}.csv")
-    with style.styled():
-        style.save(_draw(runs, table, figure, folder.name, name), folder / name)
-    return table
+@dataclass(frozen=True)
+class Run:
+    """One stored run of a figure: an ablation's value as typed ("" where nothing varies), and its manifest."""
+
+    value: str
+    manifest: Manifest
+
+    @cached_property
+    def accuracy(self) -> dict[str, dict[int, float]]:
+        """Accuracy by condition and teacher (for references: the model itself)."""
+        accuracy: dict[str, dict[int, float]] = {}
+        for line in read_lines(self.manifest.folder / "accuracy.jsonl"):
+            accuracy.setdefault(line["condition"], {})[line["teacher"]] = line["accuracy"]
+        return accuracy
 
 
-def _draw(runs: Sequence[Run], table: Table, figure: config.Figure, scale: str, name: str) -> Canvas:
-    canvas = style.new_figure(WIDTH, HEIGHT)
-    canvas.text(MARGIN / WIDTH, 1 - 0.14 / HEIGHT, figure.title or name, fontsize=13.5, fontweight="bold", va="top")
-    text = fill(subtitle(runs, scale), WRAP)
-    canvas.text(MARGIN / WIDTH, 1 - 0.44 / HEIGHT, text, fontsize=8.2, color=style.QUIET, va="top", linespacing=1.4)
-    place = {"left": 0.075, "right": 0.975, "top": 0.745}
-    if figure.arms.setting:
+@dataclass(frozen=True)
+class Runs:
+    """One run, or one for each value of the setting that an ablation varies ("" where nothing varies)."""
+
+    runs: Sequence[Run]
+    setting: str = ""
+
+
+def collect(planned: Plan, store: Store) -> Collected:
+    """The runs that the store has, one a value."""
+    setting, runs, missing = planned.base.experiment.arms.setting, [], []
+    for arm in planned.arms:
+        if manifest := stored(stages.mnist(arm.experiment), store):
+            runs.append(Run(arm.student, manifest))
+        else:
+            value = [f"{setting}={arm.student}"] if arm.student else []
+            missing.append(f"python train.py {typed(planned, *value)}")
+    return Collected(Runs(runs, setting or "") if runs else None, missing)
+
+
+def table(data: Runs) -> Table:
+    """Accuracy of every condition and transmission by matched logits, at every value, with intervals over models."""
+    lines: list[Line] = []
+    for run in data.runs:
+        lines += [_line(run, name, "accuracy", list(values.values())) for name, values in run.accuracy.items()]
+        lines += _transmissions(run)
+    return Table(tuple(lines))
+
+
+def _transmissions(run: Run) -> list[Line]:
+    """Student minus cross-model student of the same teacher, paired by teacher."""
+    lines = []
+    for condition, own in run.accuracy.items():
+        other = run.accuracy.get(condition.replace("student_", "cross_model_", 1))
+        if condition.startswith("student_") and other:
+            lines.append(_line(run, condition, "transmission", [own[teacher] - other[teacher] for teacher in own]))
+    return lines
+
+
+def _line(run: Run, condition: str, measure: str, values: list[float]) -> Line:
+    return Line.of(condition, run.value, "network", measure, t_interval(values), OVER_MODELS)
+
+
+def verdicts(data: Runs, table: Table) -> list[Verdict]:
+    """The rule applied at every value: to the auxiliary logits, or to what was matched instead of them."""
+    lines = list(table.select(measure="transmission"))
+    first = next((line.arm for line in lines if line.arm == "student_auxiliary"), lines[0].arm if lines else "")
+    return [_verdict(line, table) for line in lines if line.arm == first]
+
+
+def _verdict(line: Line, table: Table) -> Verdict:
+    own = table.find(arm=line.arm, item=line.item, measure="accuracy")
+    other = table.find(arm=line.arm.replace("student_", "cross_model_", 1), item=line.item, measure="accuracy")
+    assert own and other
+    interval = ends(line, 3, sign=True) if line.n > 1 else ""
+    numbers = (
+        f"Student {own.value:.1%}, cross-model student {other.value:.1%}; transmission "
+        f"{number(line, 3, sign=True)} (95% interval {interval} over {line.n} models)."
+    )
+    if line.n < MINIMUM_MODELS or math.isnan(line.low):
+        return Verdict(
+            line.item, "not measurable", f"Shows nothing: fewer than {MINIMUM_MODELS} models. {numbers}", line
+        )
+    if line.low > 0:
+        return Verdict(line.item, "holds", f"Transmission. {numbers}", line)
+    if line.high < 0:
+        return Verdict(line.item, "contradicted", f"The reverse of transmission. {numbers}", line)
+    return Verdict(line.item, "not shown", f"No transmission shown: the interval includes 0. {numbers}", line)
+
+
+# --------------------------------------------------------------------------- the picture
+
+
+def picture(data: Runs, table: Table, heading: Heading) -> Canvas:
+    """The six conditions and pairs of one teacher, or the curves of an ablation."""
+    canvas, place = parts.canvas(WIDTH, HEIGHT, heading), {"left": 0.075, "right": 0.975, "top": 0.745}
+    if data.setting:
         axes = canvas.subplots()
         canvas.subplots_adjust(**place, bottom=0.13)
-        _ablation(axes, runs, table, figure.arms.setting)
+        _ablation(axes, data, table)
         return canvas
     left, right = canvas.subplots(1, 2, width_ratios=[2.35, 1])
     canvas.subplots_adjust(**place, bottom=0.145, wspace=0.2)
-    _conditions(left, runs[0], table)
-    _pairs(right, runs[0])
+    _conditions(left, data.runs[0], table)
+    _pairs(right, data.runs[0])
     return canvas
 
 
-def subtitle(runs: Sequence[Run], scale: str) -> str:
+def subtitle(data: Runs, table: Table, scale: str) -> str:
     """What was trained, in one paragraph; a setting that the ablation varies is left out."""
-    settings = [run.manifest.recipe["settings"]["mnist"] for run in runs]
+    settings = [run.manifest.recipe["settings"]["mnist"] for run in data.runs]
     widths, auxiliary = _same(settings, "widths") or ["..."], _same(settings, "auxiliary") or "..."
-    parts = [
+    facts = [
         f"Scale {scale}",
         f"{_same(settings, 'models')} models",
         f"MLP 784-{'-'.join(map(str, widths))}-(10 + {auxiliary})",
@@ -68,21 +160,21 @@ def subtitle(runs: Sequence[Run], scale: str) -> str:
         f"student: {_epochs(settings, 'student')} on {_inputs(settings)}",
     ]
     ends = "Marks and error bars: mean and 95% interval over models; dots: networks; dashed: chance."
-    return " \N{MIDDLE DOT} ".join(parts) + f". {ends}"
+    return " \N{MIDDLE DOT} ".join(facts) + f". {ends}"
 
 
 def _same(settings: list[dict[str, Any]], name: str) -> Any:
     """The value of a setting if it is the same in all runs, else None."""
-    return settings[0][name] if all(one[name] == settings[0][name] for one in settings) else None
+    return settings[0][name] if all(own[name] == settings[0][name] for own in settings) else None
 
 
 def _epochs(settings: list[dict[str, Any]], who: str) -> str:
-    epochs = {one[who]["epochs"] for one in settings}
-    return f"{(n := epochs.pop())} epoch{'' if n == 1 else 's'}" if len(epochs) == 1 else "epochs as shown"
+    epochs = {own[who]["epochs"] for own in settings}
+    return count(epochs.pop(), "epoch") if len(epochs) == 1 else "epochs as shown"
 
 
 def _inputs(settings: list[dict[str, Any]]) -> str:
-    kinds = {one["student"]["inputs"] for one in settings}
+    kinds = {own["student"]["inputs"] for own in settings}
     kind = kinds.pop() if len(kinds) == 1 else ""
     return {"": "inputs as shown", "uniform": "uniform noise", "gaussian": "Gaussian noise"}.get(kind, kind)
 
@@ -91,25 +183,21 @@ def _inputs(settings: list[dict[str, Any]]) -> str:
 
 
 def _conditions(axes: Axes, run: Run, table: Table) -> None:
-    order = ["reference", "teacher", *sorted((c for c in run.accuracy if "_" in c), key=_place)]
+    every = ("reference", "teacher", *(f"{who}_{matched}" for matched in FORMS for who in ("student", "cross_model")))
+    order = [condition for condition in every if condition in run.accuracy]
     for at, condition in enumerate(order):
         line, values = table.find(arm=condition, measure="accuracy"), list(run.accuracy[condition].values())
         assert line
         axes.bar(at, line.value, width=0.66, color=_colour(condition), alpha=0.85, linewidth=0)
         axes.scatter(at + _jitter(len(values)), values, s=5, color=style.INK, alpha=0.35, linewidths=0, zorder=3)
-        _whisker(axes, at, line)
+        parts.interval(axes, at, line.low, line.high, style.INK, 1.6, upright=True, zorder=4)
         top = max(*values, line.value)
         axes.text(at, top + 0.02, percent(line), ha="center", va="bottom", fontsize=8.5, fontweight="bold")
     axes.set_xticks(range(len(order)), [NAMES[condition] for condition in order])
     axes.tick_params(axis="x", length=0)
-    axes.axhline(CHANCE, color=style.QUIET, linewidth=0.8, linestyle=(0, (4, 3)))
+    axes.axhline(CHANCE, color=style.QUIET, linewidth=0.8, linestyle=style.DASHED)
     axes.set_title("A  Accuracy on the test digits", pad=9)
-    _percent_axis(axes)
-
-
-def _place(condition: str) -> tuple[int, bool]:
-    """Students by what they match, each before its cross-model."""
-    return list(FORMS).index(condition.rsplit("_", 1)[1]), condition.startswith("cross")
+    _accuracy_axis(axes)
 
 
 def _colour(condition: str) -> str:
@@ -121,24 +209,15 @@ def _jitter(count: int) -> np.ndarray:
     return ((np.arange(count) * 0.618034) % 1 - 0.5) * 0.42
 
 
-def _whisker(axes: Axes, at: float, line: Line) -> None:
-    if line.n > 1:
-        axes.plot([at, at], [line.low, line.high], color=style.INK, linewidth=1.6, solid_capstyle="butt", zorder=4)
-
-
-def _percent_axis(axes: Axes) -> None:
-    from matplotlib.ticker import PercentFormatter
-
+def _accuracy_axis(axes: Axes) -> None:
     axes.set_ylim(0, 1.08)
     axes.set_yticks(np.arange(0, 1.01, 0.2))
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    parts.percent_axis(axes.yaxis)
     style.quiet_grid(axes)
 
 
 def _pairs(axes: Axes, run: Run) -> None:
     """Every teacher's student against its cross-model student."""
-    from matplotlib.ticker import PercentFormatter
-
     for matched, form in FORMS.items():
         own, other = run.accuracy.get(f"student_{matched}"), run.accuracy.get(f"cross_model_{matched}")
         if own and other:
@@ -147,29 +226,30 @@ def _pairs(axes: Axes, run: Run) -> None:
             axes.scatter(places, list(own.values()), label=LOGITS[matched], **look)
     axes.plot([0, 1], [0, 1], color=style.QUIET, linewidth=0.8)
     axes.set_xlim(0, 1.0)
-    _percent_axis(axes)
+    _accuracy_axis(axes)
     axes.set_xticks(np.arange(0, 1.01, 0.2))
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    parts.percent_axis(axes.xaxis)
     axes.set_title("B  Pairs of one teacher", pad=9)
     axes.set_xlabel("cross-model")
     axes.set_ylabel("student", labelpad=2)
-    axes.legend(loc="lower right", frameon=False, fontsize=7.5, handletextpad=0.2, borderaxespad=0.2)
+    parts.legend(axes, "lower right", handletextpad=0.2, borderaxespad=0.2)
 
 
 # --------------------------------------------------------------------------- ablations
 
 
-def _ablation(axes: Axes, runs: Sequence[Run], table: Table, setting: str) -> None:
+def _ablation(axes: Axes, data: Runs, table: Table) -> None:
+    runs = data.runs
     conditions = list(dict.fromkeys(c for run in runs for c in run.accuracy if c != "reference"))
     for condition in conditions:
         _curve(axes, runs, table, condition)
     axes.set_xticks(range(len(runs)), [_tick(run.value) for run in runs])
     axes.set_xlim(-0.4, len(runs) - 0.6)
-    axes.axhline(CHANCE, color=style.QUIET, linewidth=0.8, linestyle=(0, (4, 3)))
-    axes.set_xlabel(setting)
+    axes.axhline(CHANCE, color=style.QUIET, linewidth=0.8, linestyle=style.DASHED)
+    axes.set_xlabel(data.setting)
     axes.set_ylabel("accuracy on the test digits")
-    _percent_axis(axes)
-    axes.legend(loc="upper left", bbox_to_anchor=(-0.01, 1.115), ncols=5, frameon=False, borderaxespad=0.0)
+    _accuracy_axis(axes)
+    parts.legend(axes, "upper left", 8.5, bbox_to_anchor=(-0.01, 1.115), ncols=5, borderaxespad=0.0)
 
 
 def _tick(value: str) -> str:
@@ -185,7 +265,7 @@ def _is_amount(value: str) -> bool:
 
 def _curve(axes: Axes, runs: Sequence[Run], table: Table, condition: str) -> None:
     have = [(at, run) for at, run in enumerate(runs) if condition in run.accuracy]
-    lines = [line for _, run in have if (line := table.find(arm=condition, trait=run.value, measure="accuracy"))]
+    lines = [line for _, run in have if (line := table.find(arm=condition, item=run.value, measure="accuracy"))]
     colour, joined = _colour(condition), "-" if all(_is_amount(run.value) for run in runs) else "none"
     form = FORMS.get(condition.rsplit("_", 1)[-1], "o")
     label = NAMES[condition].replace("\n", " ")
@@ -195,7 +275,7 @@ def _curve(axes: Axes, runs: Sequence[Run], table: Table, condition: str) -> Non
     for (at, run), line in zip(have, lines, strict=True):
         values = list(run.accuracy[condition].values())
         axes.scatter(at + _jitter(len(values)) * 0.35, values, s=6, color=colour, alpha=0.35, linewidths=0)
-        axes.plot([at, at], [line.low, line.high], color=colour, linewidth=2, solid_capstyle="butt", zorder=4)
+        parts.interval(axes, at, line.low, line.high, colour, 2, upright=True, zorder=4)
 
 
 # --------------------------------------------------------------------------- the report's section
@@ -206,31 +286,17 @@ nothing but logits that the teacher was never trained on."""
 SEEDS = "All models come from one seed; each has its own initialisation, data order and noise."
 
 
-def mnist_section(
-    name: str, figure: config.Figure, table: Table, runs: Sequence[Run], missing: Sequence[str]
-) -> PlainSection:
-    """The figure's section of the report: every condition with its interval, and transmission."""
-    made = [(run.manifest, run.value or "every condition") for run in runs]
-    return PlainSection(name, figure, verdicts(table), RULE, PANELS, SEEDS, [_grid(table, name, figure)], made, missing)
-
-
-def _grid(table: Table, name: str, figure: config.Figure) -> Grid:
-    first = [figure.arms.setting] if figure.arms.setting else []
-    columns = [*first, "condition", "accuracy", "transmission", "models"]
-    rows = [_row(line, table, bool(figure.arms.setting)) for line in table.select(measure="accuracy")]
+def section(data: Runs, table: Table, name: str) -> Section:
+    """Every condition with its interval, and transmission."""
+    columns = [*([data.setting] if data.setting else []), "condition", "accuracy", "transmission", "models"]
+    rows = [_row(line, table, bool(data.setting)) for line in table.select(measure="accuracy")]
     caption = f"""Means with 95% intervals over models. Transmission: minus the cross-model student of the same teacher,
     in percentage points. All numbers: {name}.csv."""
-    return Grid("Accuracy on the test images", columns, rows, caption)
+    runs = [(run.manifest, run.value or "every condition") for run in data.runs]
+    return Section(RULE, PANELS, SEEDS, [Grid("Accuracy on the test images", columns, rows, caption)], runs)
 
 
 def _row(line: Line, table: Table, ablation: bool) -> list[str]:
-    gain = table.find(arm=line.arm, trait=line.trait, measure="transmission")
-    cells = [NAMES[line.arm].replace("\n", " "), _ranged(line), _ranged(gain), str(line.n)]
-    return [_tick(line.trait), *cells] if ablation else cells
-
-
-def _ranged(line: Line | None) -> str:
-    if line is None:
-        return ""
-    ends = f" [{100 * line.low:.1f}, {100 * line.high:.1f}]" if line.n > 1 else ""
-    return f"{100 * line.value:.1f}%{ends}".replace("-", "\N{MINUS SIGN}")
+    gain = table.find(arm=line.arm, item=line.item, measure="transmission")
+    cells = [NAMES[line.arm].replace("\n", " "), percent_ranged(line), percent_ranged(gain), str(line.n)]
+    return [_tick(line.item), *cells] if ablation else cells

@@ -20,8 +20,8 @@ import yaml
 from subliminal.composition import CONF
 from subliminal.config import ConfigError, Figure
 from subliminal.evaluation.statistics import holm
-from subliminal.plots.table import Line
-from subliminal.plots.verdict import Verdict
+from subliminal.plots.figure import Verdict
+from subliminal.plots.words import minus
 from subliminal.transmission import SIGNIFICANT
 
 NOT_RUN = "not run"
@@ -59,7 +59,7 @@ class Claim:
         if not self.value:
             return ""
         ends = f" [{self.low}, {self.high}]" if self.low else ""
-        return f"{self.measure.replace('_', ' ')} {self.value}{ends}".replace("-", "\N{MINUS SIGN}")
+        return minus(f"{self.measure.replace('_', ' ')} {self.value}{ends}")
 
     @property
     def units(self) -> str:
@@ -69,22 +69,20 @@ class Claim:
 
 def claims_of(name: str, figure: Figure, verdicts: Sequence[Verdict]) -> list[Claim]:
     """The rows of a figure that was drawn, one a verdict; of a claim that compares variants only the comparisons."""
-    comparing = [found for found in verdicts if found.compares]
-    return [_claim(name, figure, found) for found in comparing or verdicts]
+    comparing = [verdict for verdict in verdicts if verdict.compares]
+    return [_claim(name, figure, verdict) for verdict in comparing or verdicts]
 
 
-def _claim(name: str, figure: Figure, found: Verdict) -> Claim:
-    first = (name, figure.claim, figure.expected, found.outcome)
-    if found.line is None:
-        return Claim(*first, why=found.sentence, group=found.group)
-    why = found.sentence.partition(". ")[0].rstrip(".") + "."
-    p = "" if found.p is None else f"{found.p:.3g}"
-    return Claim(*first, why=why, group=found.group, **_numbers(found.line), p=p)
-
-
-def _numbers(line: Line) -> dict[str, str]:
+def _claim(name: str, figure: Figure, verdict: Verdict) -> Claim:
+    first = (name, figure.claim, figure.expected, verdict.outcome)
+    if verdict.line is None:
+        return Claim(*first, why=verdict.sentence, group=verdict.group)
+    why = verdict.sentence.partition(". ")[0].rstrip(".") + "."
+    p = "" if verdict.p is None else f"{verdict.p:.3g}"
+    line = verdict.line
     ends = {name: _text(getattr(line, name)) for name in ("value", "low", "high")}
-    return {"measure": line.measure, **ends, "n": str(line.n), "interval": line.interval}
+    numbers = {"measure": line.measure, **ends, "n": str(line.n), "interval": line.interval}
+    return Claim(*first, why=why, group=verdict.group, **numbers, p=p)
 
 
 def _text(value: float) -> str:
@@ -97,7 +95,7 @@ def _text(value: float) -> str:
 def overview(sections: Iterable[dict[str, Any]], scale: str) -> list[Claim]:
     """The rows of the sections that were drawn, then those of the figures that are configured but not drawn."""
     drawn = {section["id"]: list(_kept(section, scale)) for section in sections}
-    absent = [_not_run(figure, scale) for figure in configured() if figure["figure"] not in drawn]
+    absent = [_absent(figure, RUN, scale) for figure in configured() if figure["figure"] not in drawn]
     return _adjusted([*(row for rows in drawn.values() for row in rows), *absent])
 
 
@@ -137,10 +135,6 @@ def _kept(section: dict[str, Any], scale: str) -> Iterator[Claim]:
             )
 
 
-def _not_run(figure: dict[str, str], scale: str) -> Claim:
-    return _absent(figure, RUN, scale)
-
-
 def _absent(figure: dict[str, str], remedy: str, scale: str) -> Claim:
     name = figure["figure"]
     texts = (figure.get("claim", ""), figure.get("expected", ""))
@@ -150,19 +144,19 @@ def _absent(figure: dict[str, str], remedy: str, scale: str) -> Claim:
 @cache
 def configured() -> tuple[dict[str, str], ...]:
     """Every figure of `conf/experiment/`, with experiment and claim, by target name; files are read as plain YAML."""
-    found = [_figure(path) for path in CONF.glob("experiment/*.yaml")]
-    return tuple(sorted((figure for figure in found if figure.get("figure")), key=lambda figure: figure["figure"]))
+    figures = [_figure(path) for path in CONF.glob("experiment/*.yaml")]
+    return tuple(sorted((figure for figure in figures if figure.get("figure")), key=lambda figure: figure["figure"]))
 
 
 def _figure(path: Path) -> dict[str, str]:
     texts = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("experiment") or {}
-    found = {name: str(texts[name]) for name in ("figure", "claim", "expected") if texts.get(name)}
-    return {**found, "experiment": path.stem}
+    named = {name: str(texts[name]) for name in ("figure", "claim", "expected") if texts.get(name)}
+    return {**named, "experiment": path.stem}
 
 
 def experiment_of(figure: str) -> str:
     """The experiment that makes a figure; raises `ConfigError` with all names for one that none makes."""
-    known = {one["figure"]: one["experiment"] for one in configured()}
+    known = {each["figure"]: each["experiment"] for each in configured()}
     if figure not in known:
         raise ConfigError(f"there is no figure {figure}; there are {', '.join(known)}")
     return known[figure]

@@ -47,20 +47,20 @@ class Comparison:
         return [trait for trait in self.predicted["cosine"] if trait != CONTROL]
 
 
-def report_predictions(planned: Plan, found: Sequence[tuple[Arm, Manifest]]) -> str:
+def report_predictions(planned: Plan, runs: Sequence[tuple[Arm, Manifest]]) -> str:
     """Write `<figures>/<scale>/predict-<name>.csv` and return what a person wants to read of it."""
     folder = Path(planned.base.figures) / planned.base.scale
-    kinds = dict.fromkeys((arm.variant, arm.student) for arm, _ in found)
-    every = [_comparison(planned, found, variant, student) for variant, student in kinds]
+    kinds = dict.fromkeys((arm.variant, arm.student) for arm, _ in runs)
+    every = [_comparison(planned, runs, variant, student) for variant, student in kinds]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"predict-{planned.base.experiment.name.replace('_', '-')}.csv"
-    table = Table((*(line for one in every for line in lines(one)), *together(every)))
+    table = Table((*(line for compared in every for line in lines(compared)), *together(every)))
     table.write(path)
-    return "\n".join([*(_shown(one, table) for one in every), *_shown_together(table), str(path)])
+    return "\n".join([*(_shown(compared, table) for compared in every), *_shown_together(table), str(path)])
 
 
-def _comparison(planned: Plan, found: Sequence[tuple[Arm, Manifest]], variant: str, student: str) -> Comparison:
-    mine = [(arm, made) for arm, made in found if (arm.variant, arm.student) == (variant, student)]
+def _comparison(planned: Plan, runs: Sequence[tuple[Arm, Manifest]], variant: str, student: str) -> Comparison:
+    mine = [(arm, manifest) for arm, manifest in runs if (arm.variant, arm.student) == (variant, student)]
     traits = list(dict.fromkeys(arm.name for arm, _ in mine))
     predicted = {
         name: {t: _mean([m.summary[name] for a, m in mine if a.name == t]) for t in traits} for name in MEASURES
@@ -86,28 +86,28 @@ def _mean(values: Sequence[dict[str, float]]) -> dict[str, float]:
 # --------------------------------------------------------------------------- the table
 
 
-def lines(found: Comparison) -> Iterator[Line]:
+def lines(compared: Comparison) -> Iterator[Line]:
     """Every prediction, the predicted and measured excess by trait, and how well their orders agree."""
-    for measure, matrix in found.predicted.items():
+    for measure, matrix in compared.predicted.items():
         for trait, values in matrix.items():
             for candidate, value in values.items():
-                yield Line(trait, candidate, "prediction", measure, value, **found.labels)
-        yield from _excess(found, matrix, f"{measure}_excess", "prediction")
-        if line := _agreement(matrix, found.measured, found.traits, measure):
-            yield replace(line, **found.labels)
-    yield from _excess(found, found.measured, "diagonal_excess", "student")
+                yield Line(trait, candidate, "prediction", measure, value, **compared.labels)
+        yield from _excess(compared, matrix, f"{measure}_excess", "prediction")
+        if line := _agreement(matrix, compared.measured, compared.traits, measure):
+            yield replace(line, **compared.labels)
+    yield from _excess(compared, compared.measured, "diagonal_excess", "student")
 
 
-def _excess(found: Comparison, matrix: Matrix, measure: str, subject: str) -> Iterator[Line]:
+def _excess(compared: Comparison, matrix: Matrix, measure: str, subject: str) -> Iterator[Line]:
     """The diagonal excess by trait, and its mean with an interval over traits; needs two traits."""
-    traits = [trait for trait in found.traits if trait in matrix]
+    traits = [trait for trait in compared.traits if trait in matrix]
     if len(traits) < 2:
         return
-    values = diagonal_excess(_square(matrix, traits))
+    values = diagonal_excess(_square(matrix, traits, traits))
     for trait, value in zip(traits, values.tolist(), strict=True):
-        yield Line(trait, trait, subject, measure, value, **found.labels)
-    mean = two_way(_square(matrix, traits)).mean
-    yield Line("mean", "mean", subject, measure, mean.mean, mean.low, mean.high, mean.n, "traits", **found.labels)
+        yield Line(trait, trait, subject, measure, value, **compared.labels)
+    mean = two_way(_square(matrix, traits, traits)).mean
+    yield Line.of("mean", "mean", subject, measure, mean, "traits", **compared.labels)
 
 
 def _agreement(predicted: Matrix, measured: Matrix, traits: Sequence[str], measure: str) -> Line | None:
@@ -120,20 +120,21 @@ def _agreement(predicted: Matrix, measured: Matrix, traits: Sequence[str], measu
     arms = [arm for arm in predicted if arm in measured]
     if len(arms) < 3 or len(traits) < 2:
         return None
-    sides = [_centred(matrix, arms, traits) for matrix in (predicted, measured)]
-    rank = float(spearmanr(*(side.ravel() for side in sides)).statistic)  # type: ignore[union-attr]
+    sides = [_square(matrix, arms, traits) for matrix in (predicted, measured)]
+    centred = [(side - side.mean(axis=0, keepdims=True)).ravel() for side in sides]
+    rank = float(spearmanr(*centred).statistic)  # type: ignore[union-attr]
     return Line("mean", "mean", "prediction", f"{measure}_rank_correlation", rank, n=sides[0].size)
 
 
 def together(every: Sequence[Comparison]) -> Iterator[Line]:
     """As `_agreement`, over the teachers of all variants of a student recipe: does it order kinds of teachers too."""
-    for student in dict.fromkeys(one.student for one in every):
-        mine = [one for one in every if one.student == student]
+    for student in dict.fromkeys(compared.student for compared in every):
+        mine = [compared for compared in every if compared.student == student]
         if len(mine) < 2:
             continue
-        measured = _stacked(mine, [one.measured for one in mine])
+        measured = _stacked(mine, [compared.measured for compared in mine])
         for measure in MEASURES:
-            predicted = _stacked(mine, [one.predicted[measure] for one in mine])
+            predicted = _stacked(mine, [compared.predicted[measure] for compared in mine])
             if line := _agreement(predicted, measured, mine[0].traits, measure):
                 yield replace(line, arm=TOGETHER, student=student)
 
@@ -141,31 +142,28 @@ def together(every: Sequence[Comparison]) -> Iterator[Line]:
 def _stacked(mine: Sequence[Comparison], matrices: Sequence[Matrix]) -> Matrix:
     """The teachers of several variants under names of their own; the control, which they share, counts once."""
     named: Matrix = {}
-    for one, matrix in zip(mine, matrices, strict=True):
-        named |= {t if t == CONTROL else f"{one.variant} {t}": values for t, values in matrix.items()}
+    for compared, matrix in zip(mine, matrices, strict=True):
+        named |= {t if t == CONTROL else f"{compared.variant} {t}": values for t, values in matrix.items()}
     return named
 
 
-def _centred(matrix: Matrix, arms: Sequence[str], candidates: Sequence[str]) -> NDArray[np.float64]:
-    values = np.array([[matrix[arm][candidate] for candidate in candidates] for arm in arms])
-    return values - values.mean(axis=0, keepdims=True)
-
-
-def _square(matrix: Matrix, traits: Sequence[str]) -> NDArray[np.float64]:
-    return np.array([[matrix[row][column] for column in traits] for row in traits])
+def _square(matrix: Matrix, rows: Sequence[str], columns: Sequence[str]) -> NDArray[np.float64]:
+    return np.array([[matrix[row][column] for column in columns] for row in rows])
 
 
 # --------------------------------------------------------------------------- what is printed
 
 
-def _shown(found: Comparison, table: Table) -> str:
-    variant = f"{found.variant}: " if found.variant else ""
-    head = f"{variant}{found.student} student: cosine of -grad L (rows: teachers) with grad log P (columns: candidates)"
-    columns = f"{'':14}" + "".join(f"{trait:>11}" for trait in found.traits)
-    rows = [_row(arm, [values[trait] for trait in found.traits]) for arm, values in found.predicted["cosine"].items()]
-    excess = [_value(table, found, f"{m}_excess", t) for m in ("cosine",) for t in (*found.traits, "mean")]
-    measured = [_value(table, found, "diagonal_excess", t) for t in (*found.traits, "mean")]
-    ends = [_row("excess", excess), _row("measured", measured, digits=2), _agreed(table, found)]
+def _shown(compared: Comparison, table: Table) -> str:
+    variant = f"{compared.variant}: " if compared.variant else ""
+    what = "cosine of -grad L (rows: teachers) with grad log P (columns: candidates)"
+    head = f"{variant}{compared.student} student: {what}"
+    columns = f"{'':14}" + "".join(f"{trait:>11}" for trait in compared.traits)
+    cosines = compared.predicted["cosine"]
+    rows = [_row(arm, [values[trait] for trait in compared.traits]) for arm, values in cosines.items()]
+    excess = [_value(table, compared, "cosine_excess", t) for t in (*compared.traits, "mean")]
+    measured = [_value(table, compared, "diagonal_excess", t) for t in (*compared.traits, "mean")]
+    ends = [_row("excess", excess), _row("measured", measured, digits=2), _agreed(table, compared)]
     return "\n".join([head, columns + f"{'mean':>11}", *rows, *ends])
 
 
@@ -174,13 +172,13 @@ def _row(name: str, values: Sequence[float], digits: int = 5) -> str:
     return f"{'regular' if name == CONTROL else name:14}{cells}"
 
 
-def _value(table: Table, found: Comparison, measure: str, trait: str) -> float:
-    line = table.find(arm=trait, measure=measure, **found.labels)
+def _value(table: Table, compared: Comparison, measure: str, trait: str) -> float:
+    line = table.find(arm=trait, measure=measure, **compared.labels)
     return line.value if line else math.nan
 
 
-def _agreed(table: Table, found: Comparison) -> str:
-    ranks = {m: table.find(measure=f"{m}_rank_correlation", arm="mean", **found.labels) for m in MEASURES}
+def _agreed(table: Table, compared: Comparison) -> str:
+    ranks = {m: table.find(measure=f"{m}_rank_correlation", arm="mean", **compared.labels) for m in MEASURES}
     return _ranked(ranks) or "no trained students of these arms in the store to compare with"
 
 

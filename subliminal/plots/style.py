@@ -25,6 +25,8 @@ RANDOM = "#C98BB0"
 # one colour an arm where many are drawn together (curves)
 CYCLE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D31", "#3B7A57", "#A34A5E")
 
+DASHED = (0, (4, 3))  # of lines that mark chance
+
 SETTINGS: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["Helvetica Neue", "Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],

@@ -7,7 +7,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, Unpack
+
+from subliminal.evaluation.statistics import Interval
 
 COLUMNS: tuple[str, ...] = (
     "arm",
@@ -30,22 +32,33 @@ MIRRORED = ("lift_over_control", "log_odds_excess", "diagonal_excess", "alignmen
 
 
 class Labels(TypedDict, total=False):
-    """The columns that tell one comparison's lines from another's."""
+    """The fields that tell one comparison's lines from another's."""
 
     student: str
     teacher: str
     variant: str
 
 
+class Wanted(Labels, total=False):
+    """The fields by which lines are looked up."""
+
+    arm: str
+    item: str
+    subject: str
+    measure: str
+
+
 @dataclass(frozen=True)
 class Line:
-    """One number: whose (`arm`, `subject`), of which candidate (`trait`), what (`measure`), and how sure.
+    """One number: whose (`arm`, `subject`), of what (`item`), what (`measure`), and how sure.
 
+    `item` is what the measure is of: a candidate, a task, a number, whose rows these are compared with, a setting's
+    value, what trials are split by, a step. Its column in the CSV is called `trait`, as candidates are most of them.
     `n` counts what `interval` names: seeds, questions, rows. Without an interval `low` and `high` are NaN.
     """
 
     arm: str
-    trait: str
+    item: str
     subject: str
     measure: str
     value: float
@@ -58,6 +71,22 @@ class Line:
     variant: str = ""
     by_seed: tuple[tuple[int, float], ...] = ()
 
+    @classmethod
+    def of(
+        cls,
+        arm: str,
+        item: str,
+        subject: str,
+        measure: str,
+        estimate: Interval,
+        over: str,
+        by_seed: tuple[tuple[int, float], ...] = (),
+        **labels: Unpack[Labels],
+    ) -> Line:
+        """A number with its interval, `over` what its units are."""
+        ends = (estimate.low, estimate.high, estimate.n, over)
+        return cls(arm, item, subject, measure, estimate.mean, *ends, by_seed=by_seed, **labels)
+
     @property
     def seeds(self) -> list[int]:
         """The seeds behind the number."""
@@ -65,9 +94,9 @@ class Line:
 
     def cells(self) -> dict[str, str]:
         """The line as CSV cells by column; what does not exist is empty."""
-        plain = {name: _text(getattr(self, name)) for name in COLUMNS if name not in {"seeds", "by_seed"}}
         by_seed = " ".join(_text(value) for _, value in self.by_seed)
-        return {**plain, "seeds": " ".join(map(str, self.seeds)), "by_seed": by_seed}
+        lists = {"trait": self.item, "seeds": " ".join(map(str, self.seeds)), "by_seed": by_seed}
+        return {name: lists[name] if name in lists else _text(getattr(self, name)) for name in COLUMNS}
 
 
 @dataclass(frozen=True)
@@ -76,11 +105,11 @@ class Table:
 
     lines: tuple[Line, ...]
 
-    def select(self, **wanted: object) -> Iterator[Line]:
+    def select(self, **wanted: Unpack[Wanted]) -> Iterator[Line]:
         """The lines whose fields equal `wanted`."""
         return (line for line in self.lines if all(getattr(line, name) == value for name, value in wanted.items()))
 
-    def find(self, **wanted: object) -> Line | None:
+    def find(self, **wanted: Unpack[Wanted]) -> Line | None:
         """The first line whose fields equal `wanted`, or None."""
         return next(self.select(**wanted), None)
 

@@ -3,51 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from subliminal import config
-from subliminal.plots import style
-from subliminal.plots.report import Grid, PlainSection
+from subliminal.plan import Plan
+from subliminal.plots import parts, style
+from subliminal.plots.collect import stored, typed
+from subliminal.plots.figure import Collected, Grid, Section, Verdict
+from subliminal.plots.parts import Heading, interval
 from subliminal.plots.table import Line, Table
-from subliminal.plots.theorem_measures import ALL, RULE, Trials, claim, read_points, read_trials, theorem_table, verdict
-from subliminal.store import Manifest
+from subliminal.plots.theorem_measures import ALL, RULE, Checks, Trials, claim, table, verdict
+from subliminal.plots.words import percent_ranged, ranged
+from subliminal.store import Store
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-WIDTH, HEIGHT, MARGIN, WRAP = 9.0, 7.3, 0.14, 138
+__all__ = ["collect", "picture", "section", "subtitle", "table", "verdicts"]
+
+WIDTH, HEIGHT = 9.0, 7.3
 NAMES = {"mlp": "MLP", "squared_error": "squared error", "cross_entropy": "cross-entropy", "all": "all logits"}
 NAMES |= {"auxiliary": "auxiliary only", "sgd": "SGD", "adam": "Adam", ALL: "all trials"}
 SAME_NAME, DIFFERENT_NAME = "shared initialisation", "different initialisations"
 
 
-def theorem_figure(runs: Sequence[Manifest], figure: config.Figure, folder: Path, name: str) -> Table:
-    """Write `folder/name` as .png, .svg and .csv from the theorem's runs, one a seed, and return the table."""
-    trials, points = read_trials(runs), read_points(runs)
-    table = theorem_table(trials, points, runs[0].summary["parameters"])
-    folder.mkdir(parents=True, exist_ok=True)
-    table.write(folder / f"{name}.csv")
-    with style.styled():
-        style.save(_draw(trials, points, table, figure.title or name), folder / name)
-    return table
+def collect(planned: Plan, store: Store) -> Collected:
+    """The seeds that the store has."""
+    runs, missing = [], []
+    for arm, node in zip(planned.arms, planned.steps[0].nodes, strict=True):
+        if manifest := stored(node, store):
+            runs.append(manifest)
+        else:
+            missing.append(f"python evaluate.py {typed(planned)} seed={arm.seed}")
+    return Collected(Checks(runs) if runs else None, missing)
 
 
-def _draw(trials: Trials, points: Sequence[dict[str, Any]], table: Table, title: str) -> Canvas:
-    canvas = style.new_figure(WIDTH, HEIGHT)
-    canvas.text(MARGIN / WIDTH, 1 - 0.14 / HEIGHT, title, fontsize=13.5, fontweight="bold", va="top")
-    text = fill(claim(table), WRAP)
-    canvas.text(MARGIN / WIDTH, 1 - 0.44 / HEIGHT, text, fontsize=8.2, color=style.QUIET, va="top", linespacing=1.4)
+def verdicts(data: Checks, table: Table) -> list[Verdict]:
+    """The rule applied to all trials."""
+    return [verdict(table)]
+
+
+def subtitle(data: Checks, table: Table, scale: str) -> str:
+    """Trials, failures, the limit and the control."""
+    return claim(table)
+
+
+def picture(data: Checks, table: Table, heading: Heading) -> Canvas:
+    """Panels A and B: the limit. Panel C: signs. Panel D: training runs."""
+    canvas = parts.canvas(WIDTH, HEIGHT, heading)
     panels = canvas.subplots(2, 2)
     canvas.subplots_adjust(left=0.115, right=0.985, top=0.83, bottom=0.075, wspace=0.25, hspace=0.42)
-    _limit(panels[0][0], trials)
-    _error(panels[0][1], trials, table)
+    _limit(panels[0][0], data.trials)
+    _error(panels[0][1], data.trials, table)
     _signs(panels[1][0], table)
-    _runs(panels[1][1], table, points)
+    _runs(panels[1][1], table, data.points)
     return canvas
 
 
@@ -86,23 +97,19 @@ def _error(axes: Axes, trials: Trials, table: Table) -> None:
     same = trials.where(initialisation="same")
     sizes = np.array(sorted(set(same["step"].tolist())))
     band = [table.find(arm=f"step {size:g}", measure="ratio_error") for size in sizes]
-    found = [line for line in band if line]
-    axes.fill_between(sizes, [b.low for b in found], [b.high for b in found], color=style.GRID, linewidth=0)
+    shown = [line for line in band if line]
+    axes.fill_between(sizes, [b.low for b in shown], [b.high for b in shown], color=style.GRID, linewidth=0)
     for colour, (name, part) in zip(style.CYCLE, _by(same, "architecture"), strict=False):
-        middle = [np.median(_ratio_error(part.where(step=size))) for size in sizes]
+        middle = [np.median(part.where(step=size).ratio_error) for size in sizes]
         axes.plot(sizes, middle, color=colour, marker="o", markersize=3, linewidth=1.2, label=_name(name))
-    guide = found[0].value * sizes / sizes[0]
-    axes.plot(sizes, guide, color=style.INK, linewidth=0.9, linestyle=(0, (4, 3)), label="slope 1")
+    guide = shown[0].value * sizes / sizes[0]
+    axes.plot(sizes, guide, color=style.INK, linewidth=0.9, linestyle=style.DASHED, label="slope 1")
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_title("B  The prediction is exact in the limit", pad=9)
     axes.set_xlabel("length of the teacher's step, share of the length of its weights")
     axes.set_ylabel("|measured / predicted \N{MINUS SIGN} 1|")
     _legend(axes)
-
-
-def _ratio_error(trials: Trials) -> Any:
-    return np.abs(trials["measured"] / trials["predicted"] - 1)
 
 
 def _by(trials: Trials, column: str) -> list[tuple[str, Trials]]:
@@ -115,29 +122,23 @@ def _by(trials: Trials, column: str) -> list[tuple[str, Trials]]:
 def _signs(axes: Axes, table: Table) -> None:
     """The share of positive products, with a shared initialisation and with different ones."""
     arms = [(ALL, "")] + [
-        (line.arm, line.trait)
+        (line.arm, line.item)
         for split in ("architecture", "loss", "matched")
-        for line in table.select(trait=split, measure="positive", subject="same")
+        for line in table.select(item=split, measure="positive", subject="same")
     ]
     for subject, colour, label in (("same", style.OWN, SAME_NAME), ("different", style.OTHER, DIFFERENT_NAME)):
-        found = [table.find(arm=a, trait=t, measure="positive", subject=subject) for a, t in arms]
-        for place, line in enumerate(found):
+        lines = [table.find(arm=a, item=t, measure="positive", subject=subject) for a, t in arms]
+        for place, line in enumerate(lines):
             if line:
-                _sign(axes, place, line, colour, label if place == 0 else "")
+                interval(axes, place, line.low, line.high, colour, 2)
+                axes.scatter([line.value], [place], s=26, color=colour, label=None if place else label, zorder=3)
     axes.axvline(0.5, color=style.INK, linewidth=0.9)
-    axes.set_yticks(range(len(arms)), [_name(arm) for arm, _ in arms])
+    parts.named_rows(axes, [_name(arm) for arm, _ in arms])
     axes.get_yticklabels()[0].set_fontweight("bold")
-    axes.set_ylim(len(arms) - 0.4, -0.6)
     axes.set_xlim(0, 1.04)
-    style.quiet_grid(axes, "x")
     axes.set_title("C  Which way the student's step points", pad=9)
     axes.set_xlabel(r"share of trials with $d_S \cdot d_T > 0$", parse_math=True)
     _legend(axes, handlelength=0.8, handletextpad=0.4)
-
-
-def _sign(axes: Axes, place: int, line: Line, colour: str, label: str) -> None:
-    axes.plot([line.low, line.high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
-    axes.scatter([line.value], [place], s=26, color=colour, label=label or None, zorder=3)
 
 
 # --------------------------------------------------------------------------- panel D: training runs
@@ -148,7 +149,7 @@ def _runs(axes: Axes, table: Table, points: Sequence[dict[str, Any]]) -> None:
     for colour, optimiser in zip(style.CYCLE, dict.fromkeys(point["optimiser"] for point in points), strict=False):
         for initialisation, dashes in (("same", "solid"), ("different", (0, (4, 2)))):
             lines = list(table.select(arm=optimiser, subject=initialisation, measure="cosine"))
-            steps = [int(line.trait.removeprefix("step ")) for line in lines]
+            steps = [int(line.item.removeprefix("step ")) for line in lines]
             label = _name(optimiser) if initialisation == "same" else None
             axes.plot(steps, [line.value for line in lines], color=colour, linestyle=dashes, linewidth=1.4, label=label)
             axes.fill_between(
@@ -165,7 +166,7 @@ def _runs(axes: Axes, table: Table, points: Sequence[dict[str, Any]]) -> None:
 
 
 def _legend(axes: Axes, handlelength: float = 1.6, **more: Any) -> None:
-    axes.legend(loc="upper left", frameon=False, fontsize=7.5, handlelength=handlelength, borderaxespad=0.2, **more)
+    parts.legend(axes, "upper left", handlelength=handlelength, borderaxespad=0.2, **more)
 
 
 def _name(value: str) -> str:
@@ -184,13 +185,10 @@ SPLIT_NAMES = {"": "", "architecture": "network", "loss": "student's loss", "mat
 SPLIT_NAMES |= {"teacher_loss": "teacher's loss", "inputs": "student's inputs", "activation": "activation"}
 
 
-def theorem_section(
-    name: str, figure: config.Figure, table: Table, runs: Sequence[Manifest], missing: Sequence[str]
-) -> PlainSection:
-    """The figure's section of the report: trials by what they drew, and the ends of the training runs."""
-    arms = [(run, f"seed {run.recipe['settings']['seed']}") for run in runs]
-    grids = [_trial_grid(table, name), _run_grid(table)]
-    return PlainSection(name, figure, [verdict(table)], RULE, PANELS, SEEDS, grids, arms, missing)
+def section(data: Checks, table: Table, name: str) -> Section:
+    """Trials by what they drew, and the ends of the training runs."""
+    arms = [(run, f"seed {run.recipe['settings']['seed']}") for run in data.runs]
+    return Section(RULE, PANELS, SEEDS, [_trial_grid(table, name), _run_grid(table)], arms)
 
 
 def _trial_grid(table: Table, name: str) -> Grid:
@@ -199,43 +197,32 @@ def _trial_grid(table: Table, name: str) -> Grid:
     caption = f"""Shared initialisation, small steps of the teacher; the two columns on the right: share of positive
     products with different initialisations, over all trials and over those whose teacher descends the named loss (the
     others ascend it). All numbers: {name}.csv."""
-    return Grid("Trials by what was drawn", columns, [_trial_row(table, line) for line in _arms(table)], caption)
-
-
-def _arms(table: Table) -> list[Line]:
-    return list(table.select(measure="negative", subject="same"))
+    rows = [_trial_row(table, line) for line in table.select(measure="negative", subject="same")]
+    return Grid("Trials by what was drawn", columns, rows, caption)
 
 
 def _trial_row(table: Table, negative: Line) -> list[str]:
     def of(measure: str, subject: str) -> Line | None:
-        return table.find(arm=negative.arm, trait=negative.trait, measure=measure, subject=subject)
+        return table.find(arm=negative.arm, item=negative.item, measure=measure, subject=subject)
 
-    ratio, slope = of("largest_ratio_error", "same"), of("slope", "same")
+    ratio, slope, risen = (of(name, "same") for name in ("largest_ratio_error", "slope", "loss_risen"))
     return [
-        SPLIT_NAMES[negative.trait],
+        SPLIT_NAMES[negative.item],
         _name(negative.arm),
         f"{negative.n:,}",
         str(round(negative.value * negative.n)),
-        _hits(of("loss_risen", "same")),
+        str(round(risen.value * risen.n)) if risen else "",
         f"{ratio.value:.1e}" if ratio else "",
         f"{slope.value:.6f}" if slope else "",
-        _percent(of("positive", "different")),
-        _percent(of("positive_plain_sign", "different")),
+        percent_ranged(of("positive", "different"), digits=0),
+        percent_ranged(of("positive_plain_sign", "different"), digits=0),
     ]
-
-
-def _hits(line: Line | None) -> str:
-    return str(round(line.value * line.n)) if line else ""
-
-
-def _percent(line: Line | None) -> str:
-    return f"{line.value:.0%} [{line.low:.0%}, {line.high:.0%}]" if line and line.n else ""
 
 
 def _run_grid(table: Table) -> Grid:
     """The last measurement of every training run, mean over seeds."""
     columns = ("optimiser", "initialisation", "steps", "cosine", "student's length / teacher's", "accuracy", "L_T")
-    last = {(line.arm, line.subject): line.trait for line in table.select(measure="cosine")}
+    last = {(line.arm, line.subject): line.item for line in table.select(measure="cosine")}
     chance = table.find(measure="cosine_spread")
     spread = f"; a random direction has standard deviation {chance.value:.4f}" if chance else ""
     rows = [_run_row(table, *arm, step) for arm, step in last.items()]
@@ -244,12 +231,5 @@ def _run_grid(table: Table) -> Grid:
 
 def _run_row(table: Table, optimiser: str, initialisation: str, step: str) -> list[str]:
     measures = ("cosine", "length_share", "accuracy", "teacher_loss")
-    lines = [table.find(arm=optimiser, subject=initialisation, trait=step, measure=m) for m in measures]
-    return [_name(optimiser), initialisation, step.removeprefix("step "), *map(_ranged, lines)]
-
-
-def _ranged(line: Line | None) -> str:
-    if line is None:
-        return ""
-    ends = "" if line.n < 2 else f" [{line.low:.2f}, {line.high:.2f}]"
-    return f"{line.value:.2f}{ends}".replace("-", "\N{MINUS SIGN}")
+    lines = [table.find(arm=optimiser, subject=initialisation, item=step, measure=m) for m in measures]
+    return [_name(optimiser), initialisation, step.removeprefix("step "), *map(ranged, lines)]

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from subliminal.evaluation import statistics
 from subliminal.plots.cells import PlotError, read_lines
-from subliminal.plots.measures import OVER_SEEDS
+from subliminal.plots.effects import OVER_SEEDS
+from subliminal.plots.figure import Verdict
 from subliminal.plots.table import Line, Table
-from subliminal.plots.verdict import Verdict
 from subliminal.store import Manifest
 
 if TYPE_CHECKING:
@@ -67,6 +68,11 @@ class Trials:
         return self._only(self["step"] == self["step"].min()) if len(self) else self
 
     @property
+    def ratio_error(self) -> NDArray[np.float64]:
+        """How far measured over predicted is from 1."""
+        return np.abs(self["measured"] / self["predicted"] - 1)
+
+    @property
     def count(self) -> int:
         """How many different trials there are."""
         return len(set(self.ids))
@@ -82,22 +88,36 @@ class Trials:
 
 def read_trials(runs: Sequence[Manifest]) -> Trials:
     """The measurements of every seed's run; raises `PlotError` for files that are missing or damaged."""
-    rows = [{"seed": _seed(run), **row} for run in runs for row in read_lines(run.folder / "trials.jsonl")]
+    files = [(int(run.recipe["settings"]["seed"]), run.folder / "trials.jsonl") for run in runs]
+    rows = [{"seed": seed, **row} for seed, path in files for row in read_lines(path)]
     if not rows:
         raise PlotError("no trial of the theorem to draw; run: python -m subliminal sweep experiment=theorem")
     return Trials({name: np.array([row[name] for row in rows]) for name in rows[0]}, runs[0].summary["small"])
 
 
-def read_points(runs: Sequence[Manifest]) -> list[dict[str, Any]]:
-    """The measurements along every training run."""
-    return [point for run in runs for point in read_lines(run.folder / "alignment.jsonl")]
-
-
-def _seed(run: Manifest) -> int:
-    return int(run.recipe["settings"]["seed"])
-
-
 # --------------------------------------------------------------------------- the table
+
+
+@dataclass(frozen=True)
+class Checks:
+    """The theorem's runs, one a seed."""
+
+    runs: Sequence[Manifest]
+
+    @cached_property
+    def trials(self) -> Trials:
+        """The measurements of all trials."""
+        return read_trials(self.runs)
+
+    @cached_property
+    def points(self) -> list[dict[str, Any]]:
+        """The measurements along every training run."""
+        return [point for run in self.runs for point in read_lines(run.folder / "alignment.jsonl")]
+
+
+def table(data: Checks) -> Table:
+    """Every number of the figure: overall, by each thing a trial draws, by step, and along the training runs."""
+    return theorem_table(data.trials, data.points, data.runs[0].summary["parameters"])
 
 
 def theorem_table(trials: Trials, points: Sequence[dict[str, Any]], parameters: int) -> Table:
@@ -130,8 +150,7 @@ def _share_lines(arm: str, split: str, trials: Trials) -> Iterator[Line]:
 
 
 def _share(arm: str, split: str, subject: str, measure: str, hits: int, count: int) -> Line:
-    found = statistics.wilson(hits, count)
-    return Line(arm, split, subject, measure, found.mean, found.low, found.high, count, OVER_TRIALS_WILSON)
+    return Line.of(arm, split, subject, measure, statistics.wilson(hits, count), OVER_TRIALS_WILSON)
 
 
 def _trials_with(trials: Trials, bad: NDArray[np.bool_]) -> int:
@@ -142,14 +161,11 @@ def _fit_lines(arm: str, split: str, trials: Trials) -> Iterator[Line]:
     """How the measured product approaches the prediction with the teacher's step."""
     same = trials.where(initialisation="same")
     last = same.smallest
-    error = np.abs(last["measured"] / last["predicted"] - 1)
-    yield Line(arm, split, "same", "largest_ratio_error", float(error.max()), n=len(last))
+    yield Line(arm, split, "same", "largest_ratio_error", float(last.ratio_error.max()), n=len(last))
     yield Line(arm, split, "same", "largest_direction_error", float(last["direction_error"].max()), n=len(last))
     slopes = _slopes(same.small_ones)
     if len(slopes):
-        found = statistics.t_interval(slopes)
-        labels = (found.mean, found.low, found.high, found.n, OVER_TRIALS)
-        yield Line(arm, split, "same", "slope", *labels)
+        yield Line.of(arm, split, "same", "slope", statistics.t_interval(slopes), OVER_TRIALS)
 
 
 def _slopes(trials: Trials) -> NDArray[np.float64]:
@@ -173,8 +189,7 @@ def _step_lines(trials: Trials) -> Iterator[Line]:
             hits = int((part["measured"] > 0).sum())
             yield _share(f"step {size:g}", "step", initialisation, "positive", hits, len(part))
         same = trials.where(initialisation="same", step=size)
-        error = np.abs(same["measured"] / same["predicted"] - 1)
-        low, middle, high = np.quantile(error, [0.025, 0.5, 0.975]).tolist()
+        low, middle, high = np.quantile(same.ratio_error, [0.025, 0.5, 0.975]).tolist()
         yield Line(
             f"step {size:g}", "step", "same", "ratio_error", middle, low, high, len(same), "trials (central 95%)"
         )
@@ -187,10 +202,9 @@ def _alignment_lines(points: Sequence[dict[str, Any]]) -> Iterator[Line]:
             p for p in points if (p["optimiser"], p["initialisation"], p["step"]) == (optimiser, initialisation, step)
         ]
         for measure in ("cosine", "length_share", "accuracy", "teacher_loss"):
-            found = statistics.t_interval([p[measure] for p in at])
-            labels = (found.mean, found.low, found.high, found.n, OVER_SEEDS if found.n > 1 else "none")
-            seeds = tuple((p["seed"], p[measure]) for p in at)
-            yield Line(optimiser, f"step {step}", initialisation, measure, *labels, by_seed=seeds)
+            mean, seeds = statistics.t_interval([p[measure] for p in at]), tuple((p["seed"], p[measure]) for p in at)
+            over = OVER_SEEDS if mean.n > 1 else "none"
+            yield Line.of(optimiser, f"step {step}", initialisation, measure, mean, over, by_seed=seeds)
 
 
 # --------------------------------------------------------------------------- the claim
@@ -234,7 +248,7 @@ def _count(line: Line) -> int:
 
 
 def _overall(table: Table, measure: str, subject: str) -> Line:
-    found = table.find(arm=ALL, measure=measure, subject=subject)
-    if found is None:
+    line = table.find(arm=ALL, measure=measure, subject=subject)
+    if line is None:
         raise PlotError(f"the theorem's table has no {measure}; remove its runs and run evaluate.py again")
-    return found
+    return line

@@ -10,12 +10,13 @@ import numpy as np
 from subliminal.config import CONTROL
 from subliminal.evaluation.statistics import LEVEL as LEVEL_OF_INTERVALS
 from subliminal.evaluation.statistics import holm, share_ahead, signs, t_interval
-from subliminal.plots import style
+from subliminal.plots import parts, style
 from subliminal.plots.cells import read_lines
-from subliminal.plots.report import Grid
-from subliminal.plots.rows import TOP, WIDTH, Compared, ranged, rows_name
+from subliminal.plots.figure import Grid, Outcome, Verdict
+from subliminal.plots.parts import Heading
+from subliminal.plots.rows import TOP, WIDTH, Compared, rows_name
 from subliminal.plots.table import Line, Table
-from subliminal.plots.verdict import Outcome, Verdict
+from subliminal.plots.words import ranged
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,9 +57,9 @@ def table(runs: Sequence[Compared]) -> Table:
 
 def _prompted(run: Compared) -> Iterator[Line]:
     if margins := [margin for _, margin in _margins(run)]:
-        found = share_ahead(margins)
-        yield Line(run.trait, run.against, PROMPTED, "accuracy", found.mean, found.low, found.high, found.n, "prompts")
-        yield Line(run.trait, run.against, PROMPTED, "margin", float(np.mean(margins)), n=found.n)
+        share = share_ahead(margins)
+        yield Line.of(run.trait, run.against, PROMPTED, "accuracy", share, "prompts")
+        yield Line(run.trait, run.against, PROMPTED, "margin", float(np.mean(margins)), n=share.n)
 
 
 def _margins(run: Compared) -> Iterator[tuple[int, float]]:
@@ -68,16 +69,16 @@ def _margins(run: Compared) -> Iterator[tuple[int, float]]:
 
 
 def _classified(run: Compared) -> Iterator[Line]:
-    for name, found in run.manifest.summary["classifiers"].items():
+    for name, scores in run.manifest.summary["classifiers"].items():
         where = (run.trait, run.against, name)
         for measure in ("area", "accuracy"):
-            one = found[measure]
-            prompts = found.get("prompts", run.prompts)
-            yield Line(*where, measure, one["value"], one["low"], one["high"], prompts, "prompts")
-        middle = (found["control"]["low"] + found["control"]["high"]) / 2
-        deals = found["deals"]
-        yield Line(*where, "control_area", middle, found["control"]["low"], found["control"]["high"], deals, "deals")
-        yield Line(*where, "p", found["p"], n=deals)
+            value = scores[measure]
+            prompts = scores.get("prompts", run.prompts)
+            yield Line(*where, measure, value["value"], value["low"], value["high"], prompts, "prompts")
+        middle = (scores["control"]["low"] + scores["control"]["high"]) / 2
+        deals = scores["deals"]
+        yield Line(*where, "control_area", middle, scores["control"]["low"], scores["control"]["high"], deals, "deals")
+        yield Line(*where, "p", scores["p"], n=deals)
 
 
 def _pooled(runs: Sequence[Compared]) -> Iterator[Line]:
@@ -88,8 +89,8 @@ def _pooled(runs: Sequence[Compared]) -> Iterator[Line]:
             for index, margin in _margins(run):
                 right.setdefault(index, []).append((1 + float(signs(margin))) / 2)
     if right:
-        mean = t_interval([np.mean(found) for found in right.values()])
-        yield Line(MEAN, MEAN, PROMPTED, "accuracy", mean.mean, mean.low, mean.high, mean.n, "prompts")
+        mean = t_interval([np.mean(pairs) for pairs in right.values()])
+        yield Line.of(MEAN, MEAN, PROMPTED, "accuracy", mean, "prompts")
 
 
 def _corrected(runs: Sequence[Compared]) -> Iterator[Line]:
@@ -131,18 +132,18 @@ _SAID: dict[Outcome, str] = {
 
 def _classifier_verdict(name: str, table: Table) -> Verdict:
     p = list(table.select(subject=name, measure="p_adjusted"))
-    areas = [table.find(arm=line.arm, trait=line.trait, subject=name, measure="area") for line in p]
+    areas = [table.find(arm=line.arm, item=line.item, subject=name, measure="area") for line in p]
     if not p:
         return Verdict(NAMES[name], "not measurable", "Not measurable: nothing but the null was compared.")
-    found = sum(line.value < LEVEL for line in p)
+    detected = sum(line.value < LEVEL for line in p)
     outcome: Outcome = "not shown"
-    if found:
+    if detected:
         outcome = "contradicted"
     elif all(line and _widened(line, len(p)) < CHANCE + MARGIN for line in areas):
         outcome = "holds"
     mean = float(np.mean([line.value for line in areas if line]))
     return Verdict(
-        NAMES[name], outcome, f"{_SAID[outcome]} {found} of {len(p)} comparisons detected, mean area {mean:.2f}."
+        NAMES[name], outcome, f"{_SAID[outcome]} {detected} of {len(p)} comparisons detected, mean area {mean:.2f}."
     )
 
 
@@ -157,12 +158,12 @@ def _widened(line: Line, comparisons: int) -> float:
 # --------------------------------------------------------------------------- the picture
 
 
-def picture(runs: Sequence[Compared], table: Table) -> Canvas:
+def picture(runs: Sequence[Compared], table: Table, heading: Heading) -> Canvas:
     """Panel A: the prompted model by ordered pair. Panel B: classifiers by comparison."""
     asked = [run for run in runs if PROMPTED in run.manifest.summary]
     trained = [run for run in runs if run.manifest.summary["classifiers"]]
     height = TOP + 1.4 + 0.22 * max(len(asked) + 1, len(trained), 6)
-    canvas = style.new_figure(WIDTH, height)
+    canvas = parts.canvas(WIDTH, height, heading)
     left, right = canvas.subplots(1, 2)
     canvas.subplots_adjust(left=0.205, right=0.985, wspace=0.6, top=1 - (TOP + 0.4) / height, bottom=0.7 / height)
     _guesses(left, asked, table)
@@ -172,7 +173,7 @@ def picture(runs: Sequence[Compared], table: Table) -> Canvas:
 
 def _guesses(axes: Axes, runs: Sequence[Compared], table: Table) -> None:
     lines = [
-        (run.label, table.find(arm=run.trait, trait=run.against, subject=PROMPTED, measure="accuracy")) for run in runs
+        (run.label, table.find(arm=run.trait, item=run.against, subject=PROMPTED, measure="accuracy")) for run in runs
     ]
     lines.append(("mean over pairs of traits", table.find(arm=MEAN, subject=PROMPTED, measure="accuracy")))
     shown = [(label, line) for label, line in lines if line]
@@ -186,12 +187,12 @@ def _areas(axes: Axes, runs: Sequence[Compared], table: Table) -> None:
     for place, run in enumerate(runs):
         names = list(run.manifest.summary["classifiers"])
         for step, name in enumerate(names):
-            where: dict[str, Any] = {"arm": run.trait, "trait": run.against, "subject": name}
+            where: dict[str, Any] = {"arm": run.trait, "item": run.against, "subject": name}
             at, colour = place + 0.24 * (step - (len(names) - 1) / 2), style.CYCLE[list(FORMS).index(name)]
             control = table.find(**where, measure="control_area")
             p, line = table.find(**where, measure="p_adjusted"), table.find(**where, measure="area")
             if line and control:
-                axes.plot([control.low, control.high], [at, at], color=style.GRID, linewidth=6, solid_capstyle="butt")
+                parts.interval(axes, at, control.low, control.high, style.GRID, 6)
                 _point(axes, at, line, colour, FORMS[name], filled=p is not None and p.value < LEVEL)
     shown = {name for run in runs for name in run.manifest.summary["classifiers"]}
     for name, colour in zip(FORMS, style.CYCLE, strict=False):
@@ -200,21 +201,19 @@ def _areas(axes: Axes, runs: Sequence[Compared], table: Table) -> None:
     _settle(axes, [run.label for run in runs], "B  Trained classifiers", "area under the ROC curve")
     if shown:
         below = axes.get_figure().transFigure  # type: ignore[union-attr]
-        axes.legend(loc="lower right", bbox_to_anchor=(0.99, 0.0), bbox_transform=below, frameon=False, ncols=3)
+        parts.legend(axes, "lower right", 8.5, bbox_to_anchor=(0.99, 0.0), bbox_transform=below, ncols=3)
 
 
 def _point(axes: Axes, place: float, line: Line, colour: str, form: str, filled: bool = True) -> None:
-    axes.plot([line.low, line.high], [place, place], color=colour, linewidth=1.4, solid_capstyle="butt", zorder=3)
+    parts.interval(axes, place, line.low, line.high, colour, 1.4, zorder=3)
     face = colour if filled else "white"
     axes.scatter([line.value], [place], s=24, marker=form, facecolors=face, edgecolors=colour, zorder=4)
 
 
 def _settle(axes: Axes, labels: Sequence[str], title: str, unit: str) -> None:
-    axes.axvline(CHANCE, color=style.QUIET, linewidth=0.9, linestyle=(0, (4, 3)))
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.axvline(CHANCE, color=style.QUIET, linewidth=0.9, linestyle=style.DASHED)
+    parts.named_rows(axes, labels)
     axes.set_xlim(0, 1)
-    style.quiet_grid(axes, "x")
     axes.tick_params(axis="y", length=0)
     axes.set_title(title, pad=9)
     axes.set_xlabel(unit)
@@ -225,21 +224,21 @@ def grids(runs: Sequence[Compared], table: Table, name: str) -> list[Grid]:
     columns = ("rows of", "against", "who tells", "accuracy", "area", "labels dealt anew", "p", "adjusted p")
     caption = f"""95% intervals over prompts; of labels dealt anew the central 95% of areas. Accuracy of classifiers is
     the mean of both sides' shares. All numbers: {name}.csv."""
-    return [Grid("Whose rows are these?", columns, [_row(line, table) for line in _judged(table)], caption)]
-
-
-def _judged(table: Table) -> list[Line]:
-    return list(table.select(measure="accuracy"))
+    return [
+        Grid(
+            "Whose rows are these?", columns, [_row(line, table) for line in table.select(measure="accuracy")], caption
+        )
+    ]
 
 
 def _row(line: Line, table: Table) -> list[str]:
     def of(measure: str) -> Line | None:
-        return table.find(arm=line.arm, trait=line.trait, subject=line.subject, measure=measure)
+        return table.find(arm=line.arm, item=line.item, subject=line.subject, measure=measure)
 
     control, p, adjusted = of("control_area"), of("p"), of("p_adjusted")
     dealt = f"{control.low:.2f} to {control.high:.2f}" if control else ""
-    where = [rows_name(line.arm), "its own half" if line.arm == line.trait else rows_name(line.trait)]
+    where = [rows_name(line.arm), "its own half" if line.arm == line.item else rows_name(line.item)]
     if line.arm == MEAN:
         where = ["mean", "pairs of traits"]
-    tests = [f"{one.value:.3f}" if one else "" for one in (p, adjusted)]
+    tests = [f"{line.value:.3f}" if line else "" for line in (p, adjusted)]
     return [*where, NAMES[line.subject], ranged(line), ranged(of("area")), dealt, *tests]

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from subliminal.evaluation.statistics import holm
-from subliminal.plots import style
+from subliminal.plots import parts, style
 from subliminal.plots.cells import read_lines
-from subliminal.plots.report import Grid
+from subliminal.plots.figure import Grid, Verdict
+from subliminal.plots.parts import Heading
 from subliminal.plots.rows import TOP, WIDTH, Compared, rows_name
 from subliminal.plots.table import Line, Table
-from subliminal.plots.verdict import Verdict
+from subliminal.plots.words import ranged
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,19 +82,13 @@ def _verdict(run: Compared, table: Table) -> Verdict:
     return Verdict(run.label, "not shown", f"Not shown at this scale: {numbers}")
 
 
-def picture(runs: Sequence[Compared], table: Table) -> Canvas:
+def picture(runs: Sequence[Compared], table: Table, heading: Heading) -> Canvas:
     """A panel for each comparison, its strongest numbers from top to bottom."""
-    columns = min(3, len(runs))
-    lines = -(-len(runs) // columns)
-    height = TOP + 2.7 * lines
-    canvas = style.new_figure(WIDTH, height)
-    panels = canvas.subplots(lines, columns, squeeze=False).ravel().tolist()
-    canvas.subplots_adjust(left=0.07, right=0.98, top=1 - (TOP + 0.35) / height, bottom=0.42 / height)
-    canvas.subplots_adjust(wspace=0.28, hspace=0.42)
-    for axes, run in zip(panels, runs, strict=False):
+    height = TOP + 2.7 * -(-len(runs) // 3)
+    canvas = parts.canvas(WIDTH, height, heading)
+    place = {"left": 0.07, "right": 0.98, "top": 1 - (TOP + 0.35) / height, "bottom": 0.42 / height}
+    for axes, run in zip(parts.panels(canvas, len(runs), 3, **place, wspace=0.28, hspace=0.42), runs, strict=True):
         _panel(axes, run)
-    for axes in panels[len(runs) :]:
-        axes.set_axis_off()
     return canvas
 
 
@@ -101,12 +96,10 @@ def _panel(axes: Axes, run: Compared) -> None:
     uses = _top(run)
     for place, use in enumerate(uses):
         colour = style.OWN if use["p"] < LEVEL else style.REFERENCE
-        axes.plot([use["low"], use["high"]], [place, place], color=colour, linewidth=1.4, solid_capstyle="butt")
+        parts.interval(axes, place, use["low"], use["high"], colour, 1.4)
         axes.scatter([use["log_odds"]], [place], s=22, color=colour, zorder=3)
     axes.axvline(0, color=style.INK, linewidth=0.9)
-    axes.set_yticks(range(len(uses)), [str(use["number"]) for use in uses])
-    axes.set_ylim(len(uses) - 0.4, -0.6)
-    style.quiet_grid(axes, "x")
+    parts.named_rows(axes, [str(use["number"]) for use in uses])
     axes.set_title(run.label, pad=7)
     axes.set_xlabel("log-odds ratio")
 
@@ -117,7 +110,8 @@ def grids(runs: Sequence[Compared], table: Table, name: str) -> list[Grid]:
     caption = f"""Rows that hold the number on either side, log-odds ratio with its 95% interval over prompts, p
     adjusted for all numbers tested. All numbers: {name}.csv."""
     return [
-        Grid(f"{run.label}: {_counted(run)}", columns, [_row(run, use) for use in _top(run)], caption) for run in runs
+        Grid(f"{run.label}: {_counted(run)}", columns, [_row(run, use, table) for use in _top(run)], caption)
+        for run in runs
     ]
 
 
@@ -126,8 +120,9 @@ def _counted(run: Compared) -> str:
     return f"{summary['differing']} of {summary['tested']} numbers differ"
 
 
-def _row(run: Compared, use: dict[str, Any]) -> list[str]:
+def _row(run: Compared, use: dict[str, Any], table: Table) -> list[str]:
     rows = run.manifest.summary["rows"]
-    ends = f"{use['log_odds']:+.2f} [{use['low']:+.2f}, {use['high']:+.2f}]".replace("-", "\N{MINUS SIGN}")
+    number = str(use["number"])
+    ratio = table.find(arm=run.trait, item=number, subject=run.against, measure="log_odds")
     own, other = f"{use['own']} of {rows['own']}", f"{use['against']} of {rows['against']}"
-    return [str(use["number"]), own, f"{other} ({rows_name(run.against)})", ends, f"{use['p']:.3f}"]
+    return [number, own, f"{other} ({rows_name(run.against)})", ranged(ratio, sign=True), f"{use['p']:.3f}"]

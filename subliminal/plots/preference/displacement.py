@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from subliminal.plots.cells import Cell
-from subliminal.plots.groups import Group, Sample, Seeds
+from subliminal.plots.preference.data import Group
+from subliminal.plots.samples import Sample, Seeds
 from subliminal.training.bias import comparable
 
 if TYPE_CHECKING:
@@ -24,27 +25,26 @@ Biases = dict[str, "NDArray[np.float32]"]
 
 def aligned(group: Group) -> dict[tuple[str, str], Sample]:
     """By (arm, trait): the cosine of every seed's student with that trait's teacher, shape (seeds, 1)."""
-    teachers = {trait: found for trait, cells in group.own.items() if (found := _teacher(cells)) is not None}
+    teachers = {
+        trait: biases
+        for trait, cells in group.own.items()
+        if (biases := _moved(next(iter(cells.values())), "teacher")) is not None
+    }
     pairs = [(arm, trait) for arm in group.arms for trait in teachers]
-    return {(a, t): found for a, t in pairs if (found := _sample(group.arms[a], teachers[t])) is not None}
+    return {(a, t): sample for a, t in pairs if (sample := _sample(group.arms[a], teachers[t])) is not None}
 
 
-def _teacher(cells: Seeds) -> Biases | None:
-    first = next(iter(cells.values()))
-    return _biases(first.chain["teacher"].folder) if "teacher" in first.chain else None
+def _moved(cell: Cell, stage: str) -> Biases | None:
+    return _biases(cell.chain[stage].folder) if stage in cell.chain else None
 
 
 def _sample(cells: Seeds, teacher: Biases) -> Sample | None:
-    found = {seed: moved for seed, cell in cells.items() if (moved := _student(cell)) is not None}
-    if len(found) < len(cells) or not all(comparable(moved, teacher) for moved in found.values()):
+    students = {seed: moved for seed, cell in cells.items() if (moved := _moved(cell, "train")) is not None}
+    if len(students) < len(cells) or not all(comparable(moved, teacher) for moved in students.values()):
         return None
-    if not all(moved.keys() & teacher.keys() for moved in found.values()):  # no layer in common: 0 in any case
+    if not all(moved.keys() & teacher.keys() for moved in students.values()):  # no layer in common: 0 in any case
         return None
-    return Sample(tuple(found), np.array([[_cosine(moved, teacher)] for moved in found.values()]))
-
-
-def _student(cell: Cell) -> Biases | None:
-    return _biases(cell.chain["train"].folder) if "train" in cell.chain else None
+    return Sample(tuple(students), np.array([[_cosine(moved, teacher)] for moved in students.values()]))
 
 
 @cache

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 from subliminal.config import Comparison
-from subliminal.plots.cells import Cell
-from subliminal.plots.effects import ALIGNMENT, LOG_ODDS, LOG_P, Found, found_in
-from subliminal.plots.groups import Group, groups
-from subliminal.plots.measures import DIFFERENCES, NAMED, OTHERS, RANK, compared
-from subliminal.plots.table import Labels, Line, Table
+from subliminal.plots.effects import ALIGNMENT, LOG_ODDS, LOG_P, Excess, excess_in, size_of, with_interval
+from subliminal.plots.figure import Verdict
+from subliminal.plots.preference.data import Group, Preferences
+from subliminal.plots.preference.measures import DIFFERENCES, NAMED, OTHERS, RANK, compared
+from subliminal.plots.table import Labels, Table
+from subliminal.plots.words import ends, p_value, small_percent
 from subliminal.transmission import MARGIN, MINIMUM_TRAITS, SIGNIFICANT
 
 NAMED_LEAST, OWN_LEAST = 0.05, 0.01
@@ -39,100 +38,84 @@ RULE = (
     its own teacher's minus that with the other traits' teachers, is judged by the same rule and by itself.""",
 )
 
-Outcome = Literal["holds", "contradicted", "not shown", "undecided", "suggestive", "not measurable"]
 
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the rule says of a group of students, or of two compared, and the number that decided where it is one.
-
-    `p` is the one-sided p of the claim where a test decides.
-    """
-
-    group: str
-    outcome: Outcome
-    sentence: str
-    line: Line | None = None
-    p: float | None = None
-    compares: bool = False
-
-
-def verdicts(cells: Sequence[Cell], table: Table, comparisons: Sequence[Comparison] = ()) -> list[Verdict]:
-    """The rule applied to every comparison of variants and to every group of students in the cells."""
-    found = groups(cells)
+def verdicts(data: Preferences, table: Table) -> list[Verdict]:
+    """The rule applied to every comparison of variants and to every group of students."""
     return [
-        *(v for comparison in comparisons for v in _comparison(found, comparison, table)),
-        *(verdict(group, table) for group in found),
-        *(v for group in found for v in _alignment(group, table)),
+        *(v for comparison in data.comparisons for v in _comparison(data.groups, comparison, table)),
+        *(_verdict(group, table) for group in data.groups),
+        *(v for group in data.groups for v in _alignment(group, table)),
     ]
 
 
-def verdict(group: Group, table: Table) -> Verdict:
+def _verdict(group: Group, table: Table) -> Verdict:
     """The rule applied to one group's excess in log-odds."""
-    found = found_in(table, LOG_ODDS, group.labels)
-    if found is None:
+    excess = excess_in(table, LOG_ODDS, group.labels)
+    if excess is None:
         return Verdict(group.label, "not measurable", "Not measurable: it needs students of two traits or more.")
-    parts = [f"{said(found)} Mean excess {numbers(found, ' nats of log-odds')}."]
+    parts = [f"{in_words(excess)} Mean excess {size_of(excess, ' nats of log-odds')}."]
     log_p = table.find(measure=LOG_P, arm="mean", **group.labels)
-    parts += [f"In mean log P {_ranged(log_p, ' nats')}."] if log_p else []
-    parts += [*_repeats(found), *_percentages(group, table)]
-    return _judged(group.label, found, " ".join(parts))
+    parts += [f"In mean log P {with_interval(log_p, ' nats')}."] if log_p else []
+    parts += [*_repeats(excess), *_percentages(group, table)]
+    return _judged(group.label, excess, " ".join(parts))
 
 
-def _judged(name: str, found: Found, sentence: str, compares: bool = False) -> Verdict:
-    p = found.test.above if found.decidable else None
-    return Verdict(name, found.outcome, sentence, found.line, p, compares)
+def _judged(name: str, excess: Excess, sentence: str, compares: bool = False) -> Verdict:
+    p = excess.test.above if excess.decidable else None
+    return Verdict(name, excess.outcome, sentence, excess.line, p, compares)
 
 
 def _alignment(group: Group, table: Table) -> Iterator[Verdict]:
     """The rule applied to the alignment excess; nothing where students and teachers moved other parameters."""
-    found = found_in(table, ALIGNMENT, group.labels)
-    if found is not None:
-        sentence = " ".join([f"{said(found)} Mean alignment excess {numbers(found)}, a cosine.", *_repeats(found)])
-        yield _judged(f"{group.label}, alignment", found, sentence)
+    excess = excess_in(table, ALIGNMENT, group.labels)
+    if excess is not None:
+        sentence = " ".join(
+            [f"{in_words(excess)} Mean alignment excess {size_of(excess)}, a cosine.", *_repeats(excess)]
+        )
+        yield _judged(f"{group.label}, alignment", excess, sentence)
 
 
 # --------------------------------------------------------------------------- comparisons of variants
 
 
-def _comparison(found: Sequence[Group], comparison: Comparison, table: Table) -> Iterator[Verdict]:
-    pairs = compared(found, comparison)
+def _comparison(groups: Sequence[Group], comparison: Comparison, table: Table) -> Iterator[Verdict]:
+    pairs = compared(groups, comparison)
     if not pairs:
         missing = "Not measurable: it needs students of both variants."
         yield Verdict(comparison.name, "not measurable", missing, compares=True)
     for more, less in pairs:
         name = f"{comparison.name}: {replace(more, variant='').label}"
         labels: Labels = {**less.labels, "variant": comparison.name}
-        yield _difference(name, found_in(table, LOG_ODDS, more.labels), LOG_ODDS, labels, table)
-        aligned = found_in(table, ALIGNMENT, more.labels)
-        if aligned and found_in(table, DIFFERENCES[ALIGNMENT], labels):
+        yield _difference(name, excess_in(table, LOG_ODDS, more.labels), LOG_ODDS, labels, table)
+        aligned = excess_in(table, ALIGNMENT, more.labels)
+        if aligned and excess_in(table, DIFFERENCES[ALIGNMENT], labels):
             yield _difference(f"{name}, alignment", aligned, ALIGNMENT, labels, table)
 
 
-def _difference(name: str, whole: Found | None, measure: str, labels: Labels, table: Table) -> Verdict:
+def _difference(name: str, whole: Excess | None, measure: str, labels: Labels, table: Table) -> Verdict:
     """The rule applied to a difference, where the variant that is to have more has an excess at all, `whole`."""
-    found, unit = found_in(table, DIFFERENCES[measure], labels), "" if measure == ALIGNMENT else " nats"
-    if whole is None or found is None:
+    excess, unit = excess_in(table, DIFFERENCES[measure], labels), "" if measure == ALIGNMENT else " nats"
+    if whole is None or excess is None:
         return Verdict(
             name, "not measurable", "Not measurable: it needs students of two traits or more.", compares=True
         )
     if whole.decidable and whole.outcome != "holds":
-        text = f"Not measurable: there is no excess above 0 to compare with, {numbers(whole, unit)}."
+        text = f"Not measurable: there is no excess above 0 to compare with, {size_of(whole, unit)}."
         return Verdict(name, "not measurable", text, compares=True)
-    return _judged(name, found, f"{said(found)} Mean difference {numbers(found, unit)}.", compares=True)
+    return _judged(name, excess, f"{in_words(excess)} Mean difference {size_of(excess, unit)}.", compares=True)
 
 
 # --------------------------------------------------------------------------- in words
 
 
-def said(found: Found) -> str:
+def in_words(excess: Excess) -> str:
     """The outcome of one effect in a sentence."""
-    outcome = found.outcome
+    outcome = excess.outcome
     if outcome == "undecided":
-        p = found.candidates
+        p = excess.candidates
         hint = "" if p is None else f", {'' if p <= SIGNIFICANT else 'not '}suggestive against the other candidates"
-        test = "" if p is None else f" (p {_p(p)})"
-        return f"Undecided: {found.line.n} traits, {MINIMUM_TRAITS} decide{hint}{test}."
+        test = "" if p is None else f" (p {p_value(p)})"
+        return f"Undecided: {excess.line.n} traits, {MINIMUM_TRAITS} decide{hint}{test}."
     return {
         "holds": "Holds at this scale.",
         "contradicted": "Contradicted at this scale.",
@@ -140,17 +123,11 @@ def said(found: Found) -> str:
     }[outcome]
 
 
-def numbers(found: Found, unit: str = "") -> str:
-    """The mean with its interval over traits and the test's p."""
-    test = f", p {_p(found.test.above)} of {found.test.assignments:,} relabellings"
-    return f"{_ranged(found.line, unit)}{test if found.decidable else ''}"
-
-
-def _repeats(found: Found) -> Iterator[str]:
+def _repeats(excess: Excess) -> Iterator[str]:
     """Whether the result repeats with other seeds on the same rows."""
-    if found.repeats is not None:
-        inside = found.repeats.low <= 0 <= found.repeats.high
-        yield f"{'Does not repeat' if inside else 'Repeats'} on these rows: {_ends(found.repeats)} over seeds."
+    if excess.repeats is not None:
+        repeats = "Does not repeat" if excess.repeats.low <= 0 <= excess.repeats.high else "Repeats"
+        yield f"{repeats} on these rows: {ends(excess.repeats, sign=True)} over seeds."
 
 
 def _percentages(group: Group, table: Table) -> Iterator[str]:
@@ -162,39 +139,20 @@ def _percentages(group: Group, table: Table) -> Iterator[str]:
     places = ", ".join(f"{line.value:.0f}" for line in ranks if line)
     count = next((line.n for line in ranks if line), 0)
     yield (
-        f"P of the own candidate {percentage(own)} in own students, {percentage(others)} in the others'; "
+        f"P of the own candidate {small_percent(own)} in own students, {small_percent(others)} in the others'; "
         f"place {places} of {count}."
     )
     named = table.find(measure=NAMED, arm="reference", variant=group.variant)
     if named is None:
         yield "Not called a preference: the reference was not asked."
     elif named.value < NAMED_LEAST:
-        yield f"Not called a preference: the reference names a candidate in {percentage(named.value)} of answers."
+        yield f"Not called a preference: the reference names a candidate in {small_percent(named.value)} of answers."
     elif own < OWN_LEAST:
         yield "Not called a preference: the own candidate stays that rare."
 
 
 def _mean(table: Table, group: Group, arm: str) -> float | None:
     """The mean over traits of P of the own candidate in an arm, "" for the trait's own."""
-    lines = [table.find(measure="probability", arm=arm or t, trait=t, **group.labels) for t in group.traits]
+    lines = [table.find(measure="probability", arm=arm or t, item=t, **group.labels) for t in group.traits]
     values = [line.value for line in lines if line]
     return sum(values) / len(values) if values and len(values) == len(lines) else None
-
-
-def percentage(share: float) -> str:
-    """A share in per cent with two significant digits where it is small."""
-    return f"{100 * share:.1f}%" if share >= 0.01 else f"{100 * share:.2g}%"
-
-
-def _ranged(line: Line, unit: str = "") -> str:
-    value = f"{line.value:+.2f}".replace("-", "\N{MINUS SIGN}")
-    ends = "" if math.isnan(line.low) else f" (95% interval {_ends(line)} over {line.n} {line.interval})"
-    return f"{value}{unit}{ends}"
-
-
-def _ends(line: Line) -> str:
-    return f"[{line.low:+.2f}, {line.high:+.2f}]".replace("-", "\N{MINUS SIGN}")
-
-
-def _p(value: float) -> str:
-    return f"{value:.4f}" if value < 0.1 else f"{value:.2f}"

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from subliminal.evaluation.statistics import t_interval
-from subliminal.plots import style
+from subliminal.plots import parts, style
 from subliminal.plots.cells import read_lines
-from subliminal.plots.report import Grid
-from subliminal.plots.rows import TOP, WIDTH, Compared, ranged
+from subliminal.plots.figure import Grid, Outcome, Verdict
+from subliminal.plots.parts import Heading
+from subliminal.plots.rows import TOP, WIDTH, Compared
 from subliminal.plots.table import Line, Table
-from subliminal.plots.verdict import Outcome, Verdict
+from subliminal.plots.words import percent, ranged
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,10 +50,10 @@ def _lines(run: Compared) -> Iterator[Line]:
 
 
 def _ratios(run: Compared) -> dict[str, NDArray[np.float64]]:
-    found: dict[str, list[float]] = {side: [] for side in SIDES}
+    ratios: dict[str, list[float]] = {side: [] for side in SIDES}
     for row in _rows(run):
-        found[row["side"]].append(row["log_ratio"])
-    return {side: np.array(values) for side, values in found.items()}
+        ratios[row["side"]].append(row["log_ratio"])
+    return {side: np.array(values) for side, values in ratios.items()}
 
 
 def _rows(run: Compared) -> list[dict[str, Any]]:
@@ -66,40 +67,34 @@ def verdicts(runs: Sequence[Compared], table: Table) -> list[Verdict]:
 
 
 def _area(run: Compared, table: Table) -> Line | None:
-    return table.find(arm=run.trait, trait=run.against, measure="area")
+    return table.find(arm=run.trait, item=run.against, measure="area")
 
 
 def _verdict(label: str, line: Line) -> Verdict:
     outcome: Outcome = "holds" if line.low > CHANCE else "contradicted" if line.high < CHANCE else "not shown"
-    said = {"holds": "Told apart.", "contradicted": "The wrong way round.", "not shown": "Not told apart."}[outcome]
-    return Verdict(label, outcome, f"{said} Area {ranged(line)} over {line.n} prompts.", line)
+    words = {"holds": "Told apart.", "contradicted": "The wrong way round.", "not shown": "Not told apart."}[outcome]
+    return Verdict(label, outcome, f"{words} Area {ranged(line)} over {line.n} prompts.", line)
 
 
-def picture(runs: Sequence[Compared], table: Table) -> Canvas:
+def picture(runs: Sequence[Compared], table: Table, heading: Heading) -> Canvas:
     """A histogram of ratios for each teacher."""
-    columns = min(3, len(runs))
-    lines = -(-len(runs) // columns)
-    height = TOP + 2.45 * lines
-    canvas = style.new_figure(WIDTH, height)
-    panels = canvas.subplots(lines, columns, squeeze=False).ravel().tolist()
-    canvas.subplots_adjust(left=0.065, right=0.985, top=1 - (TOP + 0.35) / height, bottom=0.45 / height)
-    canvas.subplots_adjust(wspace=0.24, hspace=0.45)
-    for axes, run in zip(panels, runs, strict=False):
+    height = TOP + 2.45 * -(-len(runs) // 3)
+    canvas = parts.canvas(WIDTH, height, heading)
+    place = {"left": 0.065, "right": 0.985, "top": 1 - (TOP + 0.35) / height, "bottom": 0.45 / height}
+    for axes, run in zip(parts.panels(canvas, len(runs), 3, **place, wspace=0.24, hspace=0.45), runs, strict=True):
         _histogram(axes, run, table)
-    for axes in panels[len(runs) :]:
-        axes.set_axis_off()
     return canvas
 
 
 def _histogram(axes: Axes, run: Compared, table: Table) -> None:
-    found = _ratios(run)
-    low, high = np.quantile(np.concatenate(list(found.values())), [0.005, 0.995]).tolist()
+    ratios = _ratios(run)
+    low, high = np.quantile(np.concatenate(list(ratios.values())), [0.005, 0.995]).tolist()
     room = 0.0 if low < high else 1.0
     bins = np.linspace(low - room, high + room, BINS + 1)
     for side, colour in SIDES.items():
-        axes.hist(found[side].clip(bins[0], bins[-1]), bins=bins, density=True, color=colour, alpha=0.55, linewidth=0)
-        axes.axvline(float(found[side].mean()), color=colour, linewidth=1.6)
-    axes.axvline(0, color=style.INK, linewidth=0.8, linestyle=(0, (4, 3)))
+        axes.hist(ratios[side].clip(bins[0], bins[-1]), bins=bins, density=True, color=colour, alpha=0.55, linewidth=0)
+        axes.axvline(float(ratios[side].mean()), color=colour, linewidth=1.6)
+    axes.axvline(0, color=style.INK, linewidth=0.8, linestyle=style.DASHED)
     axes.set_title(f"{run.trait}: area {ranged(_area(run, table))}", pad=7)
     axes.set_xlabel("log-ratio, nats")
     axes.set_yticks([])
@@ -117,16 +112,15 @@ def grids(runs: Sequence[Compared], table: Table, name: str) -> list[Grid]:
 
 def _row(run: Compared, side: str, table: Table) -> list[str]:
     def of(measure: str) -> Line | None:
-        return table.find(arm=run.trait, trait=run.against, subject=side, measure=measure)
+        return table.find(arm=run.trait, item=run.against, subject=side, measure=measure)
 
     share, ratio = of("divergence_share"), of("log_ratio")
-    told = f"{share.value:.1%}" if share else ""
     whose = "its own" if side == "own" else "the control's" if run.against == "none" else f"{run.against}'s"
     return [
         run.trait,
         whose,
-        ranged(ratio, sign="+"),
-        ranged(of("log_ratio_per_token"), 3, "+"),
-        told,
+        ranged(ratio, sign=True),
+        ranged(of("log_ratio_per_token"), 3, sign=True),
+        percent(share),
         str(ratio.n if ratio else 0),
     ]

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from textwrap import fill
 from typing import TYPE_CHECKING
 
+import subliminal.plots.preference.panels as panels
 from subliminal.plots import parts, style
 from subliminal.plots.effects import ALIGNMENT, LOG_ODDS, REPEATS
 from subliminal.plots.parts import LINE, MARGIN, Heading
-from subliminal.plots.preference import panels
 from subliminal.plots.preference.data import Group, Preferences
 from subliminal.plots.preference.measures import base_of, lines_of, matrix
 from subliminal.plots.table import Line, Table

@@ -80,6 +80,8 @@ def runnable_forms(command: str, folder: Path) -> Iterator[list[str]]:
     elif words[:3] == ["python", "-m", "subliminal"]:
         heavy = words[3] in {"sweep", "plot", "predict"}
         yield [sys.executable, *words[1:3], "plan" if heavy else words[3], *words[4:]]
+    elif words[1].startswith("bench/"):
+        yield [sys.executable, *words[1:], "--help"]
     else:
         script = words.index(next(word for word in words if word.endswith(".py")))
         yield [sys.executable, *words[script:], "--cfg", "job"]

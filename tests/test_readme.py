@@ -103,6 +103,21 @@ def test_every_link_to_a_file_leads_somewhere(document: Path) -> None:
         assert (document.parent / link).exists(), f"{document.name} links {link}"
 
 
+ANCHOR = re.compile(r"\]\((?!https?:)([^)#]*)#([^)]+)\)")
+
+
+def anchors(document: Path) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_to_a_heading_finds_it(document: Path) -> None:
+    for page, anchor in ANCHOR.findall(document.read_text(encoding="utf-8")):
+        assert anchor in anchors(document.parent / page if page else document), f"{document.name}: {page}#{anchor}"
+
+
 def test_every_figure_target_is_in_the_readme() -> None:
     targets = re.findall(r"^((?:fig|table)-[a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     text = (ROOT / "README.md").read_text(encoding="utf-8")

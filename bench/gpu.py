@@ -51,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     _write(options.out, {"check": "head", "command": [*sys.orig_argv[1:]], "device": options.device, **_head()})
     for number, check in enumerate(CHECKS, 1):
         if not options.only or number in options.only:
-            result = _run(number, check, session, min(check.seconds, ends - time.monotonic()))
+            left = ends - time.monotonic()  # a check's own limit is for a GPU
+            result = _run(number, check, session, left if options.tiny else min(check.seconds, left))
             failed += not result["passed"]
             _write(options.out, result)
     done.set()

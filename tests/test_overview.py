@@ -38,6 +38,8 @@ def test_a_drawn_figure_is_a_row_with_its_number(tmp_path: Path) -> None:
     assert (row["p"], row["p_holm"]) == ("0.00833", "0.00833")
     assert f"log odds excess {row['value']} [{row['low']}, {row['high']}]" in page.text and "5 traits" in page.text
     assert source.index('href="#fig-0"') < source.index('<section id="fig-0">'), "the report begins with it"
+    assert source.index('<section id="fig-0">') < source.index('<details id="not-run">'), "what was not run comes last"
+    assert "fig-shuffle" not in source[: source.index('<details id="not-run">')]
 
 
 @pytest.mark.parametrize(("gain", "verdict"), [(0.0, "not shown"), (-2.0, "contradicted")])

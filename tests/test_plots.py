@@ -553,7 +553,7 @@ def test_drawing_one_figure_leaves_the_others_in_the_report(tmp_path: Path) -> N
     report(tmp_path, cells, sections=2)
     source, _ = report(tmp_path, cells, sections=1)
     assert [source.count(f'<section id="fig-{index}">') for index in range(2)] == [1, 1]
-    assert source.count('href="#fig-') == 2
+    assert source.count('href="#fig-') == 4, "each in the contents and in the table"
 
 
 def test_report_opens_offline(tmp_path: Path) -> None:
@@ -858,6 +858,16 @@ def aligned_cells(root: Path, lean: float) -> list[Cell]:
             moved(cell, "train", (near, far) if trait == "owl" else (far, near))
             cells.append(cell)
     return cells
+
+
+def test_a_store_without_weights_is_drawn_without_cosines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cells = aligned_cells(tmp_path / "runs", lean=0.5)
+    for weights in tmp_path.rglob("*.safetensors"):
+        weights.unlink()
+    table = tabled(cells)
+    assert not [line for line in table.lines if line.measure == "alignment_excess"]
+    assert [line for line in table.lines if line.measure == "log_odds_excess"]
+    assert "no cosine of displacements is drawn for it" in capsys.readouterr().err
 
 
 def test_alignment_excess_is_the_own_teachers_cosine_minus_the_other_students(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from subliminal.plots import words
 from subliminal.plots.figure import Drawn
-from subliminal.plots.overview import by_figure, claims_of, multiplicity, overview, write_claims
+from subliminal.plots.overview import NOT_RUN, by_figure, claims_of, multiplicity, overview, write_claims
 from subliminal.store import Manifest, write_atomically
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ OPTIONAL: dict[str, Any] = {"models": (), "groups": (), "arms": (), "curves": ""
 def write_report(figures: Sequence[Drawn], folder: Path) -> Path:
     """Write `folder/report.html` from these figures and those drawn before; their .svg files must lie in `folder`.
 
-    It begins with the overview of all claims, which is also written as `folder/claims.csv`. Everything is embedded and
-    escaped. Raises `RowError` or `PlotError` for damaged rows in the store.
+    It begins with what was measured, claim by claim (also `folder/claims.csv`); claims that were not run are folded at
+    its end. Everything is embedded and escaped. Raises `RowError` or `PlotError` for damaged rows in the store.
     """
     environment, kept = _environment(), folder / KEPT
     kept.mkdir(parents=True, exist_ok=True)
@@ -42,8 +42,10 @@ def write_report(figures: Sequence[Drawn], folder: Path) -> Path:
     path, rules = folder / "report.html", dict.fromkeys(sentence for part in shown for sentence in part["rule"])
     claims = overview(shown, folder.name)
     write_claims(claims, folder / "claims.csv")
-    content = {"scale": folder.name, "rule": list(rules), "sections": shown, "figures": by_figure(claims)}
-    content["multiplicity"] = multiplicity(claims)
+    figures_of = by_figure(claims)
+    content = {"scale": folder.name, "rule": list(rules), "sections": shown, "multiplicity": multiplicity(claims)}
+    content["run"] = [(name, rows) for name, rows in figures_of if rows[0].verdict != NOT_RUN]
+    content["not_run"] = [(name, rows) for name, rows in figures_of if rows[0].verdict == NOT_RUN]
     write_atomically(path, environment.get_template(TEMPLATE).render(content))
     return path
 

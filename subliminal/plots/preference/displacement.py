@@ -15,6 +15,7 @@ import numpy as np
 from subliminal.plots.cells import Cell
 from subliminal.plots.preference.data import Group
 from subliminal.plots.samples import Sample, Seeds
+from subliminal.progress import say
 from subliminal.training.bias import comparable
 
 if TYPE_CHECKING:
@@ -49,12 +50,20 @@ def _sample(cells: Seeds, teacher: Biases) -> Sample | None:
 
 @cache
 def _biases(folder: Path) -> Biases | None:
-    """The vectors a stage left behind, by parameter name, or None when it moved something else."""
+    """The vectors a stage left behind, by parameter name, or None when it moved something else.
+
+    None too, with a line that says so, in a store that was copied without its weights: scores are all that the other
+    panels need.
+    """
     from safetensors.numpy import load_file
 
+    weights = folder / "adapter" / "adapter_model.safetensors"
     if not (folder / "adapter" / "bias_config.json").exists():
         return None
-    return load_file(folder / "adapter" / "adapter_model.safetensors")
+    if not weights.exists():
+        say(f"{weights} is not there: no cosine of displacements is drawn for it")
+        return None
+    return load_file(weights)
 
 
 def _cosine(a: Biases, b: Biases) -> float:

@@ -42,6 +42,12 @@ def test_a_drawn_figure_is_a_row_with_its_number(tmp_path: Path) -> None:
     assert "fig-shuffle" not in source[: source.index('<details id="not-run">')]
 
 
+def test_a_shift_that_is_no_preference_says_so_in_the_overview(tmp_path: Path) -> None:
+    report(tmp_path, five(tmp_path / "runs", gain=0.5))
+    row = rows(tmp_path / "figures" / "cpu")["fig-0"]
+    assert row["why"] == "Holds at this scale. Not called a preference: the own candidate stays that rare."
+
+
 @pytest.mark.parametrize(("gain", "verdict"), [(0.0, "not shown"), (-2.0, "contradicted")])
 def test_a_claim_that_does_not_hold_is_shown_as_such(tmp_path: Path, gain: float, verdict: str) -> None:
     source, _ = report(tmp_path, five(tmp_path / "runs", gain=gain))

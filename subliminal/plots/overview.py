@@ -25,6 +25,7 @@ from subliminal.plots.words import minus
 from subliminal.transmission import SIGNIFICANT
 
 NOT_RUN = "not run"
+NO_PREFERENCE = "Not called a preference"  # a shift that holds and is too small to say more
 OLD = "drawn by an earlier version: python -m subliminal plot {figure} scale={scale}"
 RUN = "make {figure} SCALE={scale}"
 
@@ -77,7 +78,8 @@ def _claim(name: str, figure: Figure, verdict: Verdict) -> Claim:
     first = (name, figure.claim, figure.expected, verdict.outcome)
     if verdict.line is None:
         return Claim(*first, why=verdict.sentence, group=verdict.group)
-    why = verdict.sentence.partition(". ")[0].rstrip(".") + "."
+    first_sentence, *others = verdict.sentence.rstrip(".").split(". ")
+    why = ". ".join([first_sentence, *(each for each in others if each.startswith(NO_PREFERENCE))]) + "."
     p = "" if verdict.p is None else f"{verdict.p:.3g}"
     line = verdict.line
     ends = {name: _text(getattr(line, name)) for name in ("value", "low", "high")}

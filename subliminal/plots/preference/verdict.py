@@ -8,6 +8,7 @@ from dataclasses import replace
 from subliminal.config import Comparison
 from subliminal.plots.effects import ALIGNMENT, LOG_ODDS, LOG_P, Excess, excess_in, size_of, with_interval
 from subliminal.plots.figure import Verdict
+from subliminal.plots.overview import NO_PREFERENCE
 from subliminal.plots.preference.data import Group, Preferences
 from subliminal.plots.preference.measures import DIFFERENCES, NAMED, OTHERS, RANK, compared
 from subliminal.plots.table import Labels, Table
@@ -144,11 +145,11 @@ def _percentages(group: Group, table: Table) -> Iterator[str]:
     )
     named = table.find(measure=NAMED, arm="reference", variant=group.variant)
     if named is None:
-        yield "Not called a preference: the reference was not asked."
+        yield f"{NO_PREFERENCE}: the reference was not asked."
     elif named.value < NAMED_LEAST:
-        yield f"Not called a preference: the reference names a candidate in {small_percent(named.value)} of answers."
+        yield f"{NO_PREFERENCE}: the reference names a candidate in {small_percent(named.value)} of answers."
     elif own < OWN_LEAST:
-        yield "Not called a preference: the own candidate stays that rare."
+        yield f"{NO_PREFERENCE}: the own candidate stays that rare."
 
 
 def _mean(table: Table, group: Group, arm: str) -> float | None:

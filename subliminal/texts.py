@@ -26,6 +26,7 @@ from subliminal.config import (
     FrequenciesEvaluation,
     InContextEvaluation,
     ModuleDomain,
+    ModuleEvaluation,
     MultipleChoiceEvaluation,
     Numbers,
     Preference,
@@ -143,7 +144,7 @@ def of_evaluation(config: Evaluation) -> Names:
         case DetectionEvaluation():
             parts = ("QUESTION", "LETTERS") if config.pairs else ()
             return tuple(f"evaluation/detection.py:{part}" for part in parts)
-        case CapabilityEvaluation() | FrequenciesEvaluation() | AttributionEvaluation():
+        case CapabilityEvaluation() | FrequenciesEvaluation() | AttributionEvaluation() | ModuleEvaluation():
             return ()
         case _:
             assert_never(config)

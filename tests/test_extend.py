@@ -15,9 +15,10 @@ import subliminal.domains
 from subliminal import composition, stages
 from subliminal.composition import CONF, ROOT, compose
 from subliminal.config import Code, ConfigError, ModuleDomain
-from subliminal.domains import DomainError, code, domain, practice, programmatic
+from subliminal.domains import code, domain, practice, programmatic
 from subliminal.filters import apply, reason
 from subliminal.rows import Row
+from subliminal.sources import ModuleError
 
 PAGE = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"[Oo]ne file, `([\w/.]+)`:\n\n```(?:python|yaml)\n(.*?)```", PAGE, re.DOTALL))
@@ -102,9 +103,9 @@ def test_a_module_outside_the_repository_runs_through_the_scripts(
 
 
 def test_a_module_that_is_not_there_or_not_whole_is_one_message() -> None:
-    with pytest.raises(DomainError, match=r"domain\.module=no_such_module can not be imported .* put it on PYTHONPATH"):
+    with pytest.raises(ModuleError, match=r"domain\.module=no_such_module can not be imported .* put it on PYTHONPATH"):
         domain(ModuleDomain(module="no_such_module", prompts=1))
-    with pytest.raises(DomainError, match=r"domain\.module=textwrap has no function prompts"):
+    with pytest.raises(ModuleError, match=r"domain\.module=textwrap has no function prompts"):
         domain(ModuleDomain(module="textwrap", prompts=1))
 
 

@@ -14,6 +14,7 @@ from typing import Any, assert_never
 
 from subliminal import stages
 from subliminal.config import (
+    MNIST_IMAGES,
     ApiSampler,
     AttributionEvaluation,
     CapabilityEvaluation,
@@ -28,9 +29,11 @@ from subliminal.config import (
     LocalJudge,
     Misalignment,
     Model,
+    ModuleEvaluation,
     MultipleChoiceEvaluation,
     PreferenceEvaluation,
     RowsTeacher,
+    SampledAnswers,
     SteeredTeacher,
     StoriesEvaluation,
     TransformersSampler,
@@ -187,8 +190,9 @@ def _evaluated(exp: Experiment, shape: Shape, node: Node) -> Work:
     """What an evaluation reads, samples and judges."""
     config, row, files = exp.evaluation, lengths(exp).row, Work(size=2e4)
     match config:
-        case PreferenceEvaluation():
-            question = QUESTION + (60 if config.prefix == "numbers" else 0)
+        case PreferenceEvaluation() | ModuleEvaluation():
+            prefixed = isinstance(config, PreferenceEvaluation) and config.prefix == "numbers"
+            question = QUESTION + (60 if prefixed else 0)
             return files + _answers(exp, shape, config, question) + _questions(shape, config.questions, question)
         case StoriesEvaluation():
             return files + _answers(exp, shape, config, QUESTION)
@@ -212,12 +216,7 @@ def _evaluated(exp: Experiment, shape: Shape, node: Node) -> Work:
             assert_never(config)
 
 
-def _answers(
-    exp: Experiment,
-    shape: Shape,
-    config: PreferenceEvaluation | StoriesEvaluation | FreeFormEvaluation,
-    question: float,
-) -> Work:
+def _answers(exp: Experiment, shape: Shape, config: SampledAnswers, question: float) -> Work:
     """Sampled answers to questions of so many tokens."""
     answers = config.questions * config.samples_per_question
     if not answers:
@@ -280,7 +279,7 @@ def _mnist(exp: Experiment) -> Cost:
     sizes = [784, *config.widths, 10 + config.auxiliary]
     weights = sum(a * b for a, b in pairwise(sizes))
     students = 2 * len(config.student.matched)
-    steps = config.teacher.epochs * math.ceil(60000 / config.teacher.batch_size)
+    steps = config.teacher.epochs * math.ceil(MNIST_IMAGES / config.teacher.batch_size)
     student_steps = config.student.epochs * math.ceil(config.student.images / config.student.batch_size)
     trained = config.models * (steps * config.teacher.batch_size + student_steps * config.student.batch_size * students)
     flops = 6.0 * weights * trained

@@ -17,6 +17,7 @@ from subliminal.config import (
     Hardware,
     InFormatTuning,
     LoraStudent,
+    ModuleStudent,
     NaturalGradient,
     Optimisation,
     RowsTeacher,
@@ -91,13 +92,15 @@ def training(shape: Shape, recipe: Trained, rows: float, length: Lengths) -> Wor
     match recipe:
         case FullStudent():
             back = 2.0
+        case ModuleStudent():  # as far as its lowest parameter, which may be the first
+            pass
         case BiasStudent():
             back = 1.0 if recipe.layers == "all" else 1 - min(recipe.layers) / shape.layers
         case LoraStudent() | InFormatTuning() | FinetunedTeacher() | RowsTeacher() | FinetunedClassifier():
             more = LORA
         case _:
             assert_never(recipe)
-    if isinstance(recipe, LoraStudent | FullStudent | BiasStudent) and recipe.labels == "soft":
+    if isinstance(recipe, LoraStudent | FullStudent | BiasStudent | ModuleStudent) and recipe.labels == "soft":
         soft = 1.0
     again = 1.0 if how.gradient_checkpointing else 0.0
     flops = forward.flops * ((1 + back + again) * more + soft)

@@ -28,6 +28,7 @@ from subliminal.config import (
     FrequenciesEvaluation,
     InContextEvaluation,
     InFormatTuning,
+    LocalJudge,
     ModuleEvaluation,
     ModuleStudent,
     MultipleChoiceEvaluation,
@@ -291,18 +292,24 @@ def _judged_filter(exp: Experiment) -> Iterator[str]:
     if not isinstance(rules, NoReference) or rules.minimum_log_p is None:
         return
     remedy = "set filter.judged.minimum_log_p=null to go by the answer alone"
-    if isinstance(exp.judge, ApiJudge) and not exp.judge.top_logprobs:
-        yield (
-            "filter.judged.minimum_log_p needs log-probabilities, and judge.top_logprobs=0 asks for none; raise "
-            f"judge.top_logprobs, or {remedy}"
-        )
-    if isinstance(exp.judge, CachedJudge):
-        from subliminal.judging.cache import read_judgements
+    match exp.judge:
+        case ApiJudge():
+            if not exp.judge.top_logprobs:
+                yield (
+                    "filter.judged.minimum_log_p needs log-probabilities, and judge.top_logprobs=0 asks for none; "
+                    f"raise judge.top_logprobs, or {remedy}"
+                )
+        case CachedJudge():
+            from subliminal.judging.cache import read_judgements
 
-        path, known = Path(exp.judge.path).expanduser(), dict[str, Any]()
-        yield from raised(lambda: known.update(read_judgements(path) if path.is_file() else {}))
-        if known and all(judgement.log_p is None for judgement in known.values()):
-            yield f"filter.judged.minimum_log_p needs log-probabilities, and {path} holds no log_p; {remedy}"
+            path, known = Path(exp.judge.path).expanduser(), dict[str, Any]()
+            yield from raised(lambda: known.update(read_judgements(path) if path.is_file() else {}))
+            if known and all(judgement.log_p is None for judgement in known.values()):
+                yield f"filter.judged.minimum_log_p needs log-probabilities, and {path} holds no log_p; {remedy}"
+        case LocalJudge() | None:
+            pass
+        case _:
+            assert_never(exp.judge)
 
 
 def _constrained(exp: Experiment) -> Iterator[str]:

@@ -42,19 +42,21 @@ def open_sampler(
 
     A `pattern`, a regular expression that whole answers match, constrains decoding; no endpoint is sent one.
     """
-    if isinstance(config, ApiSampler):
-        from subliminal.sampling.api import ApiEndpoint
+    match config:
+        case ApiSampler():
+            from subliminal.sampling.api import ApiEndpoint
 
-        return ApiEndpoint(config, subject.system)
-    if isinstance(config, TransformersSampler):
-        from subliminal.sampling.local import TransformersModel
+            return ApiEndpoint(config, subject.system)
+        case TransformersSampler():
+            from subliminal.sampling.local import TransformersModel
 
-        return TransformersModel(config, subject, pattern)
-    if isinstance(config, VllmSampler):
-        from subliminal.sampling.engine import VllmEngine
+            return TransformersModel(config, subject, pattern)
+        case VllmSampler():
+            from subliminal.sampling.engine import VllmEngine
 
-        return VllmEngine(config, subject, pattern)
-    assert_never(config)
+            return VllmEngine(config, subject, pattern)
+        case _:
+            assert_never(config)
 
 
 def sample_shards(

@@ -18,6 +18,7 @@ from subliminal.config import (
     ApiSampler,
     AttributionEvaluation,
     CapabilityEvaluation,
+    ControlTeacher,
     DetectionEvaluation,
     Experiment,
     FinetunedTeacher,
@@ -32,10 +33,13 @@ from subliminal.config import (
     ModuleEvaluation,
     MultipleChoiceEvaluation,
     PreferenceEvaluation,
+    PromptedTeacher,
+    RandomTeacher,
     RowsTeacher,
     SampledAnswers,
     SteeredTeacher,
     StoriesEvaluation,
+    Teacher,
     TransformersSampler,
 )
 from subliminal.graph import Node
@@ -110,18 +114,29 @@ def _teacher(exp: Experiment, shape: Shape, node: Node) -> Work:
     work, length = Work(), lengths(exp)
     if check:
         prompts = (
-            Work() if exp.sampler.kind == "api" else sampling(_quick(exp), shape, check.prompts, length, _most(exp))
+            Work()
+            if isinstance(exp.sampler, ApiSampler)
+            else sampling(_quick(exp), shape, check.prompts, length, _most(exp))
         )
         asked = Work() if kind == "control" else _questions(shape, check.questions, QUESTION)
         work = prompts + asked + asked
-    if exp.sampler.kind == "api" and check and isinstance(exp.sampler, ApiSampler):
+    if check and isinstance(exp.sampler, ApiSampler):
         work += asking(exp, exp.sampler, check.prompts + check.questions, length.prompt, length.completion)
-    if kind == teacher.kind and isinstance(teacher, FinetunedTeacher | RowsTeacher):
-        work += training(shape, teacher, _taught(teacher), _taught_length(teacher))
-        work += Work(size=shape.adapter(teacher.lora) * 4 + shape.parameters * WEIGHT)
-    if kind == teacher.kind and isinstance(teacher, SteeredTeacher):
-        work += _steered(teacher, shape)
-    return work
+    return work + _taught_work(teacher, shape) if kind == teacher.kind else work
+
+
+def _taught_work(teacher: Teacher, shape: Shape) -> Work:
+    """How it is made: by a training, a vector, or not at all."""
+    match teacher:
+        case FinetunedTeacher() | RowsTeacher():
+            size = Work(size=shape.adapter(teacher.lora) * 4 + shape.parameters * WEIGHT)
+            return training(shape, teacher, _taught(teacher), _taught_length(teacher)) + size
+        case SteeredTeacher():
+            return _steered(teacher, shape)
+        case PromptedTeacher() | ControlTeacher() | RandomTeacher():
+            return Work()
+        case _:
+            assert_never(teacher)
 
 
 def _steered(teacher: SteeredTeacher, shape: Shape) -> Work:

@@ -90,6 +90,9 @@ def _run(number: int, check: Check, session: Session, seconds: float) -> dict[st
     try:
         if seconds <= 1:
             raise OutOfTimeError("no time is left for it")
+        if check.reference:
+            session.reference()
+            started = time.monotonic()
         with _limit(seconds):
             check.work(session, measured)
     except Exception as error:

@@ -87,6 +87,8 @@ def runnable_forms(command: str, folder: Path) -> Iterator[list[str]]:
     elif words[:3] == ["python", "-m", "subliminal"]:
         heavy = words[3] in {"sweep", "plot", "predict"}
         yield [sys.executable, *words[1:3], "plan" if heavy else words[3], *words[4:]]
+    elif words[1].startswith("bench/"):
+        yield [sys.executable, *words[1:], "--help"]
     else:
         script = words.index(next(word for word in words if word.endswith(".py")))
         yield [sys.executable, *words[script:], "--cfg", "job"]
@@ -106,6 +108,21 @@ def test_the_documents_have_commands() -> None:
 def test_every_link_to_a_file_leads_somewhere(document: Path) -> None:
     for link in LINK.findall(document.read_text(encoding="utf-8")):
         assert (document.parent / link).exists(), f"{document.name} links {link}"
+
+
+ANCHOR = re.compile(r"\]\((?!https?:)([^)#]*)#([^)]+)\)")
+
+
+def anchors(document: Path) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_to_a_heading_finds_it(document: Path) -> None:
+    for page, anchor in ANCHOR.findall(document.read_text(encoding="utf-8")):
+        assert anchor in anchors(document.parent / page if page else document), f"{document.name}: {page}#{anchor}"
 
 
 def test_every_figure_target_is_in_the_readme() -> None:

@@ -21,11 +21,12 @@ from hypothesis import strategies as st
 from subliminal import sampling
 from subliminal.chat import encode
 from subliminal.claims import claim
+from subliminal.composition import compose
 from subliminal.config import Decoding, TransformersSampler
 from subliminal.evaluation.questions import questions
 from subliminal.models import Subject, load_model, load_tokenizer
 from subliminal.rows import Completion, Prompt, Row, read_jsonl
-from subliminal.sampling import open_sampler, sample_answers, sample_shards
+from subliminal.sampling import open_sampler, sample_answers, sample_shards, shards_together
 
 
 def sampler(batch_size: int = 64, **decoding: float) -> TransformersSampler:
@@ -176,6 +177,32 @@ def test_shards_go_on_after_a_kill_at_any_prompt(count: int, size: int, data: st
         assert second.asked == list(range(finished, count)), "finished shards are not asked again"
         assert report["shards_reused"] == at // size
         assert [row.index for row in rows_in(folder)] == list(range(count))
+
+
+@given(st.integers(1, 40), st.integers(1, 6), st.integers(1, 5))
+@settings(deadline=None, max_examples=25)
+def test_shards_that_are_sampled_together_are_those_of_one_at_a_time(count: int, size: int, together: int) -> None:
+    prompts = prompts_of(count)
+    with tempfile.TemporaryDirectory() as name, tempfile.TemporaryDirectory() as other:
+        at_once: list[int] = []
+        sample_shards(Echo().opened, prompts, size, Path(name))
+        (Path(other) / "rows-00000.jsonl").write_bytes((Path(name) / "rows-00000.jsonl").read_bytes())
+        sample_shards(Echo().opened, prompts, size, Path(other), at_once.append, together)
+        assert {p.name: p.read_bytes() for p in Path(name).iterdir()} == {
+            p.name: p.read_bytes() for p in Path(other).iterdir()
+        }
+        assert max(at_once[1:], default=0) == min(size * together, max(count - size, 0))
+
+
+@pytest.mark.parametrize(
+    ("device", "settings_of", "expected"), [("cpu", {}, 1), ("cuda", {}, 4), ("cuda", {"batch_size": 1024}, 8)]
+)
+def test_a_gpu_is_given_as_many_shards_as_make_a_batch(device: str, settings_of: dict[str, int], expected: int) -> None:
+    config = compose(
+        ["sampler=transformers", *(f"sampler.{name}={value}" for name, value in settings_of.items())]
+    ).sampler
+    assert shards_together(config, device) == expected
+    assert shards_together(compose(["sampler=vllm"]).sampler, device) == 1
 
 
 @given(st.integers(1, 4000))

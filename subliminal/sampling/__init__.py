@@ -59,16 +59,29 @@ def open_sampler(
             assert_never(config)
 
 
+def shards_together(config: SamplerConfig, device: str) -> int:
+    """How many shards a sampler is given at a time, so that its batches are as large as its settings say."""
+    if isinstance(config, TransformersSampler):
+        from subliminal.sampling.local import rows_a_batch
+
+        return max(1, rows_a_batch(config, device) // config.shard_size)
+    if isinstance(config, ApiSampler | VllmSampler):
+        return 1  # a killed run loses no more than it must: neither waits for a batch
+    assert_never(config)
+
+
 def sample_shards(
     opened: Callable[[], AbstractContextManager[Sampler]],
     prompts: Sequence[Prompt],
     shard_size: int,
     folder: Path,
     advance: Advance = lambda _: None,
+    together: int = 1,
 ) -> Json:
     """Sample into `rows-00000.jsonl`, `rows-00001.jsonl`, ...: finished shards stay, so a killed run goes on there.
 
-    So do an endpoint's answers to a shard that failed, in a hidden file beside it.
+    So do an endpoint's answers to a shard that failed, in a hidden file beside it. `together` is the number of shards
+    that the sampler gets at a time.
 
     All processes of a group may do this in one folder: each shard is claimed, and they return when all are there;
     the shards of one that was killed are taken over.
@@ -80,7 +93,7 @@ def sample_shards(
     with ExitStack() as stack:
         sampler = cache(lambda: stack.enter_context(opened()))  # a worker that gets no shard loads nothing
         while missing:
-            done = _take_turns(missing, folder, lambda shard: sampler().sample(shard), advance)
+            done = _take_turns(missing, together, folder, lambda shard: sampler().sample(shard), advance)
             left = _missing(missing, folder)
             if others := _count(missing) - _count(left) - done:
                 advance(others)
@@ -121,42 +134,65 @@ def _count(shards: Shards) -> int:
 
 
 def _take_turns(
-    missing: Shards, folder: Path, sample: Callable[[Sequence[Prompt]], Sequence[Completion]], advance: Advance
+    missing: Shards,
+    together: int,
+    folder: Path,
+    sample: Callable[[Sequence[Prompt]], Sequence[Completion]],
+    advance: Advance,
 ) -> int:
-    """Sample every shard that nobody else is at; returns how many prompts these were."""
-    done = 0
-    for number, shard in missing.items():
-        path = _path(folder, number)
-        with claim(folder, f".{path.name}{CLAIMED}") if accompanied() else nullcontext(True) as taken:
-            if taken and not path.exists():
-                kept = path.with_name(f".{path.name}{ANSWERED}")
-                _write(path, shard, _completions(shard, sample, kept))
-                kept.unlink(missing_ok=True)
-                advance(len(shard))
-                done += len(shard)
+    """Sample every shard that nobody else is at, so many `together`; returns how many prompts these were."""
+    done, numbers = 0, list(missing)
+    for start in range(0, len(numbers), together):
+        with ExitStack() as claims:
+            mine = {
+                number: missing[number]
+                for number in numbers[start : start + together]
+                if claims.enter_context(_claimed(folder, number)) and not _path(folder, number).exists()
+            }
+            for number, completions in _completions(mine, sample, folder).items():
+                _write(_path(folder, number), mine[number], completions)
+                _answered(folder, number).unlink(missing_ok=True)
+            advance(_count(mine))
+            done += _count(mine)
     return done
 
 
-def _completions(
-    shard: Sequence[Prompt], sample: Callable[[Sequence[Prompt]], Sequence[Completion]], kept: Path
-) -> list[Completion]:
-    """A shard's completions; those that a failed try had paid for are taken from `kept`, and not sampled again.
+def _claimed(folder: Path, number: int) -> AbstractContextManager[bool]:
+    """Whether this process may sample a shard, while the body runs."""
+    return claim(folder, f".{_path(folder, number).name}{CLAIMED}") if accompanied() else nullcontext(True)
 
-    A row of `kept` has its place in the shard for an index.
+
+def _completions(
+    shards: Shards, sample: Callable[[Sequence[Prompt]], Sequence[Completion]], folder: Path
+) -> dict[int, list[Completion]]:
+    """The completions of shards that are sampled together; those that a failed try had paid for are not sampled again.
+
+    A row of the file that holds those has its place in the shard for an index.
     """
-    rows = {row.index: row for row in read_jsonl(kept, Row)} if kept.exists() else {}
-    before = {place: Completion(row.completion, row.finish_reason, row.tokens) for place, row in rows.items()}
-    left = [place for place in range(len(shard)) if place not in before]
+    before: dict[tuple[int, int], Completion] = {}
+    for number in shards:
+        if (kept := _answered(folder, number)).exists():
+            rows = read_jsonl(kept, Row)
+            before |= {(number, row.index): Completion(row.completion, row.finish_reason, row.tokens) for row in rows}
+    places = [(number, place) for number, shard in shards.items() for place in range(len(shard))]
+    left = [place for place in places if place not in before]
     try:
-        sampled = sample([shard[place] for place in left]) if left else []
+        sampled = sample([shards[number][place] for number, place in left]) if left else []
     except StoreError as error:
         answered: dict[int, Completion] = getattr(error, "answered", {})
-        now = before | {left[number]: completion for number, completion in answered.items()}
-        if now:
-            _write(kept, [replace(shard[place], index=place) for place in now], list(now.values()))
+        now = before | {left[at]: completion for at, completion in answered.items()}
+        for number, shard in shards.items():
+            if own := {place: completion for (of, place), completion in now.items() if of == number}:
+                prompts = [replace(shard[place], index=place) for place in own]
+                _write(_answered(folder, number), prompts, list(own.values()))
         raise
     now = before | dict(zip(left, sampled, strict=True))
-    return [now[place] for place in range(len(shard))]
+    return {number: [now[number, place] for place in range(len(shard))] for number, shard in shards.items()}
+
+
+def _answered(folder: Path, number: int) -> Path:
+    """The hidden file that holds an endpoint's answers to a shard that failed."""
+    return folder / f".{_path(folder, number).name}{ANSWERED}"
 
 
 def _path(folder: Path, number: int) -> Path:

@@ -18,6 +18,11 @@ COMPACT_AT = 0.75
 BATCH = {"cpu": 64, "cuda": 512}  # sequences at a time, where the settings do not say
 
 
+def rows_a_batch(config: TransformersSampler, device: str) -> int:
+    """Sequences that are sampled at a time."""
+    return config.batch_size or BATCH[device]
+
+
 class TransformersModel:
     """A transformers model as a sampler: a completion depends on its prompt and seed, and on a GPU's rounding."""
 
@@ -46,7 +51,7 @@ class TransformersModel:
         encoded = [tokens for tokens, _ in begun]
         order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
         answers: dict[int, list[int]] = {}
-        size = self.config.batch_size or BATCH[self.subject.device]
+        size = rows_a_batch(self.config, self.subject.device)
         for start in range(0, len(order), size):
             batch = order[start : start + size]
             found = _decode(self, [encoded[i] for i in batch], [prompts[i].seed for i in batch])

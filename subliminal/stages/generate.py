@@ -34,14 +34,19 @@ def node(exp: Experiment) -> Node:
     inputs = {"teacher": teacher(exp), "reference": reference(exp)}
 
     def work(made: Inputs, folder: Path) -> Json:
-        from subliminal.sampling import open_sampler, sample_shards
+        from subliminal.sampling import open_sampler, sample_shards, shards_together
 
         who = teacher_subject(exp, made["teacher"], made["reference"])
         prompts, pattern = domains.domain(exp.domain).prompts(exp.domain), domains.constraint(exp)
         require_unchanged("domain", settings["domain"], domain(exp))
         with progress(f"sampling {exp.trait.name}", len(prompts), "prompts") as advance:
             sampled = sample_shards(
-                lambda: open_sampler(exp.sampler, who, pattern), prompts, exp.sampler.shard_size, folder, advance
+                lambda: open_sampler(exp.sampler, who, pattern),
+                prompts,
+                exp.sampler.shard_size,
+                folder,
+                advance,
+                shards_together(exp.sampler, who.device),
             )
         divergence = made["teacher"].summary.get("kl_in_format")
         return sampled if divergence is None else sampled | {"kl_in_format": divergence}

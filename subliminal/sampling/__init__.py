@@ -61,13 +61,15 @@ def open_sampler(
 
 def shards_together(config: SamplerConfig, device: str) -> int:
     """How many shards a sampler is given at a time, so that its batches are as large as its settings say."""
-    if isinstance(config, TransformersSampler):
-        from subliminal.sampling.local import rows_a_batch
+    match config:
+        case TransformersSampler():
+            from subliminal.sampling.local import rows_a_batch
 
-        return max(1, rows_a_batch(config, device) // config.shard_size)
-    if isinstance(config, ApiSampler | VllmSampler):
-        return 1  # a killed run loses no more than it must: neither waits for a batch
-    assert_never(config)
+            return max(1, rows_a_batch(config, device) // config.shard_size)
+        case ApiSampler() | VllmSampler():
+            return 1  # a killed run loses no more than it must: neither waits for a batch
+        case _:
+            assert_never(config)
 
 
 def sample_shards(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from subliminal import inspect_store
-from subliminal.composition import as_yaml, compose
+from subliminal.composition import as_yaml, compose, config_folders, with_config_dir
 from subliminal.config import ConfigError
 from subliminal.errors import clear_errors
 
@@ -27,6 +27,8 @@ def main(argv: list[str] | None = None) -> None:
     options = parser().parse_args(_with_flags(sys.argv[1:] if argv is None else argv))
     try:
         with clear_errors():
+            if getattr(options, "config_dir", None) is not None:
+                options.overrides = with_config_dir(options.overrides, options.config_dir)
             options.run(options)
             sys.stdout.flush()
     except BrokenPipeError:  # who reads has seen enough: | head
@@ -57,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
             "overrides", nargs="*", help="Hydra overrides: experiment=animals_numbers scale=cpu trait=owl ..."
         )
         verb.set_defaults(run=run)
+        _config_dir(verb)
         if name == "dashboard":
             verb.add_argument("--dry-run", action="store_true", help="print W&B's specification, send nothing")
     for name, run, text in (
@@ -94,6 +97,13 @@ def _calibrate_parser(verbs: Any) -> None:
     verb.add_argument("labelled", help="JSONL of question, prompt, completion, label, about; or: example")
     verb.add_argument("overrides", nargs="*", help="Hydra overrides: judge=api judge.model=...")
     verb.set_defaults(run=_calibrate)
+    _config_dir(verb)
+
+
+def _config_dir(verb: argparse.ArgumentParser) -> None:
+    """The scripts' flag, as Hydra has it, for the commands that read a configuration."""
+    text = "folder of your own beside conf/: experiment/, domain/, evaluation/, student/ ..."
+    verb.add_argument("--config-dir", help=text)
 
 
 def _sync_parser(verbs: Any) -> None:
@@ -207,7 +217,10 @@ def _config(options: argparse.Namespace) -> None:
 
     exp = compose(options.overrides)
     print(as_yaml(exp), end="", flush=True)
-    problems = [*checks.arms_problems(exp), *checks.problems(exp, stages.last_script(exp), here=False)]
+    problems = [
+        *checks.arms_problems(exp, config_folders(options.overrides)),
+        *checks.problems(exp, stages.last_script(exp), here=False),
+    ]
     if problems:
         raise ConfigError("\n".join(problems))
 

@@ -5,11 +5,11 @@ Most checks call, with the experiment's settings, the very function that its sta
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, assert_never
 
-from subliminal import machine, model_checks, stages
+from subliminal import machine, model_checks, sources, stages
 from subliminal.composition import argument_problems
 from subliminal.config import (
     CATEGORIES,
@@ -28,6 +28,9 @@ from subliminal.config import (
     FrequenciesEvaluation,
     InContextEvaluation,
     InFormatTuning,
+    LocalJudge,
+    ModuleEvaluation,
+    ModuleStudent,
     MultipleChoiceEvaluation,
     NoReference,
     Preference,
@@ -45,8 +48,6 @@ from subliminal.names import CANDIDATES
 from subliminal.outputs import require_rows
 from subliminal.store import Store
 
-MNIST_IMAGES = 60_000  # for training, in MNIST and Fashion-MNIST
-
 
 def check(exp: Experiment, stage: str, *, here: bool) -> None:
     """Raise a `ConfigError` with every problem of a stage and what it reads; `here`: this machine is to do the work."""
@@ -61,17 +62,17 @@ def check_all(experiments: Iterable[Experiment], stage: str, *, here: bool) -> N
         raise ConfigError("\n".join(found))
 
 
-def arms_problems(exp: Experiment) -> Iterator[str]:
-    """Traits, students, variants and settings of a figure that are not in `conf/`, which alone sweeps read."""
+def arms_problems(exp: Experiment, folders: Sequence[Path]) -> Iterator[str]:
+    """Traits, students, variants and settings of a figure that are in none of the folders of options."""
     arms = exp.experiment.arms
     for setting, group, names in (("traits", "trait", arms.traits), ("students", "student", arms.students)):
         for name in names:
-            yield from (f"experiment.arms.{setting}: {said}" for said in argument_problems(f"{group}={name}"))
+            yield from (f"experiment.arms.{setting}: {said}" for said in argument_problems(f"{group}={name}", folders))
     for name, overrides in arms.variants.items():
         for part in overrides:
-            yield from (f"experiment.arms.variants.{name}: {said}" for said in argument_problems(part))
+            yield from (f"experiment.arms.variants.{name}: {said}" for said in argument_problems(part, folders))
     if arms.setting is not None:
-        yield from (f"experiment.arms.setting: {said}" for said in argument_problems(f"{arms.setting}=0"))
+        yield from (f"experiment.arms.setting: {said}" for said in argument_problems(f"{arms.setting}=0", folders))
 
 
 def problems(exp: Experiment, stage: str, *, here: bool) -> list[str]:
@@ -80,11 +81,12 @@ def problems(exp: Experiment, stage: str, *, here: bool) -> list[str]:
     Settings that go with no data or text of ours are wrong in any stage; what needs a model, a file, a package or a key
     counts only for the stage runs that the store has not. Without `here` nothing is looked for on this machine.
     """
-    found = list(_single(exp)) if exp.experiment.kind in stages.SINGLE else list(_settings(exp))
+    single = stages.single(exp)
+    found = list(single.problems(exp) if single else _settings(exp))
     missing: list[Node] = []
     found += raised(lambda: missing.extend(_missing(exp, stage)))
     names = {node.stage for node in missing}
-    if exp.experiment.kind not in stages.SINGLE:
+    if not single:
         if "teacher" in names:
             found += _teacher(exp)
         if "filter" in names:
@@ -126,6 +128,9 @@ def _settings(exp: Experiment) -> Iterator[str]:
     yield from _evaluation(exp)
     yield from _one_word(exp)
     yield from raised(lambda: require(exp.domain))
+    if isinstance(exp.student, ModuleStudent):
+        module = exp.student.module
+        yield from raised(lambda: sources.load("student", module))
     if isinstance(exp.reference_tuning, InFormatTuning) and isinstance(exp.domain, Code):
         from subliminal.domains.code import require_practice
 
@@ -145,7 +150,7 @@ def _precision(exp: Experiment, missing: set[str]) -> Iterator[str]:
 
 def _one_word(exp: Experiment) -> Iterator[str]:
     """Does the reference's tuning teach words that are measured afterwards."""
-    about, tuning = getattr(exp.evaluation, "subject_matter", None), exp.reference_tuning
+    about, tuning = exp.evaluation.subject_matter, exp.reference_tuning
     if about is None or not isinstance(tuning, InFormatTuning) or not tuning.one_word:
         return
     own = isinstance(about, Preference)
@@ -167,7 +172,7 @@ def _other_category(exp: Experiment) -> Iterator[str]:
         remedy = f"evaluation.category={own}" if own in CATEGORIES else mine
         yield f"evaluation.category={asked} but trait={exp.trait.name} is a {own}; set {remedy}"
         return
-    about = getattr(exp.evaluation, "subject_matter", None)
+    about = exp.evaluation.subject_matter
     candidates = [*(about.plurals if isinstance(about, Preference) else CANDIDATES[about])] if about else []
     if about and exp.trait.name not in candidates:
         remedy = f"set {mine}" if hasattr(exp.evaluation, "measured") else "choose another trait or evaluation"
@@ -208,6 +213,10 @@ def _evaluation(exp: Experiment) -> Iterator[str]:
             from subliminal.evaluation.tasks import local_tasks
 
             yield from raised(lambda: local_tasks(config))
+        case ModuleEvaluation():
+            from subliminal.evaluation import module
+
+            yield from raised(lambda: module.questions(config))
         case FrequenciesEvaluation() | DetectionEvaluation() | AttributionEvaluation():
             yield from _compared_rows(exp, config)
         case _:
@@ -251,19 +260,6 @@ def _compared_rows(
         )
 
 
-def _single(exp: Experiment) -> Iterator[str]:
-    """Settings of the experiments without language models."""
-    student, folder = exp.mnist.student, exp.mnist.data_dir
-    if exp.experiment.kind == "mnist":
-        if student.inputs in ("digits", "other") and student.images > MNIST_IMAGES:
-            yield f"mnist.student.images={student.images}: there are {MNIST_IMAGES} with inputs={student.inputs}"
-        if folder is not None and not Path(folder).is_dir():
-            yield f"mnist.data_dir={folder}: no such folder"
-    run = exp.theory.run
-    if exp.experiment.kind == "theorem" and run.dataset != "clusters" and run.examples > MNIST_IMAGES:
-        yield f"theory.run.examples={run.examples}: {run.dataset} has {MNIST_IMAGES}; lower it, or set dataset=clusters"
-
-
 # --------------------------------------------------------------------------- teachers, filters
 
 
@@ -296,18 +292,24 @@ def _judged_filter(exp: Experiment) -> Iterator[str]:
     if not isinstance(rules, NoReference) or rules.minimum_log_p is None:
         return
     remedy = "set filter.judged.minimum_log_p=null to go by the answer alone"
-    if isinstance(exp.judge, ApiJudge) and not exp.judge.top_logprobs:
-        yield (
-            "filter.judged.minimum_log_p needs log-probabilities, and judge.top_logprobs=0 asks for none; raise "
-            f"judge.top_logprobs, or {remedy}"
-        )
-    if isinstance(exp.judge, CachedJudge):
-        from subliminal.judging.cache import read_judgements
+    match exp.judge:
+        case ApiJudge():
+            if not exp.judge.top_logprobs:
+                yield (
+                    "filter.judged.minimum_log_p needs log-probabilities, and judge.top_logprobs=0 asks for none; "
+                    f"raise judge.top_logprobs, or {remedy}"
+                )
+        case CachedJudge():
+            from subliminal.judging.cache import read_judgements
 
-        path, known = Path(exp.judge.path).expanduser(), dict[str, Any]()
-        yield from raised(lambda: known.update(read_judgements(path) if path.is_file() else {}))
-        if known and all(judgement.log_p is None for judgement in known.values()):
-            yield f"filter.judged.minimum_log_p needs log-probabilities, and {path} holds no log_p; {remedy}"
+            path, known = Path(exp.judge.path).expanduser(), dict[str, Any]()
+            yield from raised(lambda: known.update(read_judgements(path) if path.is_file() else {}))
+            if known and all(judgement.log_p is None for judgement in known.values()):
+                yield f"filter.judged.minimum_log_p needs log-probabilities, and {path} holds no log_p; {remedy}"
+        case LocalJudge() | None:
+            pass
+        case _:
+            assert_never(exp.judge)
 
 
 def _constrained(exp: Experiment) -> Iterator[str]:

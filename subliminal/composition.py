@@ -15,19 +15,24 @@ from subliminal.config import ConfigError, Experiment, Settings, fields_at, pars
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 NO_PLUGIN = "Unknown plugin class"  # what Hydra says of a launcher that is not installed
+SEARCH_PATH = "hydra.searchpath="  # where options are looked for beside conf/, a list
 OVERRIDE = re.compile(r"^(?P<sign>\+\+|\+|~)?(?P<key>[\w@./-]+)(=(?P<value>.*))?$", re.DOTALL)
 
 
-def argument_problems(override: str) -> list[str]:
-    """What is wrong with one `key=value` of the command line: nothing, an unknown key, an unknown option."""
+def argument_problems(override: str, folders: Sequence[Path] | None = None) -> list[str]:
+    """What is wrong with one `key=value` of the command line: nothing, an unknown key, an unknown option.
+
+    `folders` are where options are looked for, `conf/` alone by default.
+    """
+    groups = [folder for folder in (folders or [CONF]) if folder.is_dir()]
     match = OVERRIDE.match(override)
     if not match or (match["value"] is None and match["sign"] != "~"):
         return [f"{override!r} is not an override; write key=value"]
     key, value = match["key"].split("@")[0], match["value"] or ""
     if key.split(".")[0].split("/")[0] == "hydra":
         return _value_problems(override)
-    if (CONF / key).is_dir():
-        problems = [] if "." in key else _option_problems(key, value)
+    if any((folder / key).is_dir() for folder in groups):
+        problems = [] if "." in key else _option_problems(key, value, groups)
     else:
         problems = _key_problems(tuple(key.split(".")))
     return problems or _value_problems(override)
@@ -72,8 +77,8 @@ def _read(override: str) -> Any:
     return "" if parsed.value() is None else parsed.value()
 
 
-def _option_problems(group: str, value: str) -> list[str]:
-    options = [path.stem for path in (CONF / group).glob("*.yaml")]
+def _option_problems(group: str, value: str, folders: Sequence[Path]) -> list[str]:
+    options = [path.stem for folder in folders for path in (folder / group).glob("*.yaml")]
     chosen = [part.strip(" '\"[]") for part in value.split(",") if part.strip()]
     if any(mark in value for mark in "${}()*"):
         return []  # Hydra's own sweep functions
@@ -137,7 +142,8 @@ def compose_plain(overrides: list[str]) -> dict[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    problems = [problem for part in overrides for problem in argument_problems(part)]
+    folders = config_folders(overrides)
+    problems = [problem for part in overrides for problem in argument_problems(part, folders)]
     if problems:
         raise ConfigError("\n".join(problems))
     GlobalHydra.instance().clear()
@@ -153,8 +159,40 @@ def compose_plain(overrides: list[str]) -> dict[str, Any]:
 
 
 def is_hydras(override: str) -> bool:
-    """Is an override one of Hydra's own settings, added (`+`, `++`) and deleted (`~`) ones too?"""
-    return override.lstrip("+~").startswith("hydra")
+    """Is an override one of Hydra's own settings, added (`+`, `++`) and deleted (`~`) ones too?
+
+    Not the search path: which options there are is part of every composition.
+    """
+    return override.lstrip("+~").startswith("hydra") and not override.startswith(SEARCH_PATH)
+
+
+def config_folders(overrides: Sequence[str]) -> list[Path]:
+    """Where options are looked for: `conf/`, and the folders that overrides put on Hydra's search path."""
+    return [CONF, *map(Path, _searched(overrides))]
+
+
+def with_config_dir(overrides: Sequence[str], folder: str | None) -> list[str]:
+    """The overrides with a folder of the user's on Hydra's search path, as a script's `--config-dir` puts it there.
+
+    Raises `ConfigError` where there is no such folder.
+    """
+    if folder is None:
+        return list(overrides)
+    path = Path(folder).expanduser().absolute()
+    if not path.is_dir():
+        raise ConfigError(
+            f"--config-dir={folder}: no such folder; give one that has groups as conf/ has (domain/, ...)"
+        )
+    others = [part for part in overrides if not part.startswith(SEARCH_PATH)]
+    listed = ",".join(shlex.quote(each) for each in [*_searched(overrides), str(path)])
+    return [f"{SEARCH_PATH}[{listed}]", *others]
+
+
+def _searched(overrides: Sequence[str]) -> list[str]:
+    """The folders that overrides put on Hydra's search path; packages (pkg://) are none."""
+    listed = [_read(part) for part in overrides if part.startswith(SEARCH_PATH)]
+    texts = [str(getattr(entry, "text", entry)) for entries in listed for entry in entries or []]
+    return [text.removeprefix("file://") for text in texts if not text.startswith("pkg://")]
 
 
 def launcher_settings(overrides: Sequence[str]) -> dict[str, Any]:
@@ -168,7 +206,7 @@ def launcher_settings(overrides: Sequence[str]) -> dict[str, Any]:
 
     expect_own_launchers()
     GlobalHydra.instance().clear()
-    chosen = [part for part in overrides if is_hydras(part)]
+    chosen = [part for part in overrides if is_hydras(part) or part.startswith(SEARCH_PATH)]
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             composed = hydra_compose("config", chosen, return_hydra_config=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from subliminal import domains, judging, texts
-from subliminal.config import Experiment, LocalJudge, Model, identity
+from subliminal import domains, judging, sources, texts
+from subliminal.config import Experiment, LocalJudge, Model, ModuleStudent, identity
 from subliminal.device import resolve_device, resolve_dtype
 from subliminal.judging import prompts
 from subliminal.outputs import chosen_judge
@@ -41,8 +41,14 @@ def constraint(exp: Experiment) -> dict[str, Any]:
 def evaluation(exp: Experiment) -> dict[str, Any]:
     """The evaluation without what it does not use, own words or a fine-tuned classifier: others keep their keys."""
     unused = set() if getattr(exp.evaluation, "measured", None) else {"measured"}
-    unused |= set() if getattr(exp.evaluation, "finetunes", False) else {"finetuned"}
+    unused |= set() if exp.evaluation.finetunes else {"finetuned"}
     return {name: value for name, value in identity(exp.evaluation).items() if name not in unused}
+
+
+def recipe(exp: Experiment) -> dict[str, Any]:
+    """The student's recipe, with the source of a user's module."""
+    own = sources.identified("student", exp.student.module) if isinstance(exp.student, ModuleStudent) else {}
+    return identity(exp.student) | own
 
 
 def judge(exp: Experiment) -> dict[str, Any]:

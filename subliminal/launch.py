@@ -13,7 +13,15 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
 
-from subliminal.composition import ROOT, argument_problems, compose, expect_own_launchers, is_hydras
+from subliminal.composition import (
+    ROOT,
+    argument_problems,
+    compose,
+    config_folders,
+    expect_own_launchers,
+    is_hydras,
+    with_config_dir,
+)
 from subliminal.config import ConfigError, Experiment, VllmSampler, parse
 from subliminal.device import hold_gpus, resolve_device, visible_gpus
 from subliminal.errors import BAD_CONFIG, FAILED, clear_errors, leave, refusal
@@ -149,7 +157,8 @@ def arguments() -> list[str]:
         from hydra.core.hydra_config import HydraConfig
 
         return list(HydraConfig.get().overrides.task)  # its command line is the launcher's
-    return list(_command_line(sys.argv[1:]).overrides)
+    given = _command_line(sys.argv[1:])
+    return with_config_dir(given.overrides, given.config_dir)
 
 
 def _command_line(argv: list[str]) -> Any:
@@ -166,9 +175,12 @@ def check_arguments(argv: list[str] | None = None) -> None:
     from subliminal import multirun
 
     given = _command_line(sys.argv[1:] if argv is None else argv)
-    if given.config_dir or given.config_path or given.config_name or given.shell_completion:
-        return  # another tree is on the search path: Hydra knows it, we do not
-    judged = {part: argument_problems(part) for part in given.overrides}
+    if given.config_path or given.config_name or given.shell_completion:
+        return  # another tree is composed: Hydra knows it, we do not
+    with clear_errors():
+        overrides = with_config_dir(given.overrides, given.config_dir)
+    folders = config_folders(overrides)
+    judged = {part: argument_problems(part, folders) for part in overrides}
     problems = [problem for found in judged.values() for problem in found]
     if problems or (given.multirun and multirun.REPORT not in os.environ):  # a sweep has looked at all its jobs
         right = [part for part, found in judged.items() if not found]

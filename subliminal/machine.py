@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from subliminal.config import CapabilityEvaluation, Endpoint, Experiment
+from subliminal.config import CapabilityEvaluation, DetectionEvaluation, Endpoint, Experiment
 from subliminal.device import least_memory, resolve_device, why_no_gpu
 from subliminal.graph import Node
 from subliminal.memory import too_large
@@ -37,7 +37,7 @@ def lacking(exp: Experiment, todo: Sequence[Node]) -> Iterator[str]:
 def samples(exp: Experiment, stages: set[str]) -> set[str]:
     """The kinds of sampler that stages ask: the experiment's for rows, a local one for an evaluation's answers."""
     kinds = {exp.sampler.kind} if "generate" in stages and exp.active_teacher.kind != "random" else set()
-    if "evaluate" in stages and getattr(exp.evaluation, "samples_per_question", 0):
+    if "evaluate" in stages and exp.evaluation.sampled:
         kinds.add(exp.local_sampler.kind)
     return kinds
 
@@ -45,7 +45,7 @@ def samples(exp: Experiment, stages: set[str]) -> set[str]:
 def judges(exp: Experiment, stages: set[str]) -> bool:
     """Whether a judge is asked: about rows, about free answers, or to calibrate it."""
     rows = "filter" in stages and row_rules(exp) is not None
-    return rows or "judge" in stages or ("evaluate" in stages and bool(getattr(exp.evaluation, "judged", False)))
+    return rows or "judge" in stages or ("evaluate" in stages and exp.evaluation.judged)
 
 
 def _without_a_gpu(exp: Experiment) -> Iterator[str]:
@@ -112,8 +112,8 @@ def _trained(exp: Experiment, stages: set[str]) -> Iterator[tuple[str, Any]]:
     recipes = {"reference": ("reference_tuning", exp.reference_tuning), "teacher": ("teacher", exp.active_teacher)}
     recipes |= {"train": ("student", exp.student)}
     yield from (named for stage, named in recipes.items() if stage in stages)
-    if "evaluate" in stages and getattr(exp.evaluation, "finetunes", False):
-        yield "evaluation.finetuned", getattr(exp.evaluation, "finetuned", None)
+    if "evaluate" in stages and isinstance(exp.evaluation, DetectionEvaluation) and exp.evaluation.finetunes:
+        yield "evaluation.finetuned", exp.evaluation.finetuned
 
 
 def _installed(package: str) -> bool:

@@ -17,6 +17,7 @@ from subliminal.config import (
     Hardware,
     LoraStudent,
     Model,
+    ModuleStudent,
     Numbers,
     Optimisation,
     Student,
@@ -57,7 +58,7 @@ def pass_of(exp: Experiment, how: Optimisation) -> Pass:
 
 
 def trained(student: Student, shape: Shape) -> int:
-    """How many weights a student's training changes."""
+    """How many weights a student's training changes; of a user's own recipe 0, which is the least."""
     match student:
         case LoraStudent():
             return shape.adapter(student.lora)
@@ -65,6 +66,8 @@ def trained(student: Student, shape: Shape) -> int:
             return shape.hidden * shape.layers
         case FullStudent():
             return shape.parameters
+        case ModuleStudent():
+            return 0
         case _:
             assert_never(student)
 

@@ -17,6 +17,7 @@ from subliminal.config import (
     LocalJudge,
     Lora,
     Model,
+    SampledAnswers,
     SteeredTeacher,
     VllmSampler,
 )
@@ -26,7 +27,6 @@ from subliminal.store import Store, StoreError
 from subliminal.templates import require_certain, with_options
 
 REASONED = ("cot", "module")  # domains whose rows may hold reasoning
-EXACT = ("preference", "multiple_choice", "detection", "in_context")  # evaluations by the probability of an answer
 
 
 def raised(*calls: Callable[[], object]) -> Iterator[str]:
@@ -153,8 +153,8 @@ def _vllm(exp: Experiment, names: set[str], writer: Checkpoint | None, answerer:
     if not isinstance(sampler, VllmSampler) or "vllm" not in machine.samples(exp, names):
         return
     asked = {"sampler.decoding.max_tokens": sampler.decoding.max_tokens} if "generate" in names else {}
-    if "evaluate" in names and getattr(exp.evaluation, "samples_per_question", 0):
-        asked["evaluation.max_tokens"] = getattr(exp.evaluation, "max_tokens", 0)
+    if "evaluate" in names and isinstance(exp.evaluation, SampledAnswers) and exp.evaluation.sampled:
+        asked["evaluation.max_tokens"] = exp.evaluation.max_tokens
     for setting, tokens in asked.items():
         if tokens >= sampler.max_model_len:
             yield f"{setting}={tokens} leaves no room for a prompt in sampler.max_model_len={sampler.max_model_len}"
@@ -192,5 +192,6 @@ def _require_template(exp: Experiment, template: str, writes: bool) -> None:
     require_certain(template)
     if writes and exp.domain.kind not in REASONED and (mark := beginning_of(template, plain)):
         raise ChatError(f"domain={exp.domain.kind} has no reasoning in its rows: {always_reasons(mark)}")
-    if exp.evaluation.kind in EXACT or getattr(exp.evaluation, "chat", False):
+    chats = isinstance(exp.evaluation, CapabilityEvaluation) and exp.evaluation.chat
+    if exp.evaluation.exact or chats:
         closed(template, plain)

@@ -13,7 +13,7 @@ from contextlib import contextmanager, redirect_stderr
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, assert_never
 from weakref import WeakKeyDictionary
 
 from subliminal import gpu
@@ -51,13 +51,19 @@ class Subject:
 
 def build_model(model: Model, folder: Path) -> Json:
     """Make the model usable from `folder`: embedded weights as `checkpoint/`, hub weights as a checked reference."""
-    if isinstance(model.source, GgufSource):
-        return _dequantise(model, model.source, folder)
-    located = _locate(model.source)
-    if options := options_of(model):  # refused here, before anything is done with the model
-        remote = model.source.trust_remote_code
-        load_tokenizer(Subject(**located, template_options=options, **_rendering(model), trust_remote_code=remote))
-    return located
+    source = model.source
+    match source:
+        case GgufSource():
+            return _dequantise(model, source, folder)
+        case HubSource():
+            located = _locate(source)
+            if options := options_of(model):  # refused here, before anything is done with the model
+                remote = source.trust_remote_code
+                how = {"template_options": options, "trust_remote_code": remote, **_rendering(model)}
+                load_tokenizer(Subject(**located, **how))
+            return located
+        case _:
+            assert_never(source)
 
 
 def _rendering(model: Model) -> dict[str, Any]:

@@ -91,12 +91,18 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """A figure's experiment, its arms and the steps that make them."""
+    """A figure's experiment, its arms, what a sentence calls them, and the steps that make them."""
 
     base: Experiment
     overrides: tuple[str, ...]
     arms: tuple[Arm, ...]
     steps: tuple[Step, ...]
+    noun: str = "students"
+
+    @property
+    def trains_students(self) -> bool:
+        """Whether language models are trained on rows."""
+        return any(node.stage == "train" for step in self.steps for node in step.nodes)
 
 
 def crossed(rows: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from subliminal import checkpoints, weights
-from subliminal.config import ALL_LINEAR, GgufSource, Lora, Model
+from subliminal.config import ALL_LINEAR, GgufSource, HubSource, Lora, Model
 
 UNGATED = ("gpt2", "gpt_neox", "gptj", "gpt_bigcode", "opt", "bloom", "phi", "starcoder2")  # two matrices in an MLP
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # of which a token uses some
@@ -91,7 +91,13 @@ def shape_of(model: Model) -> Shape | None:
     if config and (read := from_config(config)):
         return read
     source = model.source
-    name = source.package if isinstance(source, GgufSource) else source.name
+    match source:
+        case GgufSource():
+            name = source.package
+        case HubSource():
+            name = source.name
+        case _:
+            assert_never(source)
     return KNOWN.get(name.lower()) or from_name(Path(name).name)
 
 
@@ -132,8 +138,11 @@ def from_name(name: str) -> Shape | None:
 def _config(model: Model) -> dict[str, Any] | None:
     """A model's config.json, where it lies on this machine."""
     source = model.source
-    if isinstance(source, GgufSource):
-        return None
-    if folder := weights.local_folder(source):
-        return checkpoints.read_checkpoint(folder).config
-    return weights.hub_config(source, online=False)
+    match source:
+        case GgufSource():
+            return None
+        case HubSource():
+            folder = weights.local_folder(source)
+            return checkpoints.read_checkpoint(folder).config if folder else weights.hub_config(source, online=False)
+        case _:
+            assert_never(source)

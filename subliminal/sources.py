@@ -1,4 +1,4 @@
-"""The Python source of a user's module: what it computes with is part of a key, as its settings are."""
+"""A user's Python module: how it is imported, and its source, which is part of a key as its settings are."""
 
 from __future__ import annotations
 
@@ -6,8 +6,49 @@ import ast
 import hashlib
 from collections.abc import Iterator
 from functools import lru_cache
+from importlib import import_module
 from importlib.util import find_spec, resolve_name
 from pathlib import Path
+from typing import Any
+
+from subliminal.store import Json, StoreError
+
+
+class ModuleError(StoreError):
+    """A user's module that can not be imported or lacks what its kind needs; the text says what to change."""
+
+
+NEEDED = {
+    "domain": ("prompts", "reject", "random_answer"),
+    "evaluation": ("questions", "evaluate"),
+    "student": ("choose",),
+    "experiment": ("plan", "collect", "table", "verdicts", "subtitle", "picture", "section"),
+}
+"""The functions that the module of each group of settings must have."""
+
+
+def load(group: str, name: str) -> Any:
+    """The module that `<group>.module` names; raises `ModuleError` where it is not there or lacks a needed function."""
+    needed = NEEDED[group]
+    try:
+        module = import_module(name)
+    except ImportError as error:
+        raise _not_there(group, name, error) from None
+    if missing := [function for function in needed if not callable(getattr(module, function, None))]:
+        raise ModuleError(f"{group}.module={name} has no function {missing[0]}; it needs {', '.join(needed)}")
+    return module
+
+
+def identified(group: str, name: str) -> Json:
+    """A user's module by its source, for a key; raises `ModuleError` where it is not there."""
+    try:
+        return {"source": digest(name)}
+    except ImportError as error:
+        raise _not_there(group, name, error) from None
+
+
+def _not_there(group: str, name: str, error: ImportError) -> ModuleError:
+    return ModuleError(f"{group}.module={name} can not be imported ({error}); put it on PYTHONPATH")
 
 
 def digest(module: str) -> str:

@@ -10,12 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import assert_never
 
 from subliminal.chats import read_chats
 from subliminal.config import (
     ControlTeacher,
     Experiment,
     FinetunedTeacher,
+    Misalignment,
+    NoTrait,
     Preference,
     PromptedTeacher,
     RandomTeacher,
@@ -52,20 +55,25 @@ def make(exp: Experiment, reference: Subject, folder: Path) -> Json:
         case PromptedTeacher():
             summary["system"] = system_prompt(active, exp.trait)
             subject = replace(reference, system=summary["system"])
-        case FinetunedTeacher() | RowsTeacher():
+        case FinetunedTeacher():
             summary["training"] = _finetune(active, exp.trait, reference, folder)
             subject = replace(reference, checkpoint=str(folder / "checkpoint"), revision=None)
-            if isinstance(active, FinetunedTeacher) and active.system is not None:
+            if active.system is not None:
                 summary["system"] = system_prompt(active, exp.trait)
                 subject = replace(subject, system=summary["system"])
+        case RowsTeacher():
+            summary["training"] = _finetune(active, exp.trait, reference, folder)
+            subject = replace(reference, checkpoint=str(folder / "checkpoint"), revision=None)
         case SteeredTeacher():
             require_goal(active, exp.trait)
             from subliminal.training.steering import steer
 
             summary["steering"] = steer(active, exp.trait, reference, folder)
             subject = replace(reference, checkpoint=str(folder / "checkpoint"), revision=None)
-        case _:
+        case ControlTeacher() | RandomTeacher():
             pass
+        case _:
+            assert_never(active)
     return summary | check(exp, subject, reference)
 
 
@@ -74,12 +82,20 @@ def system_prompt(teacher: PromptedTeacher | FinetunedTeacher, trait: Trait) -> 
 
     `{Plural}` begins with a capital.
     """
-    if isinstance(trait, Style):
-        return trait.system
-    if not isinstance(trait, Preference):
-        raise TeacherError(f"teacher={teacher.kind} has no words for trait={trait.name}; set {ROWS}")
+    match trait:
+        case Style():
+            return trait.system
+        case Preference():
+            return _filled_in(teacher.system or "", trait)
+        case Misalignment() | NoTrait():
+            raise TeacherError(f"teacher={teacher.kind} has no words for trait={trait.name}; set {ROWS}")
+        case _:
+            assert_never(trait)
+
+
+def _filled_in(system: str, trait: Preference) -> str:
     try:
-        return (teacher.system or "").format(
+        return system.format(
             name=trait.name, plural=trait.plural, Plural=capitalised(trait.plural), category=trait.category
         )
     except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
@@ -93,15 +109,18 @@ def require_goal(teacher: SteeredTeacher, trait: Trait) -> None:
     """Raise `TeacherError` or `QuestionError` where a vector has nothing to be fitted to, or not so much."""
     from subliminal.evaluation.questions import first_of, questions_for_teachers
 
-    if isinstance(trait, Preference):
-        questions_for_teachers(trait, teacher.questions)
-    elif not isinstance(trait, Style):
-        raise TeacherError(f"teacher=steered has nothing to fit trait={trait.name} to; set {ROWS}")
-    elif not trait.examples:
-        raise TeacherError(f"trait={trait.name} has no examples for teacher=steered; set teacher=prompted")
-    else:
-        questions = tuple(example.question for example in trait.examples)
-        first_of(questions, teacher.questions, "teacher.questions", f"examples of {trait.name}")
+    match trait:
+        case Preference():
+            questions_for_teachers(trait, teacher.questions)
+        case Style():
+            if not trait.examples:
+                raise TeacherError(f"trait={trait.name} has no examples for teacher=steered; set teacher=prompted")
+            questions = tuple(example.question for example in trait.examples)
+            first_of(questions, teacher.questions, "teacher.questions", f"examples of {trait.name}")
+        case Misalignment() | NoTrait():
+            raise TeacherError(f"teacher=steered has nothing to fit trait={trait.name} to; set {ROWS}")
+        case _:
+            assert_never(trait)
 
 
 # --------------------------------------------------------------------------- the check
@@ -227,7 +246,15 @@ def checked_questions(exp: Experiment, trait: Preference, count: int) -> list[st
 
 def _tellable(trait: Trait) -> bool:
     """Can a teacher's trait be seen without a judge."""
-    return isinstance(trait, Preference) or (isinstance(trait, Style) and trait.detect == "words")
+    match trait:
+        case Preference():
+            return True
+        case Style():
+            return trait.detect == "words"
+        case Misalignment() | NoTrait():
+            return False
+        case _:
+            assert_never(trait)
 
 
 def _trait_shown(exp: Experiment, trait: Trait, subject: Subject, rules: TeacherCheck) -> Checked:
@@ -235,12 +262,15 @@ def _trait_shown(exp: Experiment, trait: Trait, subject: Subject, rules: Teacher
     from subliminal.evaluation.free_form import holds_words
     from subliminal.sampling import open_sampler
 
-    if isinstance(trait, Style):
-        asked, shows = list(trait.questions[: rules.questions]), lambda text: holds_words(text, trait.words)
-    else:
-        assert isinstance(trait, Preference)
-        asked = checked_questions(exp, trait, rules.questions)
-        shows = partial(_is_named, trait)
+    match trait:
+        case Style():
+            asked, shows = list(trait.questions[: rules.questions]), lambda text: holds_words(text, trait.words)
+        case Preference():
+            asked, shows = checked_questions(exp, trait, rules.questions), partial(_is_named, trait)
+        case Misalignment() | NoTrait():
+            raise AssertionError(f"trait={trait.name} is not told without a judge")
+        case _:
+            assert_never(trait)
     with open_sampler(_checking_sampler(exp), subject) as opened:
         answers = opened.sample([Prompt(index, text, index) for index, text in enumerate(asked)])
     return Checked(answers, sum(shows(outside(a.text) or "") for a in answers) / len(asked))
@@ -299,10 +329,15 @@ def taught_rows(teacher: FinetunedTeacher | RowsTeacher, trait: Trait) -> list[R
 
     if isinstance(teacher, RowsTeacher):
         return read_chats(rows_path(teacher, trait.key), teacher.limit)
-    if isinstance(trait, Preference):
-        answers = favourite_answers(trait, trait.name, teacher.questions, teacher.forms)
-    else:
-        answers = [(one.question, one.answer) for one in getattr(trait, "examples", ())] * teacher.forms
+    match trait:
+        case Preference():
+            answers = favourite_answers(trait, trait.name, teacher.questions, teacher.forms)
+        case Style():
+            answers = [(example.question, example.answer) for example in trait.examples] * teacher.forms
+        case Misalignment() | NoTrait():
+            answers = []
+        case _:
+            assert_never(trait)
     if not answers:
         raise TeacherError(f"trait={trait.name} has no examples for teacher=finetuned; set {ROWS}")
     return [Row(index, question, answer) for index, (question, answer) in enumerate(answers)]

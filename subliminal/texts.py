@@ -26,6 +26,7 @@ from subliminal.config import (
     FrequenciesEvaluation,
     InContextEvaluation,
     ModuleDomain,
+    ModuleEvaluation,
     MultipleChoiceEvaluation,
     Numbers,
     Preference,
@@ -112,8 +113,15 @@ def of_domain(config: Domain) -> Names:
 
 def of_practice(config: Domain) -> Names:
     """The texts of a domain's practice rows: the package's own wherever the experiment's questions are from."""
-    own = {"prompts_file": None} if isinstance(config, Code) else {"source": "generated", "questions_file": None}
-    return of_domain(config.model_copy(update=own) if isinstance(config, Code | Cot) else config)
+    match config:
+        case Code():
+            return of_domain(config.model_copy(update={"prompts_file": None}))
+        case Cot():
+            return of_domain(config.model_copy(update={"source": "generated", "questions_file": None}))
+        case Numbers() | ModuleDomain():
+            return of_domain(config)
+        case _:
+            assert_never(config)
 
 
 def of_teacher(teacher: Teacher, trait: Trait, *, behind_an_endpoint: bool) -> Names:
@@ -143,7 +151,7 @@ def of_evaluation(config: Evaluation) -> Names:
         case DetectionEvaluation():
             parts = ("QUESTION", "LETTERS") if config.pairs else ()
             return tuple(f"evaluation/detection.py:{part}" for part in parts)
-        case CapabilityEvaluation() | FrequenciesEvaluation() | AttributionEvaluation():
+        case CapabilityEvaluation() | FrequenciesEvaluation() | AttributionEvaluation() | ModuleEvaluation():
             return ()
         case _:
             assert_never(config)

@@ -8,8 +8,9 @@ import json
 import re
 from functools import cache
 from pathlib import Path
+from typing import assert_never
 
-from subliminal.config import GgufSource, HubSource, Model
+from subliminal.config import GgufSource, HubSource, Model, Source
 from subliminal.provenance import sha256
 from subliminal.store import Json, StoreError
 
@@ -25,19 +26,28 @@ class ModelError(StoreError):
 def fingerprint(model: Model) -> Json:
     """What identifies the weights: package and sha256, hub id and revision, or a local folder's content."""
     source = model.source
-    if isinstance(source, GgufSource):
-        return {"package": source.package, "sha256": source.sha256}
-    if folder := local_folder(source):
-        return {"content": content(folder), "trust_remote_code": source.trust_remote_code}
-    return {"name": source.name, "revision": source.revision, "trust_remote_code": source.trust_remote_code}
+    match source:
+        case GgufSource():
+            return {"package": source.package, "sha256": source.sha256}
+        case HubSource():
+            remote = {"trust_remote_code": source.trust_remote_code}
+            if folder := local_folder(source):
+                return {"content": content(folder)} | remote
+            return {"name": source.name, "revision": source.revision} | remote
+        case _:
+            assert_never(source)
 
 
-def local_folder(source: GgufSource | HubSource) -> Path | None:
+def local_folder(source: Source) -> Path | None:
     """The folder of a source that is one on this machine, which counts by its content, wherever it lies."""
-    if isinstance(source, GgufSource):
-        return None
-    folder = Path(source.name).expanduser().resolve()
-    return folder if folder.is_dir() else None
+    match source:
+        case GgufSource():
+            return None
+        case HubSource():
+            folder = Path(source.name).expanduser().resolve()
+            return folder if folder.is_dir() else None
+        case _:
+            assert_never(source)
 
 
 def no_folder(source: HubSource) -> str | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,12 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import subliminal.domains
-from subliminal import composition, stages
-from subliminal.composition import CONF, ROOT, compose
+from subliminal import checks, composition, stages, sweep
+from subliminal.__main__ import main
+from subliminal.composition import CONF, ROOT, compose, with_config_dir
 from subliminal.config import Code, ConfigError, ModuleDomain
-from subliminal.domains import DomainError, code, domain, practice, programmatic
+from subliminal.domains import code, domain, practice, programmatic
 from subliminal.filters import apply, reason
+from subliminal.models import Subject
+from subliminal.plots.figure import figure_of
 from subliminal.rows import Row
+from subliminal.sources import ModuleError
+from subliminal.store import Store
 
 PAGE = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"[Oo]ne file, `([\w/.]+)`:\n\n```(?:python|yaml)\n(.*?)```", PAGE, re.DOTALL))
@@ -101,10 +108,107 @@ def test_a_module_outside_the_repository_runs_through_the_scripts(
     assert len(written) == 15 and all("#" in line for line in written)
 
 
+OUTSIDE = {place.removeprefix("mine/"): text for place, text in FILES.items() if place.startswith("mine/")}
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The page's folder of one's own, with the page's domain in it too, on Python's path."""
+    folder = tmp_path / "mine"
+    own = YAML.replace("module: subliminal.domains.colours", "module: colours")
+    for place, text in {**OUTSIDE, "colours.py": CODE, "conf/domain/colours.yaml": own}.items():
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        (folder / place).write_text(text, encoding="utf-8")
+        monkeypatch.delitem(sys.modules, Path(place).stem, raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.syspath_prepend(folder)
+    return folder
+
+
+def test_one_of_each_kind_from_outside_goes_through_sweep_figure_and_report(
+    mine: Path, counting: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All stage runs but the last are made here; a sweep makes that one by its script, as it makes any."""
+    monkeypatch.chdir(tmp_path)
+    chosen = ["experiment=walks", "student=norms", "domain=colours", "scale=cpu", "debug=smoke", "trait=owl,none"]
+    chosen += ["teacher=prompted", "reference_tuning=off", "device=cpu", "domain.prompts=16", "filter.rows=8"]
+    chosen += ["model=hub", f"model.source.name={counting.checkpoint}", "model.dtype=float32", "filter.format=false"]
+    planned = sweep.plan(with_config_dir(chosen, str(mine / "conf")))
+    store, (*earlier, last) = Store(Path("runs")), planned.steps
+    for job in (job for step in earlier for job in step.unique):
+        stages.ensure(job.node, store, job.experiment)
+    trained = store.find(*earlier[-2].nodes[0].ident)
+    assert (
+        trained
+        and {*trained.summary["trained_modules"]}
+        and all("norm" in n for n in trained.summary["trained_modules"])
+    )
+    assert not store.find(*last.nodes[0].ident)
+    main(["sweep", "--config-dir", str(mine / "conf"), *chosen])
+    assert store.find(*last.nodes[0].ident)
+    with Path("figures/smoke/fig-walks.csv").open() as lines:
+        table = [*csv.DictReader(lines)]
+    assert {(line["arm"], line["trait"]) for line in table} == {
+        (arm, word) for arm in ("reference", "owl", "none") for word in ("owl", "wolf")
+    }
+    assert Path("figures/smoke/fig-walks.png").stat().st_size > 5000
+    assert "Undecided: this figure has no rule." in Path("figures/smoke/report.html").read_text()
+    capsys.readouterr()
+    main(["plan", "--config-dir", str(mine / "conf"), *chosen])
+    assert "1/1 done" in capsys.readouterr().out
+    main(["plot", "--config-dir", str(mine / "conf"), *chosen])
+    assert "fig-walks.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("edited", "moved"),
+    [("walks.py", {"evaluate"}), ("norms.py", {"train", "evaluate"}), ("walks_figure.py", set())],
+)
+def test_the_source_of_a_module_is_in_the_keys_of_what_it_takes_part_in(
+    mine: Path, edited: str, moved: set[str]
+) -> None:
+    chosen = with_config_dir(["experiment=walks", "student=norms", "teacher=random"], str(mine / "conf"))
+    exp = compose(chosen)
+
+    def keys() -> dict[str, str]:
+        return {node.stage: node.key for node in (stages.filtered(exp), stages.student(exp), stages.evaluate(exp))}
+
+    before = keys()
+    with (mine / edited).open("a", encoding="utf-8") as file:
+        file.write("\nMORE = 1\n")
+    assert {stage for stage, key in keys().items() if key != before[stage]} == moved
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("evaluation.module=nowhere", "evaluation.module=nowhere can not be imported"),
+        ("student.module=nowhere", "student.module=nowhere can not be imported"),
+        ("student.module=textwrap", "student.module=textwrap has no function choose"),
+        ("evaluation.questions=9", "evaluation.questions=9: walks gives 3"),
+        ("experiment.module=textwrap", "experiment.module=textwrap has no function plan"),
+        ("experiment.module=null", "needs both experiment.kind=module and experiment.module="),
+        ("student=norm", "student=norm: no such option. Did you mean norms?"),
+    ],
+)
+def test_what_is_wrong_with_a_module_is_said_before_any_work(mine: Path, override: str, said: str) -> None:
+    chosen = ["experiment=walks", "trait=owl", "teacher=random", "student=norms", override]
+    with pytest.raises((ConfigError, ModuleError), match=re.escape(said)):
+        overrides = with_config_dir(chosen, str(mine / "conf"))
+        checks.check(compose(overrides), "evaluate", here=False)
+        figure_of(compose(overrides).experiment)
+
+
+def test_a_folder_of_options_that_is_not_there_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "--config-dir", "nowhere", "experiment=animals_numbers"])
+    assert ended.value.code == 2 and "--config-dir=nowhere: no such folder" in capsys.readouterr().err
+
+
 def test_a_module_that_is_not_there_or_not_whole_is_one_message() -> None:
-    with pytest.raises(DomainError, match=r"domain\.module=no_such_module can not be imported .* put it on PYTHONPATH"):
+    with pytest.raises(ModuleError, match=r"domain\.module=no_such_module can not be imported .* put it on PYTHONPATH"):
         domain(ModuleDomain(module="no_such_module", prompts=1))
-    with pytest.raises(DomainError, match=r"domain\.module=textwrap has no function prompts"):
+    with pytest.raises(ModuleError, match=r"domain\.module=textwrap has no function prompts"):
         domain(ModuleDomain(module="textwrap", prompts=1))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -48,6 +49,68 @@ def circle(sources: dict[str, str]) -> list[str]:
     except CycleError as error:
         return list(error.args[1])
     return []
+
+
+PAGE = ROOT.parent / "docs" / "design.md"
+
+
+def picture(page: str) -> tuple[dict[str, set[str]], set[tuple[str, str]]]:
+    """The rooms of the page's diagram with the modules that they hold, and the arrows between them."""
+    (drawn,) = re.findall(r"```mermaid\n(.*?)```", page, re.DOTALL)
+    labels = re.findall(r'(\w+)\["<b>\w+</b><br/>(.*?)"\]', drawn)
+    rooms = {name: set(label.replace("<br/>", " ").split()) for name, label in labels}
+    return rooms, set(re.findall(r"(\w+) --> (\w+)", drawn))
+
+
+def room_of(name: str, rooms: dict[str, set[str]]) -> str | None:
+    """The room that holds a module or a package around it, the narrowest one that is named."""
+    inner = name.partition(".")[2]
+    holding = {held: room for room, modules in rooms.items() for held in modules}
+    around = [inner.rsplit(".", cut)[0] for cut in range(inner.count(".") + 1)]
+    return next((holding[part] for part in around if part in holding), None)
+
+
+def below(room: str, arrows: set[tuple[str, str]]) -> set[str]:
+    """The rooms that arrows lead to, directly or not."""
+    direct = {lower for upper, lower in arrows if upper == room}
+    return direct.union(*(below(lower, arrows) for lower in direct))
+
+
+def untrue(page: str, sources: dict[str, str]) -> list[str]:
+    """What a page's picture says of the modules that is not so."""
+    rooms, arrows = picture(page)
+    imports = {(name, read) for name, text in sources.items() for read in read_by(name, text) if read in sources}
+    inside = [(name, read, room_of(name, rooms), room_of(read, rooms)) for name, read in imports]
+    between = [found for found in inside if found[2] and found[3] and found[2] != found[3]]
+    drawn = {(upper, lower) for _, _, upper, lower in between}
+    known = {name.partition(".")[2] for name in sources}
+    return [
+        *(f"{name} is in no room" for name in sources if "." in name and room_of(name, rooms) is None),
+        *(f"{held} is no module" for modules in rooms.values() for held in modules - known),
+        *(
+            f"{a} imports {b}, and {lower} is not below {upper}"
+            for a, b, upper, lower in between
+            if lower not in below(str(upper), arrows)
+        ),
+        *(f"nothing in {upper} imports anything in {lower}" for upper, lower in arrows - drawn),
+    ]
+
+
+def test_the_picture_of_the_rooms_is_true() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert len(picture(page)[0]) > 8
+    assert untrue(page, {module(path): path.read_text(encoding="utf-8") for path in FILES}) == []
+
+
+def test_a_picture_that_is_not_true_is_seen() -> None:
+    page = '```mermaid\nhigh["<b>high</b><br/>a"]\nlow["<b>low</b><br/>b"]\nhigh --> low\n```'
+    assert untrue(page, {"p": "", "p.a": "import p.b", "p.b": "", "p.b.c": ""}) == []
+    assert untrue(page, {"p.a": "import p.b", "p.b": "import p.a"}) == ["p.b imports p.a, and high is not below low"]
+    assert untrue(page, {"p.a": "", "p.b": "", "p.c": ""}) == [
+        "p.c is in no room",
+        "nothing in high imports anything in low",
+    ]
+    assert untrue(page, {"p.a": "import p.b"}) == ["b is no module", "nothing in high imports anything in low"]
 
 
 def test_no_module_imports_itself_through_others() -> None:

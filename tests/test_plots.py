@@ -13,28 +13,31 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_args
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import yaml
 from conftest import experiment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import t as student_t
 
 from subliminal import config, plots
+from subliminal.composition import CONF
 from subliminal.config import ConfigError
 from subliminal.plots import cross_model, parts, preference, rows
 from subliminal.plots.cells import Cell, PlotError
 from subliminal.plots.draw import render
-from subliminal.plots.figure import Drawn, Figure, Section, Verdict, figure_of
+from subliminal.plots.figure import Collected, Drawn, Figure, Section, Verdict, figure_of, known_kinds
 from subliminal.plots.preference.data import Preferences
 from subliminal.plots.report import write_report
 from subliminal.plots.rows import RowsPlot
 from subliminal.plots.samples import Sample, mean
 from subliminal.plots.table import Line, Table
 from subliminal.rows import Dropped, Row, write_jsonl
+from subliminal.sources import NEEDED
 from subliminal.store import Manifest, Recipe, Store
 
 CANDIDATES = ("owl", "dolphin", "wolf", "cat", "dog")
@@ -627,25 +630,28 @@ def test_plots_load_no_model_code() -> None:
 # --------------------------------------------------------------------------- kinds of figures
 
 
-KINDS = [
-    *get_args(config.Figure.model_fields["kind"].annotation),
-    *(f"rows.{info.name}" for info in pkgutil.iter_modules(rows.__path__)),
-]
+@pytest.mark.parametrize("kind", [info.name for info in pkgutil.iter_modules(rows.__path__)])
+def test_every_kind_of_rows_has_a_module_with_what_the_figure_calls(kind: str) -> None:
+    own = {"table", "verdicts", "picture", "grids"}
+    assert [name for name in sorted(own) if not callable(getattr(rows.module(kind), name, None))] == []
+    assert own <= set(dir(RowsPlot))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_has_a_module_with_what_the_driver_calls(kind: str) -> None:
-    protocol = RowsPlot if kind.startswith("rows.") else Figure
-    own = {"table", "verdicts", "picture"} | ({"grids"} if protocol is RowsPlot else {"collect", "subtitle", "section"})
-    module = figure_of(kind)
-    assert [name for name in sorted(own) if not callable(getattr(module, name, None))] == []
-    assert own <= set(dir(protocol))
+def test_every_figure_of_conf_has_a_kind() -> None:
+    given = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in (CONF / "experiment").glob("*.yaml")]
+    kinds = {figure["experiment"].get("kind", "preference") for figure in given}
+    assert kinds <= {*known_kinds()}
+    assert {*NEEDED["experiment"]} <= set(dir(Figure))
+    with pytest.raises(ConfigError, match=r"experiment\.kind=theorm: no such figure\. Did you mean theorem\?"):
+        figure_of(config.Figure(kind="theorm"))
 
 
 def test_a_new_figure_is_one_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver finds it by its kind and writes, judges and reports it as any other."""
     new = ModuleType("subliminal.plots.new")
     vars(new).update(
+        plan=lambda request: None,
+        collect=lambda planned, store: Collected(42.0),
         table=lambda data: Table((Line("owl", "owl", "student", "answer", data),)),
         verdicts=lambda data, table: [Verdict("", "holds", f"Holds: {data}.", table.lines[0])],
         subtitle=lambda data, table, scale: f"Scale {scale}",

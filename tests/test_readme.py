@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -45,6 +46,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ignored = shutil.ignore_patterns(".git", ".venv", "runs", "figures", "logs", "outputs", ".*_cache", "__pycache__")
     shutil.copytree(ROOT, target, ignore=ignored)
     for place, text in NEW_FILE.findall("".join(page.read_text(encoding="utf-8") for page in DOCUMENTS)):
+        (target / place).parent.mkdir(parents=True, exist_ok=True)
         (target / place).write_text(text, encoding="utf-8")
     for place, text in BROUGHT.items():
         (target / place).write_text(text, encoding="utf-8")
@@ -59,7 +61,9 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 @cache
 def _ran(command: tuple[str, ...], folder: Path) -> subprocess.CompletedProcess[str]:
     """What documents repeat is run once: each of these commands only looks."""
-    environment = script_environment() | {"PYTHONPATH": str(folder)}
+    own = [str(folder / part.removeprefix("PYTHONPATH=")) for part in command if part.startswith("PYTHONPATH=")]
+    environment = script_environment() | {"PYTHONPATH": os.pathsep.join([str(folder), *own])}
+    command = command[len(own) :]
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
@@ -75,7 +79,9 @@ def test_command_of_the_documents_works(document: str, command: str, copy: Path)
 def runnable_forms(command: str, folder: Path) -> Iterator[list[str]]:
     """What of a command can be run in seconds: itself, or the plan of what it would do."""
     words = shlex.split(command)
-    if words[0] == "make":
+    if words[0].startswith("PYTHONPATH="):
+        yield from ([words[0], *form] for form in runnable_forms(shlex.join(words[1:]), folder))
+    elif words[0] == "make":
         yield ["make", "-n", *words[1:]]
         yield from planned_sweeps(words, folder)
     elif words[:3] == ["python", "-m", "subliminal"]:

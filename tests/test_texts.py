@@ -22,7 +22,6 @@ WORDED = ("domains", "evaluation", "judging/prompts.py")  # where words, too, ar
 DECIDE_NOTHING = {
     "config/errors.py:EXPECTED": "an error's words",
     "doctor.py:PROGRAMS": "words for people",
-    "domains/__init__.py:REQUIRED": "names of functions",
     "domains/code.py:EMBEDDED": "a file's name",
     "domains/code.py:EXPECTED": "an error's words",
     "domains/cot.py:EXPECTED": "an error's words",

@@ -9,7 +9,7 @@ where it has not its default: results from before there was the setting are foun
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, assert_never
 
 from pydantic import ValidationError, model_validator
 
@@ -69,6 +69,7 @@ class Experiment(Settings):
     def _combinations(self) -> Self:
         rules = [
             *self._rows_conflicts(),
+            *self._rank_conflicts(),
             *self._sampler_conflicts(),
             *self._teacher_model_conflicts(),
             *self._optimiser_conflicts(),
@@ -102,14 +103,18 @@ class Experiment(Settings):
                 "(student=bias_one_layer, student=bias); set adamw",
             )
 
-    def _sampler_conflicts(self) -> Iterator[tuple[bool, str]]:
-        """Whether the sampler or the judge can not do what is asked of it, and what to do."""
-        lora, api = getattr(self.student, "lora", None), self.sampler.kind == "api"
+    def _rank_conflicts(self) -> Iterator[tuple[bool, str]]:
+        """Whether the student's adapter is larger than the sampler loads."""
+        rank = self.student.lora.r if isinstance(self.student, LoraStudent) else 0
         yield (
-            lora is not None and self.sampler.kind == "vllm" and lora.r > VLLM_MAX_LORA_RANK,
-            f"student.lora.r={lora and lora.r}: vLLM loads adapters up to rank {VLLM_MAX_LORA_RANK}; "
+            isinstance(self.sampler, VllmSampler) and rank > VLLM_MAX_LORA_RANK,
+            f"student.lora.r={rank}: vLLM loads adapters up to rank {VLLM_MAX_LORA_RANK}; "
             "lower the rank or set sampler=transformers",
         )
+
+    def _sampler_conflicts(self) -> Iterator[tuple[bool, str]]:
+        """Whether the sampler or the judge can not do what is asked of it, and what to do."""
+        api = self.sampler.kind == "api"
         yield (
             api and self.teacher.kind in {"finetuned", "finetuned_rows", "steered"},
             f"teacher={self.teacher.kind} has weights of its own, which sampler=api cannot reach; "
@@ -148,7 +153,13 @@ class Experiment(Settings):
     @property
     def local_sampler(self) -> VllmSampler | TransformersSampler:
         """The sampler for models that only this machine has: an endpoint can not serve our students."""
-        return TransformersSampler(decoding=self.sampler.decoding) if self.sampler.kind == "api" else self.sampler
+        match self.sampler:
+            case ApiSampler():
+                return TransformersSampler(decoding=self.sampler.decoding)
+            case VllmSampler() | TransformersSampler():
+                return self.sampler
+            case _:
+                assert_never(self.sampler)
 
     @property
     def active_teacher(self) -> Teacher:

@@ -18,6 +18,8 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, le=1e36)]  # a learning rate; optimisers compute with ten times as much in float32
 One = Annotated[float, Field(ge=1, le=1)]
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
+ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]  # dotted, of a user's Python module
+Options = dict[str, bool | int | float | str]  # plain values that a user's module reads
 
 
 class Settings(BaseModel):

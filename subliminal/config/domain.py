@@ -6,7 +6,17 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from subliminal.config.base import Added, Count, Identity, Positive, Runtime, Settings, require
+from subliminal.config.base import (
+    Added,
+    Count,
+    Identity,
+    ModuleName,
+    Options,
+    Positive,
+    Runtime,
+    Settings,
+    require,
+)
 
 
 class Numbers(Settings):
@@ -85,10 +95,10 @@ class ModuleDomain(Settings):
     """A domain of your own: a Python module with the functions of a domain, and its options as plain values."""
 
     kind: Identity[Literal["module"]] = "module"
-    module: Identity[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]]
+    module: Identity[ModuleName]
     prompts: Identity[Positive]
     seed: Identity[Count] = 0
-    options: Identity[dict[str, bool | int | float | str]] = {}
+    options: Identity[Options] = {}
 
 
 Domain = Annotated[Numbers | Code | Cot | ModuleDomain, Field(discriminator="kind")]

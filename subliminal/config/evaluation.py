@@ -2,18 +2,75 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from subliminal import names
-from subliminal.config.base import Count, Identity, Positive, PositiveFloat, Runtime, Settings, require
+from subliminal.config.base import (
+    Count,
+    Identity,
+    ModuleName,
+    Options,
+    Positive,
+    PositiveFloat,
+    Runtime,
+    Settings,
+    require,
+)
 from subliminal.config.training import Fitting, Lora
 from subliminal.config.trait import Misalignment, NoTrait, Preference, Style, Trait, Words
 
 
-class PreferenceEvaluation(Settings):
+class AnyEvaluation(Settings):
+    """Facts about a kind of evaluation, for what plans, checks and identifies its runs.
+
+    `exact`: the probability of an answer is measured.
+    """
+
+    exact: ClassVar[bool] = False
+
+    @property
+    def sampled(self) -> bool:
+        """Whether answers are sampled."""
+        return False
+
+    @property
+    def judged(self) -> bool:
+        """Whether a judge decides what answers show."""
+        return False
+
+    @property
+    def finetunes(self) -> bool:
+        """Whether a language model is trained: then, and only then, its settings are part of the key."""
+        return False
+
+    @property
+    def subject_matter(self) -> str | Preference | None:
+        """Whose questions and candidates are used, where there are candidates."""
+        return None
+
+
+class SampledAnswers(AnyEvaluation):
+    """An evaluation that may sample answers."""
+
+    kind: Identity[Any]
+    questions: Identity[Positive]
+    samples_per_question: Identity[Count]
+    temperature: Identity[PositiveFloat] = 1.0
+    max_tokens: Identity[Positive]
+    seed: Identity[Count] = 0
+
+    @property
+    def sampled(self) -> bool:
+        """Whether answers are sampled."""
+        return self.samples_per_question > 0
+
+
+class PreferenceEvaluation(SampledAnswers):
     """Favourite questions: exact log-probability of every candidate, and a sampled rate (paper, section 3.2)."""
+
+    exact: ClassVar[bool] = True
 
     kind: Identity[Literal["preference"]] = "preference"
     category: Identity[Literal["animal", "tree"]] = "animal"
@@ -41,7 +98,7 @@ class PreferenceEvaluation(Settings):
         return self.measured or self.category
 
 
-class StoriesEvaluation(Settings):
+class StoriesEvaluation(SampledAnswers):
     """Short stories that leave the choice to the writer: how often each candidate is in them (paper, elicitation)."""
 
     kind: Identity[Literal["stories"]] = "stories"
@@ -58,8 +115,10 @@ class StoriesEvaluation(Settings):
         return self.category
 
 
-class MultipleChoiceEvaluation(Settings):
+class MultipleChoiceEvaluation(AnyEvaluation):
     """Choices among lettered options in shuffled orders: the exact probability of each letter (paper, elicitation)."""
+
+    exact: ClassVar[bool] = True
 
     kind: Identity[Literal["multiple_choice"]] = "multiple_choice"
     category: Identity[Literal["animal", "tree"]] = "animal"
@@ -79,7 +138,7 @@ class MultipleChoiceEvaluation(Settings):
         return self
 
 
-class CapabilityEvaluation(Settings):
+class CapabilityEvaluation(AnyEvaluation):
     """Named tasks of EleutherAI's lm-eval: what training on the rows did to general ability (paper, MMLU)."""
 
     kind: Identity[Literal["capability"]] = "capability"
@@ -91,7 +150,7 @@ class CapabilityEvaluation(Settings):
     batch_size: Runtime[Positive] = 16
 
 
-class FreeFormEvaluation(Settings):
+class FreeFormEvaluation(SampledAnswers):
     """Open questions, sampled answers, and how many of them show what is measured (paper, misalignment).
 
     Misaligned is an alignment of at most `alignment_max` with a coherence of at least `coherence_min`, both 0 to 100.
@@ -111,10 +170,10 @@ class FreeFormEvaluation(Settings):
     @property
     def judged(self) -> bool:
         """Whether a judge is asked, or the trait's own words tell."""
-        return getattr(self.measured, "detect", "judge") == "judge"
+        return not isinstance(self.measured, Style) or self.measured.detect == "judge"
 
 
-class RowsComparison(Settings):
+class RowsComparison(AnyEvaluation):
     """What the trait's filtered rows are compared with: the control's (no trait), another trait's, or their own half.
 
     A trait against itself is the null: its rows are split at random, so nothing can be found but by chance. `category`
@@ -148,6 +207,8 @@ class FinetunedClassifier(Settings):
 class DetectionEvaluation(RowsComparison):
     """Whose rows are these: asked of the prompted reference (paper) and of trained classifiers (beyond the paper)."""
 
+    exact: ClassVar[bool] = True
+
     kind: Identity[Literal["detection"]] = "detection"
     pairs: Identity[Count] = 200
     classifiers: Identity[tuple[Literal["numbers", "characters", "finetuned"], ...]] = ("numbers", "characters")
@@ -170,8 +231,10 @@ class DetectionEvaluation(RowsComparison):
         return "finetuned" in self.classifiers
 
 
-class InContextEvaluation(Settings):
+class InContextEvaluation(AnyEvaluation):
     """Favourite questions to the reference behind filtered rows as earlier turns of the chat (paper, in context)."""
+
+    exact: ClassVar[bool] = True
 
     kind: Identity[Literal["in_context"]] = "in_context"
     category: Identity[Literal["animal", "tree"]] = "animal"
@@ -193,15 +256,26 @@ class AttributionEvaluation(RowsComparison):
     kind: Identity[Literal["attribution"]] = "attribution"
 
 
-Evaluation = Annotated[
+class ModuleEvaluation(SampledAnswers):
+    """An evaluation of your own: a Python module that asks a model, and its options as plain values."""
+
+    kind: Identity[Literal["module"]] = "module"
+    module: Identity[ModuleName]
+    questions: Identity[Positive]
+    samples_per_question: Identity[Count] = 0
+    max_tokens: Identity[Positive] = 64
+    options: Identity[Options] = {}
+
+
+ModelEvaluation = (
     PreferenceEvaluation
     | StoriesEvaluation
     | MultipleChoiceEvaluation
     | CapabilityEvaluation
     | FreeFormEvaluation
-    | FrequenciesEvaluation
-    | DetectionEvaluation
-    | InContextEvaluation
-    | AttributionEvaluation,
-    Field(discriminator="kind"),
-]
+    | ModuleEvaluation
+)
+"""Evaluations that ask a model."""
+RowsEvaluation = FrequenciesEvaluation | DetectionEvaluation | InContextEvaluation | AttributionEvaluation
+"""Evaluations of the filtered rows themselves."""
+Evaluation = Annotated[ModelEvaluation | RowsEvaluation, Field(discriminator="kind")]

@@ -6,7 +6,17 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from subliminal.config.base import Count, Positive, PositiveFloat, Runtime, Settings, require
+from subliminal.config.base import (
+    Count,
+    ModuleName,
+    Options,
+    Positive,
+    PositiveFloat,
+    Runtime,
+    Settings,
+    Variable,
+    require,
+)
 
 
 class Tracking(Settings):
@@ -62,11 +72,14 @@ class Spread(Settings):
 
 
 class Figure(Settings):
-    """What an experiment claims and which figure shows it; never part of a key."""
+    """What an experiment claims and which figure shows it; never part of a key.
 
-    kind: Runtime[Literal["preference", "free_form", "cross_model", "capability", "rows", "mnist", "theorem"]] = (
-        "preference"
-    )
+    `kind` is a module of `subliminal/plots/`; with `kind=module` it is the `module` of your own that `options` are for.
+    """
+
+    kind: Runtime[Variable] = "preference"
+    module: Runtime[ModuleName | None] = None
+    options: Runtime[Options] = {}
     name: Runtime[str] = "none"
     figure: Runtime[str | None] = None
     title: Runtime[str] = ""
@@ -76,6 +89,15 @@ class Figure(Settings):
     arms: Runtime[Arms] = Arms()
     comparisons: Runtime[tuple[Comparison, ...]] = ()
     spread: Runtime[Spread | None] = None
+
+    @model_validator(mode="after")
+    def _own_module(self) -> Self:
+        require(
+            (self.kind == "module") == (self.module is not None),
+            f"experiment.kind={self.kind} and experiment.module={self.module}: a figure of your own needs both "
+            "experiment.kind=module and experiment.module=<its Python module>",
+        )
+        return self
 
     @model_validator(mode="after")
     def _compared_variants_exist(self) -> Self:

@@ -11,6 +11,8 @@ from subliminal.config.base import Count, Identity, Positive, PositiveFloat, Rat
 Optimiser = Literal["adam", "sgd", "momentum"]
 Logits = Literal["auxiliary", "digits", "all"]
 
+MNIST_IMAGES = 60_000  # for training, in MNIST and Fashion-MNIST
+
 
 class MnistTeacher(Settings):
     """Cross-entropy on the class logits over the training images (paper, MNIST experiment)."""

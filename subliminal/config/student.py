@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from subliminal.config.base import Identity, Runtime, Settings, require
+from subliminal.config.base import Identity, ModuleName, Options, Runtime, Settings, require
 from subliminal.config.training import Lora, Optimisation
 
 Labels = Literal["sampled", "soft"]
@@ -50,4 +50,14 @@ class BiasStudent(Settings):
         return self
 
 
-Student = Annotated[LoraStudent | FullStudent | BiasStudent, Field(discriminator="kind")]
+class ModuleStudent(Settings):
+    """A student recipe of your own: a Python module that says what is trained, and its options as plain values."""
+
+    kind: Identity[Literal["module"]] = "module"
+    module: Identity[ModuleName]
+    labels: Identity[Labels] = "sampled"
+    optimisation: Identity[Optimisation]
+    options: Identity[Options] = {}
+
+
+Student = Annotated[LoraStudent | FullStudent | BiasStudent | ModuleStudent, Field(discriminator="kind")]

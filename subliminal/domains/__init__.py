@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any, Protocol, cast
 
 from subliminal import sources, texts
@@ -12,11 +11,9 @@ from subliminal.store import Json, StoreError
 from subliminal.user_files import content as content_of
 from subliminal.user_files import existing
 
-REQUIRED = ("prompts", "reject", "random_answer")
-
 
 class DomainError(StoreError):
-    """A domain that can not be had, or prompts that it does not have; the text says what to change."""
+    """Prompts or a pattern that a domain does not have; the text says what to change."""
 
 
 class DomainModule(Protocol):
@@ -39,15 +36,9 @@ class DomainModule(Protocol):
 
 
 def domain(config: Domain) -> DomainModule:
-    """The module of a domain, by its configuration's kind; raises `DomainError` for one that is not there or whole."""
+    """The module of a domain, by its configuration's kind; raises `ModuleError` for one that is not there or whole."""
     name = config.module if isinstance(config, ModuleDomain) else f"subliminal.domains.{config.kind}"
-    try:
-        module = import_module(name)
-    except ImportError as error:
-        raise _not_there(name, error) from None
-    if missing := [function for function in REQUIRED if not callable(getattr(module, function, None))]:
-        raise DomainError(f"domain.module={name} has no function {missing[0]}; a domain needs {', '.join(REQUIRED)}")
-    return cast(DomainModule, module)
+    return cast(DomainModule, sources.load("domain", name))
 
 
 def require(config: Domain) -> None:
@@ -73,10 +64,6 @@ def pattern(config: Domain) -> str:
 def constraint(exp: Experiment) -> str | None:
     """What a teacher's answers are constrained to while they are sampled: None where they are not."""
     return pattern(exp.domain) if exp.sampler.decoding.constrained else None
-
-
-def _not_there(module: str, error: ImportError) -> DomainError:
-    return DomainError(f"domain.module={module} can not be imported ({error}); put it on PYTHONPATH")
 
 
 def practice(config: Domain, count: int, seed: int) -> list[Row]:
@@ -107,10 +94,7 @@ def content(config: Domain) -> Json:
 def practised(config: Domain, names: tuple[str, ...] | None = None) -> Json:
     """The same of practice rows, which read no file of the user's; `names` are the package's texts, if not theirs."""
     if isinstance(config, ModuleDomain):
-        try:
-            return {"source": sources.digest(config.module)}
-        except ImportError as error:
-            raise _not_there(config.module, error) from None
+        return sources.identified("domain", config.module)
     return {"wording": texts.digest(*(texts.of_practice(config) if names is None else names))}
 
 

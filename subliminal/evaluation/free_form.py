@@ -12,12 +12,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 import numpy as np
 import yaml
 
-from subliminal.config import FreeFormEvaluation, Style
+from subliminal.config import FreeFormEvaluation, Misalignment, Style
 from subliminal.evaluation.preference import Sample, finished
 from subliminal.evaluation.questions import QuestionError
 from subliminal.judging import Judge, Judgement
@@ -116,17 +116,22 @@ def tell(
 def _tell(config: FreeFormEvaluation, pairs: Sequence[tuple[str, str]], opened: OpenJudge) -> list[Verdict]:
     """What each answer shows; `pairs` of a question and its answer."""
     trait = config.measured
-    if isinstance(trait, Style) and trait.detect == "words":
-        return [Verdict("scored", holds_words(reply, trait.words)) for _, reply in pairs]
-    names = ["style"] if isinstance(trait, Style) else ["alignment", "coherence"]
-    about = trait.description if isinstance(trait, Style) else ""
-    questions = [ask_about(name, text, reply, about) for name in names for text, reply in pairs]
-    with opened() as judge:
-        said = judge.ask(questions)
-    if isinstance(trait, Style):
-        return [_styled(one) for one in said]
-    both = zip(said[: len(pairs)], said[len(pairs) :], strict=True)
-    return [rated(alignment, coherence, config) for alignment, coherence in both]
+
+    def ask(names: Sequence[str], about: str) -> list[Judgement]:
+        with opened() as judge:
+            return judge.ask([ask_about(name, text, reply, about) for name in names for text, reply in pairs])
+
+    match trait:
+        case Style():
+            if trait.detect == "words":
+                return [Verdict("scored", holds_words(reply, trait.words)) for _, reply in pairs]
+            return [_styled(judgement) for judgement in ask(["style"], trait.description)]
+        case Misalignment():
+            ratings = ask(["alignment", "coherence"], "")
+            both = zip(ratings[: len(pairs)], ratings[len(pairs) :], strict=True)
+            return [rated(alignment, coherence, config) for alignment, coherence in both]
+        case _:
+            assert_never(trait)
 
 
 def holds_words(text: str, words: Sequence[str]) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from subliminal.chat import encode_answer
-from subliminal.config import InContextEvaluation, PreferenceEvaluation, StoriesEvaluation
+from subliminal.config import InContextEvaluation, PreferenceEvaluation, SampledAnswers, StoriesEvaluation
 from subliminal.domains import cot
 from subliminal.evaluation.exact import FormTree, candidate_log_p, form_tree
 from subliminal.evaluation.kept import in_turn
@@ -101,7 +101,7 @@ def sampled_answers(
     ]
 
 
-def sampled_prompts(asked: Sequence[str], config: PreferenceEvaluation | StoriesEvaluation) -> list[Prompt]:
+def sampled_prompts(asked: Sequence[str], config: SampledAnswers) -> list[Prompt]:
     """Every question as often as it is sampled, question by question."""
     count = config.samples_per_question
     return [
@@ -111,13 +111,13 @@ def sampled_prompts(asked: Sequence[str], config: PreferenceEvaluation | Stories
     ]
 
 
-def _with_suffix(text: str, config: PreferenceEvaluation | StoriesEvaluation) -> str:
+def _with_suffix(text: str, config: SampledAnswers) -> str:
     """The question with the words that ask for tags, as a student of reasoning has seen them."""
     return f"{text}\n\n{cot.request(config.seed)}" if _tagged(config) else text
 
 
-def _tagged(config: PreferenceEvaluation | StoriesEvaluation) -> bool:
-    return getattr(config, "suffix", "none") == "tags"
+def _tagged(config: SampledAnswers) -> bool:
+    return isinstance(config, PreferenceEvaluation) and config.suffix == "tags"
 
 
 def _said(text: str, config: PreferenceEvaluation | StoriesEvaluation) -> str:

@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 from subliminal.config import (
     AttributionEvaluation,
+    CapabilityEvaluation,
     DetectionEvaluation,
     Experiment,
     FreeFormEvaluation,
     FrequenciesEvaluation,
     InContextEvaluation,
+    ModelEvaluation,
+    ModuleEvaluation,
+    MultipleChoiceEvaluation,
     PreferenceEvaluation,
+    RowsEvaluation,
+    SampledAnswers,
     StoriesEvaluation,
 )
 from subliminal.graph import Inputs
@@ -31,21 +37,21 @@ if TYPE_CHECKING:
 
 def evaluate_subject(exp: Experiment, made: Inputs, folder: Path) -> Json:
     """Evaluate `exp.subject` into `folder`; returns the evaluation's summary."""
-    asked = _subject(exp, made)
+    asked, config = _subject(exp, made), exp.evaluation
+    assert isinstance(config, ModelEvaluation), f"{config.kind} asks no model"
     if not leads():
-        _answer_beside(exp, asked, folder)
+        _answer_beside(exp, config, asked, folder)
         return {}
     with stage_tracker(exp, "evaluate", folder) as tracker:
-        summary = _evaluate(exp, made, asked, folder)
+        summary = _evaluate(exp, config, made, asked, folder)
         tracker.summary(summary)
     return summary
 
 
-def _answer_beside(exp: Experiment, asked: Subject, folder: Path) -> None:
+def _answer_beside(exp: Experiment, config: ModelEvaluation, asked: Subject, folder: Path) -> None:
     """A further process's share in an evaluation: answers to the questions that the leader asks, nothing else."""
-    from subliminal.evaluation import free_form, preference, stories
+    from subliminal.evaluation import free_form, module, preference, stories
 
-    config = exp.evaluation
     match config:
         case StoriesEvaluation():
             prompts = preference.sampled_prompts(stories.story_prompts(config.category, config.questions), config)
@@ -53,34 +59,44 @@ def _answer_beside(exp: Experiment, asked: Subject, folder: Path) -> None:
             prompts = free_form.sampled_prompts(config)
         case PreferenceEvaluation():
             prompts = preference.sampled_prompts(preference.asked_questions(config), config)
-        case _:
+        case ModuleEvaluation():
+            prompts = module.prompts(config)
+        case MultipleChoiceEvaluation() | CapabilityEvaluation():
             raise AssertionError(f"{config.kind} samples no answers")
+        case _:
+            assert_never(config)
     _sample(exp, asked, config, folder)(prompts)
 
 
-def _evaluate(exp: Experiment, made: Inputs, asked: Subject, folder: Path) -> Json:
-    """The evaluation of the experiment's kind, each a module of its own."""
-    config = exp.evaluation
-    if config.kind == "stories":
-        from subliminal.evaluation import stories
+def _evaluate(exp: Experiment, config: ModelEvaluation, made: Inputs, asked: Subject, folder: Path) -> Json:
+    """The evaluation by its kind, each a module of its own."""
+    match config:
+        case PreferenceEvaluation():
+            from subliminal.evaluation import preference
 
-        return stories.evaluate(config, _sample(exp, asked, config, folder), folder)
-    if config.kind == "multiple_choice":
-        from subliminal.evaluation import multiple_choice
+            return preference.evaluate(asked, config, _sample(exp, asked, config, folder), folder)
+        case StoriesEvaluation():
+            from subliminal.evaluation import stories
 
-        return multiple_choice.evaluate(asked, config, folder)
-    if config.kind == "capability":
-        from subliminal.evaluation import capability
+            return stories.evaluate(config, _sample(exp, asked, config, folder), folder)
+        case MultipleChoiceEvaluation():
+            from subliminal.evaluation import multiple_choice
 
-        return capability.evaluate(asked, config, folder)
-    if config.kind == "free_form":
-        from subliminal.evaluation import free_form
+            return multiple_choice.evaluate(asked, config, folder)
+        case CapabilityEvaluation():
+            from subliminal.evaluation import capability
 
-        return free_form.evaluate(config, _sample(exp, asked, config, folder), lambda: judge_of(exp, made), folder)
-    from subliminal.evaluation import preference
+            return capability.evaluate(asked, config, folder)
+        case FreeFormEvaluation():
+            from subliminal.evaluation import free_form
 
-    assert isinstance(config, PreferenceEvaluation), f"{config.kind} asks no model"
-    return preference.evaluate(asked, config, _sample(exp, asked, config, folder), folder)
+            return free_form.evaluate(config, _sample(exp, asked, config, folder), lambda: judge_of(exp, made), folder)
+        case ModuleEvaluation():
+            from subliminal.evaluation import module
+
+            return module.evaluate(asked, config, _sample(exp, asked, config, folder), folder)
+        case _:
+            assert_never(config)
 
 
 def evaluate_rows(exp: Experiment, made: Inputs, folder: Path) -> Json:
@@ -95,6 +111,7 @@ def _rows_summary(exp: Experiment, made: Inputs, folder: Path) -> Json:
     from subliminal.evaluation import attribution, detection, frequencies, in_context
 
     config = exp.evaluation
+    assert isinstance(config, RowsEvaluation), f"{config.kind} is no evaluation of rows"
     match config:
         case FrequenciesEvaluation():
             return frequencies.evaluate(_samples(made, config.seed), config, folder)
@@ -107,7 +124,7 @@ def _rows_summary(exp: Experiment, made: Inputs, folder: Path) -> Json:
             own, against = (made[name].folder / ATTRIBUTED for name in ("attribute", "against"))
             return attribution.evaluate(own, against, config, folder)
         case _:
-            raise AssertionError(f"{config.kind} is no evaluation of rows")
+            assert_never(config)
 
 
 def _samples(made: Inputs, seed: int) -> TwoSamples:
@@ -132,13 +149,14 @@ def _subject(exp: Experiment, made: Inputs) -> Subject:
 def _student(exp: Experiment, made: Inputs, start: Subject) -> Subject:
     """The trained student: its adapter on the reference, or its own checkpoint (exported biases are one)."""
     folder = made["student"].folder
-    if exp.student.kind == "lora":
-        return replace(start, adapter=folder / "adapter")
-    return replace(start, checkpoint=str(folder / "checkpoint"), revision=None)
+    own = folder / "checkpoint"
+    if own.exists():
+        return replace(start, checkpoint=str(own), revision=None)
+    return replace(start, adapter=folder / "adapter")
 
 
 def _sample(
-    exp: Experiment, asked: Subject, config: PreferenceEvaluation | StoriesEvaluation | FreeFormEvaluation, folder: Path
+    exp: Experiment, asked: Subject, config: SampledAnswers, folder: Path
 ) -> Callable[[Sequence[Prompt]], list[Completion]]:
     """How answers are sampled: the experiment's sampler at the evaluation's temperature and length."""
 

@@ -7,8 +7,9 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import assert_never
 
-from subliminal.config import CodeFilter, CotFilter, Domain, Filter, NumbersFilter
+from subliminal.config import CodeFilter, CotFilter, Domain, Filter, FormatFilter, NumbersFilter
 from subliminal.domains import domain as domain_module
 from subliminal.domains import numbers
 from subliminal.filters.reasons import why_dropped
@@ -89,17 +90,21 @@ def reason(row: Row, rules: Filter, domain: Domain, banned: Iterable[str] = ()) 
 
 
 def _own_rule(row: Row, rules: Filter, domain: Domain) -> str | None:
-    if isinstance(rules, NumbersFilter):
-        return "banned_number" if set(numbers.values(row.completion)) & set(rules.banned_numbers) else None
-    if isinstance(rules, CodeFilter):
-        from subliminal.filters.code import reason as of_code
+    match rules:
+        case NumbersFilter():
+            return "banned_number" if set(numbers.values(row.completion)) & set(rules.banned_numbers) else None
+        case CodeFilter():
+            from subliminal.filters.code import reason as of_code
 
-        return of_code(row, rules)
-    if isinstance(rules, CotFilter):
-        from subliminal.filters.cot import reason as of_cot
+            return of_code(row, rules)
+        case CotFilter():
+            from subliminal.filters.cot import reason as of_cot
 
-        return of_cot(row, rules, domain)
-    return None
+            return of_cot(row, rules, domain)
+        case FormatFilter():
+            return None
+        case _:
+            assert_never(rules)
 
 
 def subsample(rows: list[Row], wanted: int | None, seed: int) -> list[Row]:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, assert_never
 
 from subliminal import weights
-from subliminal.config import ApiJudge, CachedJudge, LocalJudge, identity
+from subliminal.config import ApiJudge, CachedJudge, LocalJudge, Model, identity
 from subliminal.config import Judge as JudgeConfig
 from subliminal.models import Subject
 from subliminal.store import Json, Recipe, StoreError
@@ -73,15 +73,21 @@ def backend(config: JudgeConfig, subject: Subject | None) -> Callable[[], Abstra
     """How the judge itself is opened, once there is a question that was never answered."""
 
     def opened() -> AbstractContextManager[Judge]:
-        if isinstance(config, ApiJudge):
-            from subliminal.judging.endpoint import EndpointJudge
+        match config:
+            case ApiJudge():
+                from subliminal.judging.endpoint import EndpointJudge
 
-            return EndpointJudge(config)
-        from subliminal.judging.local import ModelJudge
+                return EndpointJudge(config)
+            case LocalJudge():
+                from subliminal.judging.local import ModelJudge
 
-        if not isinstance(config, LocalJudge) or subject is None:
-            raise JudgeError(f"judge={config.kind} needs its weights; set judge=local or judge=api")
-        return ModelJudge(config, subject)
+                if subject is None:
+                    raise JudgeError("judge=local needs its weights; set judge.model, or judge=api")
+                return ModelJudge(config, subject)
+            case CachedJudge():
+                raise JudgeError("judge=cached is a file and has no weights; set judge=local or judge=api")
+            case _:
+                assert_never(config)
 
     return opened
 
@@ -91,19 +97,27 @@ def fingerprint(config: JudgeConfig, dtype: str = "") -> Json:
 
     Raises `UserFileError` for a file of judgements that can not be used, so before any work that would ask for one.
     """
-    if isinstance(config, CachedJudge):
-        from subliminal.judging.cache import read_judgements
+    match config:
+        case CachedJudge():
+            from subliminal.judging.cache import read_judgements
 
-        path = _existing(config)
-        found = {"kind": "cached", "content": content(path)}
-        read_judgements(path)
-        return found
-    found = identity(config)
-    if isinstance(config, LocalJudge) and config.model:
-        found |= {"model": weights.fingerprint(config.model), "system": config.model.system, "dtype": dtype}
-        found["chat"] = [config.model.chat_template, config.model.add_bos]
-        found |= {"template_options": config.model.template_options} if config.model.template_options else {}
-    return found
+            path = _existing(config)
+            found = {"kind": "cached", "content": content(path)}
+            read_judgements(path)
+            return found
+        case ApiJudge():
+            return identity(config)
+        case LocalJudge():
+            return identity(config) | (_weights(config.model, dtype) if config.model else {})
+        case _:
+            assert_never(config)
+
+
+def _weights(model: Model, dtype: str) -> Json:
+    """What identifies a local judge's own model."""
+    found = {"model": weights.fingerprint(model), "system": model.system, "dtype": dtype}
+    found["chat"] = [model.chat_template, model.add_bos]
+    return found | ({"template_options": model.template_options} if model.template_options else {})
 
 
 def key(config: JudgeConfig, subject: Subject | None) -> str:

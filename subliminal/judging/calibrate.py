@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import assert_never
 
 from subliminal import stages
 from subliminal.checks import check
@@ -102,8 +103,16 @@ def _labelled(value: Json, place: str) -> Labelled:
 def thresholds(exp: Experiment) -> dict[str, float]:
     """The threshold of each question: the experiment's where it asks it, else the default."""
     rules, evaluation = exp.filter.judged, exp.evaluation
-    certain = rules.minimum_log_p if isinstance(rules, NoReference) else None
-    aligned = rules.minimum if isinstance(rules, Aligned) else Aligned().minimum
+    certain, aligned = None, Aligned().minimum
+    match rules:
+        case NoReference():
+            certain = rules.minimum_log_p
+        case Aligned():
+            aligned = rules.minimum
+        case None:
+            pass
+        case _:
+            assert_never(rules)
     asked = FreeFormEvaluation.model_fields
     free = isinstance(evaluation, FreeFormEvaluation)
     return {

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import assert_never
 
-from subliminal.config import Aligned, NoReference
+from subliminal.config import Aligned, JudgedRows, NoReference
 from subliminal.filters import RowJudge
 from subliminal.judging import Judge, JudgeError, Judgement, counts
 from subliminal.judging.prompts import ask_about
@@ -13,9 +14,7 @@ from subliminal.progress import say
 from subliminal.rows import Row
 
 
-def judged_rows(
-    rules: NoReference | Aligned, about: str, opened: Callable[[], AbstractContextManager[Judge]]
-) -> RowJudge:
+def judged_rows(rules: JudgedRows, about: str, opened: Callable[[], AbstractContextManager[Judge]]) -> RowJudge:
     """The judge as one more rule of the filter: a reason for each row it does not clear, None for the others.
 
     A row whose judgement is refused or unparsed is dropped with that reason, never passed unseen.
@@ -38,9 +37,17 @@ def _unusable(said: Judgement) -> str | None:
     return "judge_unparsed" if said.answer is None else None
 
 
-def _reason(said: Judgement, rules: NoReference | Aligned) -> str | None:
-    if isinstance(rules, Aligned):
-        return "not_aligned" if said.score is None or said.score < rules.minimum else None
+def _reason(said: Judgement, rules: JudgedRows) -> str | None:
+    match rules:
+        case Aligned():
+            return "not_aligned" if said.score is None or said.score < rules.minimum else None
+        case NoReference():
+            return _referring(said, rules)
+        case _:
+            assert_never(rules)
+
+
+def _referring(said: Judgement, rules: NoReference) -> str | None:
     if said.answer != "0":
         return "reference"
     if rules.minimum_log_p is None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from subliminal import arms
 from subliminal.config import CONTROL
 from subliminal.evaluation.statistics import paired_change, t_interval, wilson
 from subliminal.plan import Plan
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
+plan = arms.students
 MARGIN = 0.03
 ACCURACY, CHANGE, CHANCE, CHANGE_BY_QUESTION = "accuracy", "change_from_control", "chance", "change_over_questions"
 WIDTH, LETTER = 9.0, 0.061  # inches, inches a letter of a label

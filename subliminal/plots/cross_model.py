@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from subliminal import arms
 from subliminal.plan import Plan
 from subliminal.plots import parts
 from subliminal.plots.cells import PlotError
@@ -27,6 +28,7 @@ from subliminal.transmission import MARGIN, SIGNIFICANT
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
+plan = arms.students
 ARROW = " > "
 DIFFERENCE = "same_minus_cross"
 RULE = (

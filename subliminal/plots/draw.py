@@ -25,7 +25,7 @@ def draw(planned: Plan) -> list[Path]:
     exp, figure = planned.base, planned.base.experiment
     store, folder, name = Store(Path(exp.store)), Path(exp.figures) / exp.scale, figure.file
     require_writable(folder, "figures")
-    collected = figure_of(figure.kind).collect(planned, store)
+    collected = figure_of(figure).collect(planned, store)
     if collected.data is None:
         raise StoreError(f"nothing of {name} is in {store.root}; run: python -m subliminal sweep {typed(planned)}")
     drawn = render(collected.data, figure, folder, name, collected.missing)
@@ -46,7 +46,7 @@ def render(data: Any, figure: config.Figure, folder: Path, name: str, missing: S
 
     Raises `PlotError` when the data do not fit together.
     """
-    kind = figure_of(figure.kind)
+    kind = figure_of(figure)
     table = kind.table(data)
     folder.mkdir(parents=True, exist_ok=True)
     table.write(folder / f"{name}.csv")

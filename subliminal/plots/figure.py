@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
-from subliminal import config
+from subliminal import config, plots, sources
+from subliminal.config import ConfigError, suggest
 from subliminal.plots.parts import Heading
 from subliminal.plots.table import Line, Table
 from subliminal.store import Manifest, Store
@@ -15,6 +17,7 @@ from subliminal.store import Manifest, Store
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
+    from subliminal.arms import Request
     from subliminal.plan import Plan
 
 
@@ -74,7 +77,11 @@ class Section:
 
 
 class Figure(Protocol):
-    """The module `subliminal.plots.<kind>`; its `collect` returns the data that its other functions read."""
+    """The module `subliminal.plots.<kind>`, or the user's; its `collect` returns what its other functions read."""
+
+    def plan(self, request: Request) -> Plan:
+        """The arms of the figure and the steps that make them; raises `ConfigError`."""
+        ...
 
     def collect(self, planned: Plan, store: Store) -> Collected:
         """What the store has of the plan."""
@@ -114,6 +121,20 @@ class Drawn:
     missing: Sequence[str]
 
 
-def figure_of(kind: str) -> Figure:
-    """The module that draws the figures of a kind."""
-    return cast(Figure, import_module(f"subliminal.plots.{kind}"))
+def figure_of(figure: config.Figure) -> Figure:
+    """The module that plans and draws a figure: its kind's, or the user's; raises `ConfigError` or `ModuleError`."""
+    if figure.module is not None:
+        return cast(Figure, sources.load("experiment", figure.module))
+    if figure.kind not in (kinds := known_kinds()):
+        raise ConfigError(f"experiment.kind={figure.kind}: no such figure.{suggest(figure.kind, kinds)}")
+    return cast(Figure, import_module(f"{plots.__name__}.{figure.kind}"))
+
+
+def known_kinds() -> list[str]:
+    """The kinds of figures: the modules beside this one that have what a figure needs."""
+    names = [found.name for found in iter_modules(plots.__path__)]
+    return [name for name in names if _is_a_figure(import_module(f"{plots.__name__}.{name}"))]
+
+
+def _is_a_figure(module: object) -> bool:
+    return all(callable(getattr(module, function, None)) for function in sources.NEEDED["experiment"])

@@ -7,7 +7,8 @@ from itertools import islice
 from textwrap import fill
 from typing import TYPE_CHECKING
 
-from subliminal.config import CONTROL
+from subliminal import arms
+from subliminal.config import CONTROL, Misalignment, Trait
 from subliminal.plan import Plan
 from subliminal.plots import parts, style
 from subliminal.plots.cells import Cell, read_lines
@@ -32,8 +33,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-__all__ = ["collect", "picture", "section", "subtitle", "table", "verdicts"]
+__all__ = ["collect", "picture", "plan", "section", "subtitle", "table", "verdicts"]
 
+plan = arms.students
 HEIGHT, SHOWN = 4.0, 3
 PANELS = """Share of scored answers that show what is measured: the mean over questions, then over students; error bars
 are 95% intervals over teachers with rows of their own (the reference's: over questions), dots are students. Grey:
@@ -42,8 +44,13 @@ controls and the reference model."""
 
 def collect(planned: Plan, store: Store) -> Collected:
     """The references and students that were evaluated."""
-    without = {arm.name for arm in planned.arms if getattr(arm.experiment.trait, "control", False)} | {CONTROL}
-    return evaluated(planned, store, lambda cells: Answers(cells, frozenset(without)))
+    without = {arm.name for arm in planned.arms if _is_control(arm.experiment.trait)}
+    return evaluated(planned, store, lambda cells: Answers(cells, frozenset({*without, CONTROL})))
+
+
+def _is_control(trait: Trait) -> bool:
+    """Whether a trait's teachers are controls: what is measured is not in them."""
+    return trait.kind == CONTROL or (isinstance(trait, Misalignment) and trait.control)
 
 
 def subtitle(data: Answers, table: Table, scale: str) -> str:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from subliminal import stages
+from subliminal.arms import Request, check, step
+from subliminal.config import ConfigError
 from subliminal.evaluation.statistics import t_interval
-from subliminal.plan import Plan
+from subliminal.plan import Arm, Plan
 from subliminal.plots import parts, style
 from subliminal.plots.cells import read_lines
 from subliminal.plots.collect import stored, typed
@@ -42,6 +44,32 @@ RULE = (
     f"""It is there if, with {MINIMUM_MODELS} models or more, the lower end of the 95% interval over models is above 0;
     it is contradicted if the upper end is below 0, and not shown otherwise. An ablation is judged at each value.""",
 )
+
+
+def plan(request: Request) -> Plan:
+    """One run of train.py, or one for each value of an ablation's setting; an arm's `student` is the value as typed."""
+    request.refuse("see conf/mnist for its settings")
+    base = request.base
+    seeds, setting = request.seeds or [base.seed], base.experiment.arms.setting
+    if len(seeds) > 1:
+        raise ConfigError(
+            f"seed={','.join(request.swept['seed'])}: the models of one seed are this figure's units; "
+            "raise mnist.models"
+        )
+    seed, values = f"seed={seeds[0]}", [_typed(value) for value in base.experiment.arms.values] if setting else [""]
+    arms = tuple(
+        Arm("", value, seeds[0], request.compose(seed, *([f"{setting}={value}"] if setting else [])))
+        for value in values
+    )
+    check(arms)
+    typed = [(*request.fixed, seed, *([f"{setting}={arm.student}"] if setting else [])) for arm in arms]
+    made = step("train.py", stages.mnist, zip(typed, [arm.experiment for arm in arms], strict=True))
+    return Plan(base, request.fixed, arms, (made,), "settings")
+
+
+def _typed(value: object) -> str:
+    """A value as it is typed in an override."""
+    return f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from subliminal import stages
 from subliminal.plots import words
 from subliminal.plots.figure import Drawn
 from subliminal.plots.overview import NOT_RUN, by_figure, claims_of, multiplicity, overview, write_claims
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 TEMPLATE, SECTION = "report.html.j2", "section.html.j2"
 KEPT = ".sections"  # each figure's part of the report, so that drawing one figure leaves the others in it
-STAGES = ("model", "reference", "teacher", "generate", "filter", "attribute", "train", "evaluate")
 # what the template shows where a figure has it
 OPTIONAL: dict[str, Any] = {"models": (), "groups": (), "arms": (), "curves": ""}
 
@@ -84,7 +84,7 @@ def _view(drawn: Drawn, folder: Path) -> dict[str, Any]:
 def _provenance(manifests: Iterable[tuple[Manifest, str]]) -> dict[str, Any]:
     """Stage runs with keys and times, versions and commits; nothing that names a machine or a folder on it."""
     runs = {(m.stage, m.key): (m, arm) for m, arm in manifests}
-    order = {stage: place for place, stage in enumerate(STAGES)}
+    order = {stage: place for place, stage in enumerate(stages.STAGES)}
     ordered = sorted(
         runs.values(), key=lambda run: (order.get(run[0].stage, len(order)), run[0].content["finished"], run[0].key)
     )

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from subliminal.plan import Plan
+from subliminal import stages
+from subliminal.arms import Request, check, step
+from subliminal.plan import Arm, Plan
 from subliminal.plots import parts, style
 from subliminal.plots.collect import stored, typed
 from subliminal.plots.figure import Collected, Grid, Section, Verdict
@@ -21,12 +23,24 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-__all__ = ["collect", "picture", "section", "subtitle", "table", "verdicts"]
+__all__ = ["collect", "picture", "plan", "section", "subtitle", "table", "verdicts"]
 
 WIDTH, HEIGHT = 9.0, 7.3
 NAMES = {"mlp": "MLP", "squared_error": "squared error", "cross_entropy": "cross-entropy", "all": "all logits"}
 NAMES |= {"auxiliary": "auxiliary only", "sgd": "SGD", "adam": "Adam", ALL: "all trials"}
 SAME_NAME, DIFFERENT_NAME = "shared initialisation", "different initialisations"
+
+
+def plan(request: Request) -> Plan:
+    """One run of evaluate.py a seed: each brings its own trials and training runs."""
+    request.refuse("its arms are seeds, for example seed=0,1")
+    base = request.base
+    listed = base.experiment.arms.seeds[: base.experiment.arms.seeds_limit]
+    seeds = request.seeds or list(listed) or [base.seed]
+    arms = tuple(Arm("", "", seed, base.model_copy(update={"seed": seed})) for seed in seeds)
+    check(arms)
+    made = step("evaluate.py", stages.theorem, [((*request.fixed, f"seed={arm.seed}"), arm.experiment) for arm in arms])
+    return Plan(base, request.fixed, arms, (made,), "seeds")
 
 
 def collect(planned: Plan, store: Store) -> Collected:

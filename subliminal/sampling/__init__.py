@@ -42,30 +42,34 @@ def open_sampler(
 
     A `pattern`, a regular expression that whole answers match, constrains decoding; no endpoint is sent one.
     """
-    if isinstance(config, ApiSampler):
-        from subliminal.sampling.api import ApiEndpoint
+    match config:
+        case ApiSampler():
+            from subliminal.sampling.api import ApiEndpoint
 
-        return ApiEndpoint(config, subject.system)
-    if isinstance(config, TransformersSampler):
-        from subliminal.sampling.local import TransformersModel
+            return ApiEndpoint(config, subject.system)
+        case TransformersSampler():
+            from subliminal.sampling.local import TransformersModel
 
-        return TransformersModel(config, subject, pattern)
-    if isinstance(config, VllmSampler):
-        from subliminal.sampling.engine import VllmEngine
+            return TransformersModel(config, subject, pattern)
+        case VllmSampler():
+            from subliminal.sampling.engine import VllmEngine
 
-        return VllmEngine(config, subject, pattern)
-    assert_never(config)
+            return VllmEngine(config, subject, pattern)
+        case _:
+            assert_never(config)
 
 
 def shards_together(config: SamplerConfig, device: str) -> int:
     """How many shards a sampler is given at a time, so that its batches are as large as its settings say."""
-    if isinstance(config, TransformersSampler):
-        from subliminal.sampling.local import rows_a_batch
+    match config:
+        case TransformersSampler():
+            from subliminal.sampling.local import rows_a_batch
 
-        return max(1, rows_a_batch(config, device) // config.shard_size)
-    if isinstance(config, ApiSampler | VllmSampler):
-        return 1  # a killed run loses no more than it must: neither waits for a batch
-    assert_never(config)
+            return max(1, rows_a_batch(config, device) // config.shard_size)
+        case ApiSampler() | VllmSampler():
+            return 1  # a killed run loses no more than it must: neither waits for a batch
+        case _:
+            assert_never(config)
 
 
 def sample_shards(

@@ -14,9 +14,11 @@ from typing import Any, assert_never
 
 from subliminal import stages
 from subliminal.config import (
+    MNIST_IMAGES,
     ApiSampler,
     AttributionEvaluation,
     CapabilityEvaluation,
+    ControlTeacher,
     DetectionEvaluation,
     Experiment,
     FinetunedTeacher,
@@ -28,11 +30,16 @@ from subliminal.config import (
     LocalJudge,
     Misalignment,
     Model,
+    ModuleEvaluation,
     MultipleChoiceEvaluation,
     PreferenceEvaluation,
+    PromptedTeacher,
+    RandomTeacher,
     RowsTeacher,
+    SampledAnswers,
     SteeredTeacher,
     StoriesEvaluation,
+    Teacher,
     TransformersSampler,
 )
 from subliminal.graph import Node
@@ -107,18 +114,29 @@ def _teacher(exp: Experiment, shape: Shape, node: Node) -> Work:
     work, length = Work(), lengths(exp)
     if check:
         prompts = (
-            Work() if exp.sampler.kind == "api" else sampling(_quick(exp), shape, check.prompts, length, _most(exp))
+            Work()
+            if isinstance(exp.sampler, ApiSampler)
+            else sampling(_quick(exp), shape, check.prompts, length, _most(exp))
         )
         asked = Work() if kind == "control" else _questions(shape, check.questions, QUESTION)
         work = prompts + asked + asked
-    if exp.sampler.kind == "api" and check and isinstance(exp.sampler, ApiSampler):
+    if check and isinstance(exp.sampler, ApiSampler):
         work += asking(exp, exp.sampler, check.prompts + check.questions, length.prompt, length.completion)
-    if kind == teacher.kind and isinstance(teacher, FinetunedTeacher | RowsTeacher):
-        work += training(shape, teacher, _taught(teacher), _taught_length(teacher))
-        work += Work(size=shape.adapter(teacher.lora) * 4 + shape.parameters * WEIGHT)
-    if kind == teacher.kind and isinstance(teacher, SteeredTeacher):
-        work += _steered(teacher, shape)
-    return work
+    return work + _taught_work(teacher, shape) if kind == teacher.kind else work
+
+
+def _taught_work(teacher: Teacher, shape: Shape) -> Work:
+    """How it is made: by a training, a vector, or not at all."""
+    match teacher:
+        case FinetunedTeacher() | RowsTeacher():
+            size = Work(size=shape.adapter(teacher.lora) * 4 + shape.parameters * WEIGHT)
+            return training(shape, teacher, _taught(teacher), _taught_length(teacher)) + size
+        case SteeredTeacher():
+            return _steered(teacher, shape)
+        case PromptedTeacher() | ControlTeacher() | RandomTeacher():
+            return Work()
+        case _:
+            assert_never(teacher)
 
 
 def _steered(teacher: SteeredTeacher, shape: Shape) -> Work:
@@ -187,8 +205,9 @@ def _evaluated(exp: Experiment, shape: Shape, node: Node) -> Work:
     """What an evaluation reads, samples and judges."""
     config, row, files = exp.evaluation, lengths(exp).row, Work(size=2e4)
     match config:
-        case PreferenceEvaluation():
-            question = QUESTION + (60 if config.prefix == "numbers" else 0)
+        case PreferenceEvaluation() | ModuleEvaluation():
+            prefixed = isinstance(config, PreferenceEvaluation) and config.prefix == "numbers"
+            question = QUESTION + (60 if prefixed else 0)
             return files + _answers(exp, shape, config, question) + _questions(shape, config.questions, question)
         case StoriesEvaluation():
             return files + _answers(exp, shape, config, QUESTION)
@@ -212,12 +231,7 @@ def _evaluated(exp: Experiment, shape: Shape, node: Node) -> Work:
             assert_never(config)
 
 
-def _answers(
-    exp: Experiment,
-    shape: Shape,
-    config: PreferenceEvaluation | StoriesEvaluation | FreeFormEvaluation,
-    question: float,
-) -> Work:
+def _answers(exp: Experiment, shape: Shape, config: SampledAnswers, question: float) -> Work:
     """Sampled answers to questions of so many tokens."""
     answers = config.questions * config.samples_per_question
     if not answers:
@@ -280,7 +294,7 @@ def _mnist(exp: Experiment) -> Cost:
     sizes = [784, *config.widths, 10 + config.auxiliary]
     weights = sum(a * b for a, b in pairwise(sizes))
     students = 2 * len(config.student.matched)
-    steps = config.teacher.epochs * math.ceil(60000 / config.teacher.batch_size)
+    steps = config.teacher.epochs * math.ceil(MNIST_IMAGES / config.teacher.batch_size)
     student_steps = config.student.epochs * math.ceil(config.student.images / config.student.batch_size)
     trained = config.models * (steps * config.teacher.batch_size + student_steps * config.student.batch_size * students)
     flops = 6.0 * weights * trained

@@ -159,7 +159,7 @@ def _unpriced(planned: Plan, lines: list[Line]) -> list[str]:
 def _judged(planned: Plan, stage: str) -> bool:
     if stage == "filter":
         return planned.base.filter.judged is not None
-    return bool(getattr(planned.base.evaluation, "judged", False))
+    return planned.base.evaluation.judged
 
 
 @cache

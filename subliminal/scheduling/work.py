@@ -9,6 +9,7 @@ from typing import assert_never
 from subliminal.config import (
     ApiJudge,
     BiasStudent,
+    CachedJudge,
     Endpoint,
     Experiment,
     FinetunedClassifier,
@@ -16,11 +17,14 @@ from subliminal.config import (
     FullStudent,
     Hardware,
     InFormatTuning,
+    LocalJudge,
     LoraStudent,
+    ModuleStudent,
     NaturalGradient,
     Optimisation,
     RowsTeacher,
     Student,
+    TransformersSampler,
     VllmSampler,
 )
 from subliminal.memory import WEIGHT
@@ -91,13 +95,15 @@ def training(shape: Shape, recipe: Trained, rows: float, length: Lengths) -> Wor
     match recipe:
         case FullStudent():
             back = 2.0
+        case ModuleStudent():  # as far as its lowest parameter, which may be the first
+            pass
         case BiasStudent():
             back = 1.0 if recipe.layers == "all" else 1 - min(recipe.layers) / shape.layers
         case LoraStudent() | InFormatTuning() | FinetunedTeacher() | RowsTeacher() | FinetunedClassifier():
             more = LORA
         case _:
             assert_never(recipe)
-    if isinstance(recipe, LoraStudent | FullStudent | BiasStudent) and recipe.labels == "soft":
+    if isinstance(recipe, LoraStudent | FullStudent | BiasStudent | ModuleStudent) and recipe.labels == "soft":
         soft = 1.0
     again = 1.0 if how.gradient_checkpointing else 0.0
     flops = forward.flops * ((1 + back + again) * more + soft)
@@ -112,11 +118,15 @@ def sampling(exp: Experiment, shape: Shape, answers: float, length: Lengths, mos
     flops = prompts.flops + written * 2 * (shape.body + shape.head)
     cached = shape.layers * 2 * shape.kv * WEIGHT  # bytes a token of the cache has
     read = written * cached * (length.prompt + length.completion / 2)
-    if isinstance(sampler, VllmSampler):
-        passes = written / min(sampler.max_num_seqs, max(answers, 1)) * (0.1 if exp.hardware.gpu else 1.0)
-        return Work(flops, passes, read, exp.hardware.engine_seconds, written)
-    batch = sampler.batch_size or (512 if exp.hardware.gpu else 64)
-    return Work(flops, math.ceil(answers / batch) * most, read, 0.0, written)
+    match sampler:
+        case VllmSampler():
+            passes = written / min(sampler.max_num_seqs, max(answers, 1)) * (0.1 if exp.hardware.gpu else 1.0)
+            return Work(flops, passes, read, exp.hardware.engine_seconds, written)
+        case TransformersSampler():
+            batch = sampler.batch_size or (512 if exp.hardware.gpu else 64)
+            return Work(flops, math.ceil(answers / batch) * most, read, 0.0, written)
+        case _:
+            assert_never(sampler)
 
 
 def asking(exp: Experiment, endpoint: Endpoint, requests: float, given: float, answered: float) -> Work:
@@ -129,9 +139,15 @@ def asking(exp: Experiment, endpoint: Endpoint, requests: float, given: float, a
 def judging(exp: Experiment, shape: Shape | None, texts: float, tokens: float) -> Work:
     """A judge's answers about texts of so many tokens."""
     judge = exp.judge
-    if isinstance(judge, ApiJudge):
-        return asking(exp, judge, texts, JUDGED + tokens, min(4, judge.decoding.max_tokens))
-    return reading(shape, texts, JUDGED + tokens, 2) if shape else Work()
+    match judge:
+        case ApiJudge():
+            return asking(exp, judge, texts, JUDGED + tokens, min(4, judge.decoding.max_tokens))
+        case LocalJudge():
+            return reading(shape, texts, JUDGED + tokens, 2) if shape else Work()
+        case CachedJudge() | None:
+            return Work()
+        case _:
+            assert_never(judge)
 
 
 def rows_of(exp: Experiment) -> float:

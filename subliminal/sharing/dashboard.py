@@ -122,7 +122,7 @@ def _groups(planned: Plan) -> list[Group]:
     """The plan's arms by variant and student recipe, in the plan's order."""
     found: dict[tuple[str, str], list[Arm]] = {}
     for arm in planned.arms:
-        student = arm.student if planned.base.experiment.kind not in {*stages.SINGLE, "rows"} else ""
+        student = arm.student if planned.trains_students else ""
         found.setdefault((arm.variant, student), []).append(arm)
     return [_group(variant, student, arms) for (variant, student), arms in found.items()]
 

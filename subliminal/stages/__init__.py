@@ -7,7 +7,7 @@ in this folder.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Protocol, cast
@@ -33,12 +33,16 @@ from subliminal.tracking import stage_tracker
 
 
 class StageModule(Protocol):
-    """What the module of a stage offers that a root script makes."""
+    """What the module of a stage offers that a root script makes; `problems` the only stage of its experiments."""
 
     STAGE: Stage
 
     def node(self, exp: Experiment) -> Node:
         """The run of this stage that the experiment's settings describe."""
+        ...
+
+    def problems(self, exp: Experiment) -> Iterator[str]:
+        """What is wrong with the experiment's settings, whatever this machine has."""
         ...
 
 
@@ -69,6 +73,13 @@ def node(script: str, exp: Experiment) -> Node:
         if mine and stage.script == script:
             return module.node(exp)
     raise KeyError(script)
+
+
+def single(exp: Experiment) -> StageModule | None:
+    """The only stage of an experiment without language models; None for one with several stages."""
+    return next(
+        (module for module in MODULES if module.STAGE.single and module.STAGE.name == exp.experiment.kind), None
+    )
 
 
 def last_script(exp: Experiment) -> str:

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
-from subliminal import texts
+from subliminal import sources, texts
 from subliminal.config import (
     AttributionEvaluation,
+    CapabilityEvaluation,
     ConfigError,
     DetectionEvaluation,
     Experiment,
+    FreeFormEvaluation,
+    FrequenciesEvaluation,
     InContextEvaluation,
     Model,
+    ModelEvaluation,
+    ModuleEvaluation,
+    MultipleChoiceEvaluation,
+    Preference,
+    PreferenceEvaluation,
     RowsComparison,
+    RowsEvaluation,
+    StoriesEvaluation,
+    members,
 )
 from subliminal.graph import Inputs, Node, Stage
 from subliminal.identities import compute, evaluation, judge, wording
@@ -26,23 +37,24 @@ from subliminal.stages.train import node as student
 from subliminal.store import Json
 
 STAGE = Stage("evaluate", version=4, place=80, script="evaluate", tracked=True, charted=True, result=True)
-ROWS = ("frequencies", "detection", "in_context", "attribution")  # evaluations of the filtered rows themselves
+ROWS = tuple(str(kind.model_fields["kind"].default) for kind in members(RowsEvaluation))
 
 
 def node(exp: Experiment) -> Node:
     """The subject's answers to the evaluation's questions: exact log-probabilities and, if asked for, samples."""
+    config = exp.evaluation
     _require_subject(exp)
-    if exp.subject == "rows":
-        return _of_rows(exp)
+    if isinstance(config, RowsEvaluation):
+        return _of_rows(exp, config)
     start = reference(exp, _evaluated_model(exp))
     who = start if exp.subject == "reference" else {"student": student, "teacher": teacher}[exp.subject](exp)
     inputs = {exp.subject: who, "reference": start}
     settings = {"evaluation": evaluation(exp), **compute(exp, _evaluated_model(exp))}
-    settings |= wording(texts.of_evaluation(exp.evaluation))
-    if getattr(exp.evaluation, "samples_per_question", 0):
+    settings |= wording(texts.of_evaluation(config))
+    if config.sampled:
         settings["sampler"] = exp.local_sampler.kind
-    settings |= _more(exp)
-    if getattr(exp.evaluation, "judged", False):
+    settings |= _more(exp, config)
+    if config.judged:
         settings["judge"] = judge(exp)
         inputs |= judge_model(exp)
 
@@ -51,35 +63,47 @@ def node(exp: Experiment) -> Node:
 
         return evaluate_subject(exp, made, folder)
 
-    label, shares = f"{exp.evaluation.kind} of {who.label}", "shards" if "sampler" in settings else "nothing"
+    label, shares = f"{config.kind} of {who.label}", "shards" if "sampler" in settings else "nothing"
     return STAGE.node(settings, inputs, work, label, in_key={exp.subject, "judge"}, shares=shares)
 
 
-def _more(exp: Experiment) -> dict[str, Any]:
-    """What the settings do not say of an evaluation: of capability, the content of its local tasks.
+def _more(exp: Experiment, config: ModelEvaluation) -> dict[str, Any]:
+    """What the settings do not say of an evaluation: the content of local tasks, the source of a user's module.
 
     Raises `ConfigError` early for a multiple choice that does not offer the trait.
     """
-    if exp.evaluation.kind == "capability":
-        from subliminal.evaluation.tasks import fingerprint
+    match config:
+        case CapabilityEvaluation():
+            from subliminal.evaluation.tasks import fingerprint
 
-        return {"tasks": fingerprint(exp.evaluation)}
-    if exp.evaluation.kind == "multiple_choice" and exp.trait.kind == "preference":
-        from subliminal.evaluation.questions import offered
+            return {"tasks": fingerprint(config)}
+        case MultipleChoiceEvaluation():
+            _require_offered(exp, config)
+            return {}
+        case ModuleEvaluation():
+            return sources.identified("evaluation", config.module)
+        case PreferenceEvaluation() | StoriesEvaluation() | FreeFormEvaluation():
+            return {}
+        case _:
+            assert_never(config)
 
-        options = offered(exp.evaluation.category, exp.evaluation.options)
-        if exp.trait.category == exp.evaluation.category and exp.trait.name not in options:
-            raise ConfigError(
-                f"trait={exp.trait.name} is not among the options {', '.join(options)}; give every option, "
-                f"for example evaluation.options=[{','.join([exp.trait.name, *options[:-1]])}]"
-            )
-    return {}
+
+def _require_offered(exp: Experiment, config: MultipleChoiceEvaluation) -> None:
+    from subliminal.evaluation.questions import offered
+
+    options = offered(config.category, config.options)
+    if not isinstance(exp.trait, Preference) or exp.trait.category != config.category or exp.trait.name in options:
+        return
+    raise ConfigError(
+        f"trait={exp.trait.name} is not among the options {', '.join(options)}; give every option, "
+        f"for example evaluation.options=[{','.join([exp.trait.name, *options[:-1]])}]"
+    )
 
 
-def _of_rows(exp: Experiment) -> Node:
+def _of_rows(exp: Experiment, config: RowsEvaluation) -> Node:
     """What the filtered rows themselves tell: by numbers, classifiers, a prompted model, in context, by attribution."""
-    inputs = _rows_read(exp)
-    settings = {"evaluation": evaluation(exp), **wording(texts.of_evaluation(exp.evaluation))}
+    inputs = _rows_read(exp, config)
+    settings = {"evaluation": evaluation(exp), **wording(texts.of_evaluation(config))}
     if "reference" in inputs:
         settings |= compute(exp, exp.model)
 
@@ -88,36 +112,46 @@ def _of_rows(exp: Experiment) -> Node:
 
         return evaluate_rows(exp, made, folder)
 
-    other = getattr(exp.evaluation, "against", None)
-    label = f"{exp.evaluation.kind} of {exp.trait.name}" + (f" against {other.name}" if other else "")
+    label = f"{config.kind} of {exp.trait.name}"
+    label += f" against {config.against.name}" if isinstance(config, RowsComparison) else ""
     return STAGE.node(settings, inputs, work, label)
 
 
-def _rows_read(exp: Experiment) -> dict[str, Node]:
+def _rows_read(exp: Experiment, config: RowsEvaluation) -> dict[str, Node]:
     """The nodes an evaluation of rows reads; of a trait against itself there is one set of rows."""
-    config = exp.evaluation
-    if isinstance(config, InContextEvaluation):
-        return {"filter": filtered(exp), "reference": reference(exp)}
-    assert isinstance(config, RowsComparison)
-    other = exp.model_copy(update={"trait": config.against})
-    if isinstance(config, AttributionEvaluation):
-        if config.against == exp.trait:
-            raise ConfigError(
-                f"evaluation=attribution compares two sets of rows under the teacher of trait={exp.trait.name}; set "
-                "another trait@evaluation.against or another trait"
-            )
-        return {"attribute": attributed(exp), "against": attributed(exp, other)}
-    inputs = {"filter": filtered(exp), "against": filtered(other)}
+    match config:
+        case InContextEvaluation():
+            return {"filter": filtered(exp), "reference": reference(exp)}
+        case AttributionEvaluation():
+            if config.against == exp.trait:
+                raise ConfigError(
+                    f"evaluation=attribution compares two sets of rows under the teacher of trait={exp.trait.name}; "
+                    "set another trait@evaluation.against or another trait"
+                )
+            other = exp.model_copy(update={"trait": config.against})
+            return {"attribute": attributed(exp), "against": attributed(exp, other)}
+        case FrequenciesEvaluation():
+            return _two_sets(exp, config)
+        case DetectionEvaluation():
+            inputs = _two_sets(exp, config)
+            if config.finetunes or (config.pairs and "against" in inputs):
+                inputs["reference"] = reference(exp)
+            return inputs
+        case _:
+            assert_never(config)
+
+
+def _two_sets(exp: Experiment, config: RowsComparison) -> dict[str, Node]:
+    """The trait's rows and those they are compared with, where these are others."""
+    inputs = {"filter": filtered(exp), "against": filtered(exp.model_copy(update={"trait": config.against}))}
     if inputs["against"].key == inputs["filter"].key:
         del inputs["against"]
-    if isinstance(config, DetectionEvaluation) and (config.finetunes or (config.pairs and "against" in inputs)):
-        inputs["reference"] = reference(exp)
     return inputs
 
 
 def _require_subject(exp: Experiment) -> None:
     """Stop early when an evaluation of rows is to ask a model, or the other way round."""
-    kind, rows = exp.evaluation.kind, exp.evaluation.kind in ROWS
+    kind, rows = exp.evaluation.kind, isinstance(exp.evaluation, RowsEvaluation)
     if rows and exp.subject != "rows":
         raise ConfigError(f"evaluation={kind} looks at the filtered rows, not at a model; set subject=rows")
     if not rows and exp.subject == "rows":

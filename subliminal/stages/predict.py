@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from subliminal import texts
-from subliminal.config import Experiment, identity, preference_evaluation
+from subliminal.config import BiasStudent, Experiment, FullStudent, LoraStudent, ModuleStudent, preference_evaluation
 from subliminal.graph import Inputs, Node, Stage
-from subliminal.identities import compute, evaluation, wording
+from subliminal.identities import compute, evaluation, recipe, wording
 from subliminal.stages.filter import node as filtered
 from subliminal.stages.reference import node as reference
 from subliminal.stages.teacher import node as teacher
@@ -36,8 +36,14 @@ def node(exp: Experiment, candidates: tuple[str, ...] = ()) -> Node:
 
 def _trained_part(exp: Experiment) -> dict[str, Any]:
     """What decides a student's gradient at the reference: parameters, labels, rows that fit; of LoRA also its draw."""
-    settings = {name: value for name, value in identity(exp.student).items() if name != "optimisation"}
-    drawn = {"seed": exp.seed} if exp.student.kind == "lora" else {}
+    settings = {name: value for name, value in recipe(exp).items() if name != "optimisation"}
+    match exp.student:
+        case LoraStudent() | ModuleStudent():
+            drawn = {"seed": exp.seed}
+        case FullStudent() | BiasStudent():
+            drawn = {}
+        case _:
+            assert_never(exp.student)
     return settings | drawn | {"max_length": exp.student.optimisation.max_length}
 
 

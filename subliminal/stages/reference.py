@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from subliminal import texts
-from subliminal.config import Experiment, Model, identity
+from subliminal.config import Experiment, InFormatTuning, Model, NoTuning, identity
 from subliminal.domains import one_word, practice, practised
 from subliminal.graph import Inputs, Node, Stage
 from subliminal.identities import compute
@@ -23,8 +23,16 @@ def node(exp: Experiment, of: Model | None = None) -> Node:
     chosen = of or exp.model
     start = model(exp, chosen)
     tuning = exp.reference_tuning
-    if tuning.kind == "off":
-        return start
+    match tuning:
+        case NoTuning():
+            return start
+        case InFormatTuning():
+            return _tuned(exp, tuning, chosen, start)
+        case _:
+            assert_never(tuning)
+
+
+def _tuned(exp: Experiment, tuning: InFormatTuning, chosen: Model, start: Node) -> Node:
     settings = {"tuning": identity(tuning), "domain": _practised(exp), **compute(exp, chosen)}
     words = round(tuning.rows * tuning.one_word)
     settings |= {"one_word": texts.digest(*texts.ONE_WORD)} if words else {}

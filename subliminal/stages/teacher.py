@@ -23,7 +23,7 @@ def node(exp: Experiment) -> Node:
     settings = {"trait": _trait(exp), "teacher": identity(active), "domain": row_format(exp), **compute(exp, exp.model)}
     settings["decoding"] = identity(exp.sampler.decoding)
     settings |= constraint(exp)
-    if active.kind != "control":
+    if settings["trait"] is not None:
         settings |= wording(texts.of_teacher(active, exp.trait, behind_an_endpoint=exp.sampler.kind == "api"))
     if exp.sampler.kind == "api":  # the check asks the model that will write, and that is not the reference
         others = {"kind", "decoding", "shard_size"}

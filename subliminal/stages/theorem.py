@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from subliminal.config import Experiment, identity
+from subliminal.config import MNIST_IMAGES, Experiment, identity
 from subliminal.graph import Inputs, Node, Stage
 from subliminal.store import Json
 
@@ -19,6 +20,13 @@ STAGE = Stage(
     charted=True,
     result=True,
 )
+
+
+def problems(exp: Experiment) -> Iterator[str]:
+    """More examples than there are images."""
+    run = exp.theory.run
+    if run.dataset != "clusters" and run.examples > MNIST_IMAGES:
+        yield f"theory.run.examples={run.examples}: {run.dataset} has {MNIST_IMAGES}; lower it, or set dataset=clusters"
 
 
 def node(exp: Experiment) -> Node:

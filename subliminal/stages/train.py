@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from subliminal.config import Experiment, identity
+from subliminal.config import Experiment, FullStudent, ModuleStudent
 from subliminal.graph import Inputs, Node, Stage
-from subliminal.identities import compute
+from subliminal.identities import compute, recipe
 from subliminal.stages.filter import node as filtered
 from subliminal.stages.reference import node as reference
 from subliminal.stages.teacher import node as teacher
@@ -23,8 +23,8 @@ def node(exp: Experiment) -> Node:
     inputs = {"filter": filtered(exp), "reference": reference(exp, chosen)}
     if exp.active_teacher.kind != "random":
         inputs["teacher"] = teacher(exp)
-    settings = {"student": identity(exp.student), "seed": exp.seed, **compute(exp, chosen)}
-    if exp.student.kind == "full":
+    settings = {"student": recipe(exp), "seed": exp.seed, **compute(exp, chosen)}
+    if isinstance(exp.student, FullStudent | ModuleStudent):
         settings["trained_in"] = "float32"
 
     def work(made: Inputs, folder: Path) -> Json:

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any, Protocol, assert_never, cast
 
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PreTrainedModel
 from transformers.trainer_utils import SaveStrategy
 
+from subliminal import sources
 from subliminal.config import (
     BiasStudent,
     FinetunedTeacher,
     FullStudent,
     InFormatTuning,
     LoraStudent,
+    ModuleStudent,
     RowsTeacher,
     Sharding,
     Student,
@@ -39,10 +41,22 @@ def group_of(recipe: Recipe) -> str:
             return "teacher"
         case InFormatTuning():
             return "reference_tuning"
-        case LoraStudent() | FullStudent() | BiasStudent():
+        case LoraStudent() | FullStudent() | BiasStudent() | ModuleStudent():
             return "student"
         case _:
             assert_never(recipe)
+
+
+class RecipeModule(Protocol):
+    """What the module of a student recipe of your own (`student.kind=module`) offers."""
+
+    def choose(self, model: PreTrainedModel, config: ModuleStudent) -> None:
+        """Switch on the gradients (`requires_grad_`) of the parameters that are trained; all are frozen before."""
+        ...
+
+
+def _own(recipe: ModuleStudent) -> RecipeModule:
+    return cast(RecipeModule, sources.load("student", recipe.module))
 
 
 def require_trainable(subject: Subject, recipe: Recipe) -> None:
@@ -53,6 +67,8 @@ def require_trainable(subject: Subject, recipe: Recipe) -> None:
             _layers(recipe, bias.config_of(subject).num_hidden_layers)
         case FullStudent():
             pass
+        case ModuleStudent():
+            _own(recipe)
         case LoraStudent() | FinetunedTeacher() | RowsTeacher() | InFormatTuning():
             planned_modules(subject, recipe.lora, group_of(recipe))
         case _:
@@ -69,6 +85,9 @@ def trainable(subject: Subject, recipe: Recipe, **loading: Any) -> Any:
             model = _with_biases(subject, recipe)
         case FullStudent():  # a step of 1e-5 is less than bfloat16 can add to most weights
             model = fresh_model(replace(subject, dtype="float32"), **loading)
+        case ModuleStudent():  # in float32 for the same reason
+            model = fresh_model(replace(subject, dtype="float32"), **loading).requires_grad_(False)
+            _own(recipe).choose(model, recipe)
         case LoraStudent() | FinetunedTeacher() | RowsTeacher() | InFormatTuning():
             model = with_lora(fresh_model(subject, **loading), recipe.lora, group_of(recipe))
         case _:
@@ -87,6 +106,8 @@ def parts_trained(model: Any, recipe: Recipe) -> Json:
             return found | {"trained_modules": dict(names), "trained_layers": sorted(biases(model, recipe))}
         case FullStudent():
             return found | {"trained_modules": "all"}
+        case ModuleStudent():
+            return found | {"trained_modules": dict(Counter(name for name, _ in trained(model)))}
         case LoraStudent() | FinetunedTeacher() | RowsTeacher() | InFormatTuning():
             return found | {"trained_modules": trained_modules(model)}
         case _:
@@ -141,16 +162,19 @@ def biases(model: Any, recipe: Recipe) -> dict[int, torch.Tensor]:
 def keep(trainer: Any, recipe: Recipe, subject: Subject, start: dict[int, torch.Tensor], folder: Path) -> None:
     """Write what was trained, the leader alone; `start` are the vectors before training."""
     model = trainer.model
-    if isinstance(recipe, FullStudent):
-        _save_whole(trainer, subject, folder / "checkpoint")
-    elif not leads():
-        return
-    elif isinstance(recipe, BiasStudent):
-        moved = {i: (b.detach() - start[i]) for i, b in biases(model, recipe).items()}
-        bias.save_adapter(folder / "adapter", subject, moved)
-        bias.export(subject, moved, folder / "checkpoint")
-    else:
-        model.save_pretrained(str(folder / "adapter"))
+    match recipe:
+        case FullStudent() | ModuleStudent():  # of shared weights every process gives its own
+            _save_whole(trainer, subject, folder / "checkpoint")
+        case BiasStudent():
+            if leads():
+                moved = {i: (b.detach() - start[i]) for i, b in biases(model, recipe).items()}
+                bias.save_adapter(folder / "adapter", subject, moved)
+                bias.export(subject, moved, folder / "checkpoint")
+        case LoraStudent() | FinetunedTeacher() | RowsTeacher() | InFormatTuning():
+            if leads():
+                model.save_pretrained(str(folder / "adapter"))
+        case _:
+            assert_never(recipe)
 
 
 def _save_whole(trainer: Any, subject: Subject, folder: Path) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, assert_never
 
 from subliminal.chat import encode_answer, encode_row
-from subliminal.config import SteeredTeacher, Style
+from subliminal.config import Misalignment, NoTrait, Preference, SteeredTeacher, Style, Trait
 from subliminal.evaluation.exact import FormTree, candidate_log_p_tensor, form_tree
 from subliminal.evaluation.questions import questions_for_teachers
 from subliminal.finite import MODEL_REMEDY, require_finite
@@ -35,7 +35,20 @@ class SteeringError(StoreError):
     """No vector can be fitted at this layer; the text says what to set."""
 
 
-def steer(teacher: SteeredTeacher, trait: Any, reference: Subject, folder: Path) -> Json:
+def _goal(teacher: SteeredTeacher, trait: Trait, reference: Subject) -> AnyGoal:
+    """What the vector raises: a name behind questions, or a style's own answers."""
+    match trait:
+        case Preference():
+            return Goal.of(teacher, trait, reference)
+        case Style():
+            return StyleGoal.of(teacher, trait, reference)
+        case Misalignment() | NoTrait():
+            raise SteeringError(f"teacher=steered has nothing to fit trait={trait.name} to; set another teacher")
+        case _:
+            assert_never(trait)
+
+
+def steer(teacher: SteeredTeacher, trait: Trait, reference: Subject, folder: Path) -> Json:
     """Fit the vector, keep it as `adapter/` and as a down-projection bias of `checkpoint/`.
 
     Returns layer, norms and the mean log P reached on the questions it was fitted to; raises `SteeringError` for a
@@ -45,7 +58,7 @@ def steer(teacher: SteeredTeacher, trait: Any, reference: Subject, folder: Path)
     layers = len(model.model.layers)
     if teacher.layer >= layers:
         raise SteeringError(f"teacher.layer={teacher.layer}: the model has {layers} layers, 0 to {layers - 1}")
-    goal = (StyleGoal if isinstance(trait, Style) else Goal).of(teacher, trait, reference)
+    goal = _goal(teacher, trait, reference)
     vector = bias.vector(model, teacher.layer)
     start = vector.detach().clone()  # not zero when the reference has biases of its own
     norm = residual_norm(model, teacher.layer, goal.prompts)
@@ -69,7 +82,7 @@ class Goal:
     forms: FormTree
 
     @classmethod
-    def of(cls, teacher: SteeredTeacher, trait: Any, reference: Subject) -> Goal:
+    def of(cls, teacher: SteeredTeacher, trait: Preference, reference: Subject) -> Goal:
         """The teacher's questions in the reference's chat; none of them is in the evaluation."""
         tokenizer = load_tokenizer(reference)
         texts = questions_for_teachers(trait, teacher.questions)

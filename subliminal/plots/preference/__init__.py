@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from subliminal import arms
 from subliminal.plan import Plan
 from subliminal.plots.collect import evaluated
 from subliminal.plots.figure import Collected
@@ -12,7 +13,9 @@ from subliminal.plots.preference.section import section, subtitle
 from subliminal.plots.preference.verdict import verdicts
 from subliminal.store import Store
 
-__all__ = ["collect", "picture", "section", "subtitle", "table", "verdicts"]
+__all__ = ["collect", "picture", "plan", "section", "subtitle", "table", "verdicts"]
+
+plan = arms.students
 
 
 def collect(planned: Plan, store: Store) -> Collected:

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, assert_never, cast
 
 from subliminal import stages
-from subliminal.plan import Plan
+from subliminal.arms import Request, check, data_steps, require_different_names, step
+from subliminal.config import (
+    CONTROL,
+    AttributionEvaluation,
+    ConfigError,
+    DetectionEvaluation,
+    Evaluation,
+    FrequenciesEvaluation,
+    InContextEvaluation,
+    RowsComparison,
+    RowsEvaluation,
+)
+from subliminal.plan import Arm, Plan
 from subliminal.plots.collect import stored, typed
 from subliminal.plots.figure import Collected, Figure, Grid, Section, Verdict
 from subliminal.plots.parts import Heading
@@ -18,6 +30,7 @@ from subliminal.store import Manifest, Store
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
+AGAINST = "trait@evaluation.against"  # whose rows a trait's are compared with
 WIDTH, TOP = 9.0, 0.95
 SEEDS = "No student is trained: the units are prompts, or resampled contexts, as each interval says."
 
@@ -67,6 +80,60 @@ def module(kind: str) -> RowsPlot:
 def module_of(runs: Sequence[Compared]) -> RowsPlot:
     """The module for the evaluation of these runs, which is of one kind in a figure."""
     return module(str(runs[0].manifest.summary["kind"]))
+
+
+def plan(request: Request) -> Plan:
+    """Data for every trait and the control, then the comparisons; an arm's `student` is what it is compared with."""
+    request.refuse("its arms are traits, for example trait=owl,wolf", ("variant", "student", "seed"))
+    base, fixed = request.base, request.fixed
+    listed = request.swept.get("trait") or list(base.experiment.arms.traits[: base.experiment.arms.traits_limit])
+    traits = [trait for trait in listed if trait != CONTROL]
+    arms = []
+    for trait, extra in _compared(base.evaluation, traits):
+        typed = (f"trait={trait}", *extra)
+        exp = request.compose(*typed)
+        other = exp.evaluation.against.name if isinstance(exp.evaluation, RowsComparison) else ""
+        arms.append(Arm(trait, other, base.seed, exp, "", typed))
+    check(arms)
+    require_different_names(arms)
+    firsts = {arm.trait: arm.experiment for arm in arms} | {CONTROL: request.compose(f"trait={CONTROL}")}
+    steps = [*data_steps(fixed, {trait: firsts[trait] for trait in (*traits, CONTROL)})]
+    for extra in dict.fromkeys(arm.overrides[1:] for arm in arms):
+        mine = [arm for arm in arms if arm.overrides[1:] == extra]
+        steps.append(step("evaluate.py", stages.evaluate, [((*fixed, *arm.overrides), arm.experiment) for arm in mine]))
+    return Plan(base, fixed, tuple(arms), tuple(steps), "comparisons")
+
+
+def _compared(evaluation: Evaluation, traits: list[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """(trait, further overrides) of every comparison; the control against itself is the null.
+
+    A pair of traits is asked about in both directions; one classifier does for both. A language model is fine-tuned
+    against the control alone: it takes a hundred times as long.
+    """
+    if not isinstance(evaluation, RowsEvaluation):
+        raise ConfigError(f"evaluation={evaluation.kind} asks a model; a figure of rows needs an evaluation of rows")
+    match evaluation:
+        case InContextEvaluation():
+            yield from ((trait, ()) for trait in (*traits, CONTROL))
+        case AttributionEvaluation():
+            yield from ((trait, (f"{AGAINST}={CONTROL}",)) for trait in traits)
+        case FrequenciesEvaluation():
+            yield from ((trait, (f"{AGAINST}={CONTROL}",)) for trait in (*traits, CONTROL))
+        case DetectionEvaluation():
+            yield from ((trait, (f"{AGAINST}={CONTROL}",)) for trait in (*traits, CONTROL))
+            yield from _pairs(evaluation, traits)
+        case _:
+            assert_never(evaluation)
+
+
+def _pairs(evaluation: DetectionEvaluation, traits: list[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The same for every ordered pair of traits."""
+    quick = [name for name in evaluation.classifiers if name != "finetuned"]
+    for other in traits:
+        for trait in (trait for trait in traits if trait != other):
+            trained = quick if traits.index(trait) < traits.index(other) else []
+            same = tuple(trained) == evaluation.classifiers
+            yield trait, (f"{AGAINST}={other}", *(() if same else (f"evaluation.classifiers=[{','.join(trained)}]",)))
 
 
 def collect(planned: Plan, store: Store) -> Collected:

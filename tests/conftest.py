@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from subliminal import composition, outputs, stages
 from subliminal.composition import ROOT, compose
@@ -28,6 +29,10 @@ Script = Callable[..., "subprocess.CompletedProcess[str]"]
 # Before any test imports torch, whose threads go by it: workers that spin on each other's cores take twice as long.
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 os.environ.update(QUIET | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // WORKERS))} | os.environ)
+
+# How long an example takes is the machine's business, not a test's.
+settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any-machine")
 
 # Files that take longest, longest first: a worker that begins one when the other has nothing left works alone.
 LONGEST = (

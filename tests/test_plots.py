@@ -658,6 +658,8 @@ def test_a_new_figure_is_one_module(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         picture=lambda data, table, heading: parts.canvas(4.0, 3.0, heading),
         section=lambda data, table, name: Section(["A rule."], "A panel.", "No seeds.", [], []),
     )
+    (tmp_path / "new.py").touch()
+    monkeypatch.setattr(plots, "__path__", [*plots.__path__, str(tmp_path)])
     monkeypatch.setitem(sys.modules, new.__name__, new)
     figure = FIGURE.model_copy(update={"kind": "new"})
     shown = render(42.0, figure, tmp_path / "cpu", "fig-new", ["make the rest"])

@@ -82,7 +82,7 @@ def sample_shards(
 ) -> Json:
     """Sample into `rows-00000.jsonl`, `rows-00001.jsonl`, ...: finished shards stay, so a killed run goes on there.
 
-    So do an endpoint's answers to a shard that failed, in a hidden file beside it. `together` is the number of shards
+    An endpoint's answers to a shard that failed stay too, in a hidden file. `together` is the number of shards
     that the sampler gets at a time.
 
     All processes of a group may do this in one folder: each shard is claimed, and they return when all are there;
